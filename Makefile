@@ -1,0 +1,32 @@
+# make reproduce-dearkd [SCALE=digits]   train teacher and every row, print the table
+# make test                              run the whole test suite
+# make setup                             .venv with all packages, editable, and the development tools
+
+SCALE ?= digits
+PYTHON ?= python3
+BIN := .venv/bin
+GRAPH := $(if $(filter digits,$(SCALE)),.,scales/$(SCALE))
+PACKAGES := core dearkd
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup test lint reproduce reproduce-dearkd
+
+setup: $(BIN)/.ready
+
+$(BIN)/.ready: constraints.txt $(PACKAGES:%=%/pyproject.toml)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(PACKAGES:%=-e %)
+	touch $@
+
+reproduce: reproduce-dearkd
+
+reproduce-%: setup
+	cd $(GRAPH) && dvc repro report@$(subst -,_,$*)
+	vitutor report show $(subst -,_,$*) --folder $(GRAPH)/results
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -1,0 +1,1 @@
+"""The vitutor command, and the commands that every paper package shares."""

@@ -1,0 +1,42 @@
+"""Check a data source before anything is trained on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vitutor_core.cli import options
+from vitutor_core.config import read_recipe
+from vitutor_core.schema import DataConfig
+
+
+@click.command("data")
+@options.scale
+@click.option("--source", help="A data source, instead of the scale's: digits, cifar100, folder:PATH, ...")
+@options.settings
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the manifest there as JSON.")
+def data(scale: str, source: str | None, settings: tuple[str, ...], out: Path | None) -> None:
+    """Read and check every image of a data source; print what was found.
+
+    Sizes and counts are listed, a corrupt image is named. --set changes fields of the data section, e.g.
+    --set fraction=0.1.
+    """
+    base, _ = read_recipe(options.recipe_path("vitutor_core", scale))
+    config = DataConfig.from_mapping(base["data"], where=f"{scale}.yaml")
+    config = config.changed((*(() if source is None else (f"source={source}",)), *settings))
+
+    from vitutor_core.data.check import check_source
+    from vitutor_core.train.progress import RunProgress
+    from vitutor_core.train.run_folder import write_json
+
+    with RunProgress(f"checking {config.source}", 1) as progress:
+        manifest = check_source(config, progress=progress.of)
+    for name in ("train", "evaluation"):
+        split = manifest[name]
+        click.echo(f"{name:12}{split['images']:>9} images, {split['per_class']['min']}-{split['per_class']['max']} per class")
+    click.echo(f"{'classes':12}{len(manifest['classes']):>9}; fingerprint {manifest['fingerprint'][:16]}")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, manifest)
+        click.echo(f"manifest    {out}")

@@ -1,0 +1,43 @@
+"""Run a command so that every error a user can cause is one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+from vitutor_core.errors import VitutorError
+
+
+def run(group: click.Command, arguments: list[str] | None = None) -> NoReturn:
+    """Run ``group`` and leave the process with the exit code of what happened.
+
+    0 ok, 1 bug, 2 usage or config, 3 data, 4 checkpoint, 5 non-finite, 6 memory or disk, 7 run folder busy,
+    130 interrupted, 143 terminated after saving. ``VITUTOR_DEBUG=1`` or ``--debug`` shows tracebacks.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments or os.environ.get("VITUTOR_DEBUG") == "1"
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = group.main(arguments, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads us any more
+        sys.exit(0)
+    except VitutorError as error:
+        if debug:
+            traceback.print_exc()
+        _fail(" ".join(str(error).split()), error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)

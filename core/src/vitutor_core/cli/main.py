@@ -1,0 +1,28 @@
+"""The vitutor command: data, teachers, reports, and a check of the environment."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import click
+
+from vitutor_core.cli.data import data
+from vitutor_core.cli.doctor import doctor
+from vitutor_core.cli.entry import run
+from vitutor_core.cli.report import report
+from vitutor_core.cli.teacher import teacher
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vitutor-core")
+def vitutor() -> None:
+    """ViTutor's shared tools. Each paper has its own command, such as dearkd."""
+
+
+for command in (data, teacher, report, doctor):
+    vitutor.add_command(command)
+
+
+def main() -> NoReturn:
+    """Entry point of the vitutor command."""
+    run(vitutor)

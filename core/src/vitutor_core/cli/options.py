@@ -1,0 +1,59 @@
+"""Options and small helpers that several commands share. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import sys
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import click
+
+SCALES = ("digits", "cifar100", "imagenet")
+
+scale = click.option(
+    "--scale", type=click.Choice(SCALES), default="digits", show_default=True, help="Which recipe: data and model size."
+)
+recipe = click.option(
+    "--recipe", type=click.Path(dir_okay=False, path_type=Path), help="A recipe file of your own, instead of --scale's."
+)
+settings = click.option(
+    "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Override a field, e.g. train.epochs=5; repeatable."
+)
+seed = click.option("--seed", type=click.IntRange(min=0), help="Short for --set seed=N.")
+teachers = click.option(
+    "--teachers",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder with one run per teacher recipe; a missing one is trained there.  [default: OUT/teachers]",
+)
+
+
+def out(default: str | None = None) -> Callable[[Any], Any]:
+    """Return the --out option."""
+    return click.option(
+        "--out",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=default,
+        required=default is None,
+        show_default=default is not None,
+        help="Folder of the run; the same command again resumes it.",
+    )
+
+
+def recipe_path(package: str, scale_name: str, own: Path | None = None) -> Path:
+    """Return the recipe file of a package at a scale."""
+    return own if own is not None else Path(str(files(package))) / "recipes" / f"{scale_name}.yaml"
+
+
+def load(reference: str) -> Any:
+    """Import ``module:name``; commands name their heavy parts so, to be quick until they are needed."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def command_line(program: str) -> str:
+    """Return the command that was given, as one would type it."""
+    return shlex.join([program, *sys.argv[1:]])

@@ -1,0 +1,177 @@
+"""The commands of a paper package: train, evaluate, export, config, reproduce.
+
+A package makes its whole command line with `paper_group`; config and method are named, not imported, so that
+``--help`` and config mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from vitutor_core.cli import options
+from vitutor_core.config import read_recipe, resolve
+from vitutor_core.errors import ConfigError
+from vitutor_core.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper package: its folder name, and where its config and its method are (``module:name``)."""
+
+    package: str
+    config: str
+    method: str
+
+    @property
+    def command(self) -> str:
+        return self.package.replace("_", "-")
+
+    def resolve(self, scale: str, recipe: Path | None, row: str | None, settings: tuple[str, ...]) -> RunConfig:
+        """Return the validated config of a run."""
+        schema: type[RunConfig] = options.load(self.config)
+        return resolve(schema, options.recipe_path(self.package, scale, recipe), row=row, settings=settings)
+
+
+def paper_group(paper: Paper, summary: str) -> click.Group:
+    """Build the command line of a paper."""
+
+    @click.group(name=paper.command, help=summary, context_settings={"help_option_names": ["-h", "--help"]})
+    @click.version_option(package_name=f"vitutor-{paper.command}")
+    def group() -> None:
+        pass
+
+    for command in (_train, _reproduce, _config, _rows, _evaluate, _export):
+        group.add_command(command(paper))
+    return group
+
+
+def _settings(settings: tuple[str, ...], seed: int | None) -> tuple[str, ...]:
+    return settings if seed is None else (*settings, f"seed={seed}")
+
+
+def _train(paper: Paper) -> click.Command:
+    @click.command("train")
+    @options.scale
+    @options.recipe
+    @click.option("--row", help="A row of the paper's tables, as `rows` lists them.")
+    @options.seed
+    @options.settings
+    @options.teachers
+    @options.out()
+    def train(
+        scale: str,
+        recipe: Path | None,
+        row: str | None,
+        seed: int | None,
+        settings: tuple[str, ...],
+        teachers: Path | None,
+        out: Path,
+    ) -> None:
+        """Train one run into OUT; the same command again resumes it."""
+        config = paper.resolve(scale, recipe, row, _settings(settings, seed))
+        from vitutor_core.cli.teacher import with_teachers
+        from vitutor_core.train.session import RunLabel
+        from vitutor_core.train.session import train as run_session
+
+        config = with_teachers(config, scale, teachers or out / "teachers")
+        label = RunLabel(paper.package, row or "train", scale, options.command_line(paper.command))
+        result = run_session(config, options.load(paper.method).build, label=label, out=out)
+        click.echo(f"top-1 {result['metrics']['top1']:.2f} % on {result['metrics']['images']:.0f} images; {out}")
+
+    return train
+
+
+def _reproduce(paper: Paper) -> click.Command:
+    @click.command("reproduce")
+    @click.argument("row")
+    @options.scale
+    @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, separated by commas.")
+    @options.settings
+    @options.teachers
+    @click.option("--work", type=click.Path(file_okay=False, path_type=Path), default=Path("work"), show_default=True)
+    @click.option("--jobs", type=click.IntRange(min=1), help="Seeds trained at once.  [default: cores + 1; 1 on a GPU]")
+    @options.out()
+    def reproduce(
+        row: str,
+        scale: str,
+        seeds: str,
+        settings: tuple[str, ...],
+        teachers: Path | None,
+        work: Path,
+        jobs: int | None,
+        out: Path,
+    ) -> None:
+        """Train ROW of the paper's tables with several seeds and publish the results into OUT.
+
+        Checkpoints live in WORK, in a folder named by the fingerprint, so an interrupted command resumes and a
+        changed hyper-parameter starts afresh.
+        """
+        from vitutor_core.cli.seeds import reproduce_row
+
+        try:
+            numbers = tuple(int(seed) for seed in seeds.split(","))
+        except ValueError:
+            raise ConfigError(f"--seeds {seeds}: write whole numbers separated by commas") from None
+        configs = [paper.resolve(scale, None, row, _settings(settings, seed)) for seed in numbers]
+        reproduce_row(paper, row, scale, configs, settings=settings, teachers=teachers, work=work, jobs=jobs, out=out)
+
+    return reproduce
+
+
+def _config(paper: Paper) -> click.Command:
+    @click.command("config")
+    @options.scale
+    @options.recipe
+    @click.option("--row", help="A row of the paper's tables.")
+    @options.seed
+    @options.settings
+    def config(scale: str, recipe: Path | None, row: str | None, seed: int | None, settings: tuple[str, ...]) -> None:
+        """Print the resolved config as JSON, and its fingerprint."""
+        resolved = paper.resolve(scale, recipe, row, _settings(settings, seed))
+        click.echo(resolved.model_dump_json(indent=2))
+        click.echo(f"fingerprint {resolved.fingerprint()}", err=True)
+
+    return config
+
+
+def _rows(paper: Paper) -> click.Command:
+    @click.command("rows")
+    @options.scale
+    def rows(scale: str) -> None:
+        """List the rows of the paper's tables that a scale's recipe has, with what each changes."""
+        _, found = read_recipe(options.recipe_path(paper.package, scale))
+        for name, changes in found.items():
+            click.echo(f"{name:24}{', '.join(f'{path}={value}' for path, value in changes.items())}")
+
+    return rows
+
+
+def _evaluate(paper: Paper) -> click.Command:
+    @click.command("evaluate")
+    @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+    @click.option("--speed", is_flag=True, help="Measure throughput as well.")
+    def evaluate(run: Path, speed: bool) -> None:
+        """Evaluate the finished RUN again, from its weights: accuracy, calibration, parameters, FLOPs."""
+        from vitutor_core.cli.artefacts import evaluate_run
+
+        click.echo(json.dumps(evaluate_run(run, options.load(paper.config), paper.package, speed=speed), indent=2))
+
+    return evaluate
+
+
+def _export(paper: Paper) -> click.Command:
+    @click.command("export")
+    @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+    @click.option("--to", "target", required=True, type=click.Path(dir_okay=False, path_type=Path))
+    def export(run: Path, target: Path) -> None:
+        """Write the student of RUN as safetensors for timm.create_model, with a model card beside it."""
+        from vitutor_core.cli.artefacts import export_run
+
+        for line in export_run(run, target, paper.package):
+            click.echo(line)
+
+    return export

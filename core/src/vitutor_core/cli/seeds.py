@@ -1,0 +1,139 @@
+"""Train the seeds of one row side by side, and publish them together. Imports nothing heavy itself."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from vitutor_core.cli import options
+from vitutor_core.cli.teacher import with_teachers
+from vitutor_core.errors import InterruptedRun, VitutorError
+from vitutor_core.schema import RunConfig
+from vitutor_core.train.progress import QUIET, RunProgress
+
+if TYPE_CHECKING:
+    from vitutor_core.cli.paper import Paper
+
+
+def reproduce_row(
+    paper: Paper,
+    row: str,
+    scale: str,
+    configs: list[RunConfig],
+    *,
+    settings: tuple[str, ...],
+    teachers: Path | None,
+    work: Path,
+    jobs: int | None,
+    out: Path,
+) -> None:
+    """Train one run per config, ``jobs`` at a time, then put the results of all into ``out`` by one rename."""
+    teachers = teachers or work / "teachers" / scale
+    runs, commands = [], []
+    for config in configs:
+        name = f"{row}-seed-{config.seed}-{_work_key(config, teachers)}"
+        runs.append(work / paper.package / scale / name)
+        arguments = ["train", "--scale", scale, "--row", row, "--seed", str(config.seed), "--out", str(runs[-1])]
+        arguments += ["--teachers", str(teachers)]
+        for setting in settings:
+            arguments += ["--set", setting]
+        commands.append(arguments)
+    with_teachers(configs[0], scale, teachers)
+    with RunProgress(row, sum(config.total_epochs for config in configs)) as progress:
+        _run_all(paper, commands, jobs or _default_jobs(), lambda: progress.update(_epochs_done(runs), "epochs"))
+    partial = out.with_name(out.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    from vitutor_core.train.publish import publish
+
+    for config, run in zip(configs, runs, strict=True):
+        publish(run, partial / f"seed-{config.seed}")
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+    for run in runs:
+        shutil.rmtree(run)
+    click.echo(f"{row}: {len(runs)} seeds in {out}")
+
+
+def _work_key(config: RunConfig, teachers: Path) -> str:
+    """Name a run by everything that decides its result: config and teacher weights."""
+    digest = hashlib.sha256(config.fingerprint().encode())
+    for weights in sorted(teachers.glob("*/*.safetensors")):
+        digest.update(weights.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _default_jobs() -> int:
+    # A small model keeps one core busy, so a run per core and one to fill the gaps; a GPU takes one run.
+    has_gpu = Path("/dev/nvidia0").exists()
+    return 1 if has_gpu else (os.cpu_count() or 1) + 1
+
+
+def _child(program: str, target: str, arguments: list[str], threads: int) -> None:
+    import sys
+
+    import torch
+
+    os.setsid()  # signals reach a seed once, through its parent
+    torch.set_num_threads(threads)
+    sys.argv = [program, *arguments]
+    options.load(target)()
+
+
+def _epochs_done(runs: list[Path]) -> int:
+    curves = [run / "curves.csv" for run in runs]
+    return sum(len(path.read_text().splitlines()) - 1 for path in curves if path.exists())
+
+
+def _run_all(paper: Paper, commands: list[list[str]], jobs: int, tick: Callable[[], None]) -> None:
+    os.environ[QUIET] = "1"
+    # The fork server imports the heavy packages once for all seeds.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([paper.method.partition(":")[0], "vitutor_core.train.session"])
+    threads = max(1, (os.cpu_count() or 1) // min(jobs, len(commands)))
+    waiting = list(commands)
+    running: list[BaseProcess] = []
+    stopped_by = 0
+
+    def forward_signal(number: int, _frame: FrameType | None) -> None:
+        nonlocal stopped_by
+        stopped_by = number
+        waiting.clear()
+        for process in running:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGTERM)
+
+    before = {number: signal.signal(number, forward_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    failed = 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                arguments = (paper.command, f"{paper.package}.cli:main", waiting.pop(0), threads)
+                running.append(context.Process(target=_child, args=arguments))
+                running[-1].start()
+            time.sleep(0.05)
+            tick()
+            for process in [process for process in running if not process.is_alive()]:
+                running.remove(process)
+                if process.exitcode and not failed and not stopped_by:
+                    failed = process.exitcode
+                    forward_signal(0, None)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped_by:
+        raise InterruptedRun("stopped and saved; run it again to go on", stopped_by)
+    if failed:
+        error = VitutorError("a seed failed; its message is above")
+        error.exit_code = failed if failed > 0 else 1
+        raise error

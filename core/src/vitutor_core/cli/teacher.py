@@ -1,0 +1,84 @@
+"""Train teachers from the core's recipes: one row per teacher, at each scale."""
+
+from __future__ import annotations
+
+
+import json
+import shutil
+from pathlib import Path
+
+import click
+
+from vitutor_core.cli import options
+from vitutor_core.config import Config, resolve
+from vitutor_core.schema import RunConfig, TeacherConfig
+from vitutor_core.train.publish import publish
+
+PACKAGE = "vitutor_core"
+
+
+@click.command("teacher")
+@click.argument("name")
+@options.scale
+@options.recipe
+@options.settings
+@click.option(
+    "--work", type=click.Path(file_okay=False, path_type=Path), help="Train there, in a folder named by the fingerprint."
+)
+@options.out()
+def teacher(
+    name: str, scale: str, recipe: Path | None, settings: tuple[str, ...], work: Path | None, out: Path
+) -> None:
+    """Train the teacher NAME of a recipe into OUT."""
+    result = train_teacher(scale, name, out, recipe=recipe, settings=settings, work=work)
+    click.echo(f"{name}: top-1 {result:.2f} %; {out}")
+
+
+def train_teacher(
+    scale: str,
+    name: str,
+    out: Path,
+    *,
+    recipe: Path | None = None,
+    settings: tuple[str, ...] = (),
+    work: Path | None = None,
+) -> float:
+    """Train one teacher with plain supervision and return its top-1 accuracy in percent."""
+    config = resolve(RunConfig, options.recipe_path(PACKAGE, scale, recipe), row=name, settings=settings)
+    from vitutor_core.train.session import RunLabel, train
+    from vitutor_core.train.supervised import Supervised
+
+    run = out
+    if work is not None:
+        key = config.fingerprint()[:12]
+        run = work / "teachers" / scale / f"{name}-{key}"
+    label = RunLabel("supervised", name, scale, options.command_line("vitutor"))
+    result = train(config, Supervised.build, label=label, out=run)
+    if work is not None:
+        publish(run, out)
+        shutil.rmtree(run)
+    return float(result["metrics"]["top1"])
+
+
+def with_teachers(config: RunConfig, scale: str, folder: Path) -> RunConfig:
+    """Train, unless they are there, the teachers that a config names by recipe, and fill in where they are."""
+    settings = []
+    inherited = tuple(f"data.{name}={getattr(config.data, name)}" for name in ("source", "image_size"))
+    for path, teacher in _teachers(config):
+        if teacher.recipe is not None and teacher.weights is None:
+            run = folder / teacher.recipe
+            if not (run / "metrics.json").exists():
+                train_teacher(scale, teacher.recipe, run, settings=inherited)
+            settings.append(f"{path}.weights={json.dumps(str(run.absolute()))}")
+    return config.changed(settings)
+
+
+def _teachers(config: Config, prefix: str = "") -> list[tuple[str, TeacherConfig]]:
+    found: list[tuple[str, TeacherConfig]] = []
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, TeacherConfig):
+            found.append((prefix + name, value))
+        elif isinstance(value, Config):
+            found.extend(_teachers(value, f"{prefix}{name}."))
+    return found

@@ -1,0 +1,179 @@
+"""Frozen configs: load a YAML recipe, apply ``--set a.b=c``, validate, fingerprint, save.
+
+A config is a tree of `Config` models. Every leaf is declared with `identity` (it changes the result of a run,
+so it is part of the fingerprint) or `runtime` (it may change between a run and its resumption).
+This module and the schemas import neither torch nor timm, so that a typo is reported at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from vitutor_core.errors import ConfigError
+
+_REQUIRED: Any = ...
+
+
+def identity(default: Any = _REQUIRED, *, help: str, **constraints: Any) -> Any:
+    """Declare a field that determines the result of a run; it enters the fingerprint."""
+    return _tagged("identity", default, help, constraints)
+
+
+def runtime(default: Any = _REQUIRED, *, help: str, **constraints: Any) -> Any:
+    """Declare a field that may change when a run is resumed (workers, device, log interval)."""
+    return _tagged("runtime", default, help, constraints)
+
+
+def _tagged(tag: str, default: Any, text: str, constraints: dict[str, Any]) -> Any:
+    return Field(default, description=text, json_schema_extra={"tag": tag}, **constraints)
+
+
+class Config(BaseModel):
+    """Base of all configs: frozen, no unknown keys, finite numbers, no silent type conversion."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, strict=True, validate_default=True, protected_namespaces=()
+    )
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, where: str) -> Self:
+        """Validate ``values`` as read from YAML; every mistake is reported in one `ConfigError`."""
+        try:
+            # JSON mode is strict about types and still reads a list where the schema has a tuple.
+            return cls.model_validate_json(json.dumps(values))
+        except ValidationError as error:
+            lines = [_explain(detail, cls) for detail in error.errors()]
+            raise ConfigError(f"{where}: " + "; ".join(lines)) from None
+        except TypeError as error:
+            raise ConfigError(f"{where}: {error}; use plain YAML values") from None
+
+    def changed(self, settings: Iterable[str]) -> Self:
+        """Return a copy with ``a.b=c`` settings applied and validated."""
+        values = self.model_dump(mode="json")
+        apply_settings(values, settings)
+        return self.from_mapping(values, where="settings")
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of the identity fields."""
+        text = json.dumps(identity_fields(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def leaves(config: Config, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield ``(dotted path, tag, JSON value)`` of every leaf field."""
+    dumped = config.model_dump(mode="json")
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            extra = field.json_schema_extra
+            yield prefix + name, str(extra["tag"]) if isinstance(extra, dict) else "", dumped[name]
+
+
+def identity_fields(config: Config) -> dict[str, Any]:
+    """Map the dotted path of each identity field to its JSON value."""
+    return {path: value for path, tag, value in leaves(config) if tag != "runtime"}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Describe each field that differs, one ``path: old -> new`` per line, for the resume refusal."""
+    paths = sorted(old.keys() | new.keys())
+    return [
+        f"{path}: {old.get(path)!r} -> {new.get(path)!r}" for path in paths if old.get(path) != new.get(path)
+    ]
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """Read YAML 1.2 safely: duplicate keys are refused, ``1e-3`` is a float, ``no`` is a string."""
+    try:
+        return YAML(typ="safe", pure=True).load(io.StringIO(text))
+    except YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{where}: not valid YAML: {reason}") from None
+
+
+def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Read a recipe file: ``base`` (nested values) and ``rows`` (name -> dotted overrides)."""
+    try:
+        loaded = parse_yaml(path.read_text(encoding="utf-8"), where=path.name)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    unknown = set(loaded or {}) - {"base", "rows"}
+    if not isinstance(loaded, dict) or "base" not in loaded or unknown:
+        raise ConfigError(f"{path}: a recipe has the keys 'base' and 'rows', found {sorted(loaded or {})}")
+    return loaded["base"], loaded.get("rows") or {}
+
+
+def resolve(
+    schema: type[ConfigT], recipe: Path, *, row: str | None = None, settings: Iterable[str] = ()
+) -> ConfigT:
+    """Build a config from a recipe, one of its rows, and ``a.b=c`` settings, in this order."""
+    base, rows = read_recipe(recipe)
+    values = json.loads(json.dumps(base))
+    if row is not None:
+        if row not in rows:
+            raise ConfigError(f"{recipe.name}: no row '{row}'{nearest(row, rows)}; rows: {', '.join(rows)}")
+        for path, value in rows[row].items():
+            _assign(values, path, value)
+    apply_settings(values, settings)
+    return schema.from_mapping(values, where=recipe.name)
+
+
+def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> None:
+    """Apply ``a.b=c`` settings to nested values; ``c`` is read as YAML."""
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--set {setting}: write it as field.name=value")
+        _assign(values, path, parse_yaml(text, where=f"--set {path}"))
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the closest valid name, or an empty string."""
+    found = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def _assign(values: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{path}: '{parent}' is a value, not a section")
+        values = child
+    values[last] = value
+
+
+def _explain(detail: ErrorDetails, schema: type[Config]) -> str:
+    path = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] != "extra_forbidden":
+        return f"{path}: {detail['msg']} (got {detail['input']!r})"
+    section: Any = schema
+    for part in detail["loc"][:-1]:
+        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        section = _config_type(field.annotation) if field else None
+    names = section.model_fields if section is not None and hasattr(section, "model_fields") else {}
+    return f"unknown key '{path}'{nearest(str(detail['loc'][-1]), names)}"
+
+
+def _config_type(annotation: Any) -> Any:
+    """Return the `Config` class inside an annotation such as ``TeacherConfig | None``."""
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, Config):
+            return candidate
+    return None
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)

@@ -1,0 +1,1 @@
+"""From a data source to batches: sources, subsets, augmentation, resident and streamed loaders."""

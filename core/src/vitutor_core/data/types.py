@@ -1,0 +1,106 @@
+"""What the data package hands to the rest: `DataInfo`, `Batch`, and the interface of the two loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images and labels of one split, before subsets and augmentation.
+
+    ``read(i)`` decodes image ``i`` to 8-bit RGB; ``where(i)`` names it (a path, or a shard and row) for messages.
+    ``content_hash`` identifies images and labels of the whole split.
+    """
+
+    labels: NDArray[np.int64]
+    read: Callable[[int], Image.Image]
+    where: Callable[[int], str]
+    content_hash: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data source: its classes, its normalisation constants (of pixels in [0, 1]) and its two splits."""
+
+    name: str
+    class_names: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    train: Split
+    evaluation: Split
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a model has to know of the data.
+
+    ``mean`` and ``std`` are per channel, of pixel values in [0, 1]; batches are normalised with them.
+    ``fingerprint`` identifies the images and labels that are trained on, subset included.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    image_size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_train: int
+    num_eval: int
+    fingerprint: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+class Batch(NamedTuple):
+    """One batch, on the device.
+
+    images: (B, C, H, W) float32, augmented, mixed and normalised.
+    targets: (B,) int64 class ids, or (B, K) float32 where Mixup, CutMix or label smoothing is on.
+    indices: (B,) int64 positions in the training subset.
+    """
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+
+
+class TrainLoader(Protocol):
+    """Training batches whose content is a function of (seed, epoch, step) alone."""
+
+    steps_per_epoch: int
+    """Updates in an epoch; the last incomplete batch is dropped."""
+
+    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[tuple[Batch, ...]]:
+        """Yield, for each update from ``start_step`` on, this process's micro-batches (``accumulate`` of them)."""
+        ...
+
+    def close(self) -> None:
+        """Shut workers down."""
+        ...
+
+
+class EvalLoader(Protocol):
+    """Evaluation batches of this process: every image exactly once over all processes, no padding."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (B, C, H, W), normalised, and class ids (B,) int64."""
+        ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """A prepared data set: what the models must know, and its two loaders."""
+
+    info: DataInfo
+    train: TrainLoader
+    evaluation: EvalLoader

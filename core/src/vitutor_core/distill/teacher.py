@@ -1,0 +1,128 @@
+"""A frozen teacher: evaluation mode, no gradients, its own input size and normalisation, classes checked by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitutor_core.data.types import DataInfo
+from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.models.taps import Taps, forward_taps
+from vitutor_core.models.weights import create_model, load_model, load_strictly, read_card, weights_sha256
+from vitutor_core.schema import TeacherConfig
+from vitutor_core.train.publish import WEIGHTS_NAME
+
+
+class FrozenTeacher:
+    """Wraps a teacher so that it is never trained, saved or synchronised: it is no ``nn.Module``.
+
+    model: the network. mean, std: its normalisation of pixels in [0, 1]. image_size: its input side, in pixels.
+    info: the data as the student sees them; batches come in the student's normalisation and size.
+    top1: its known accuracy in percent, for the record.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int,
+        info: DataInfo,
+        top1: float | None = None,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.facts = {"name": name, "sha256": weights_sha256(model.state_dict()), "top1": top1}
+        self._image_size = image_size
+        self._resize = image_size != info.image_size
+        # (x * std_S + mean_S - mean_T) / std_T, as one multiplication and one addition
+        student_mean, student_std = torch.tensor(info.mean), torch.tensor(info.std)
+        self._scale = (student_std / torch.tensor(std)).view(1, -1, 1, 1)
+        self._shift = ((student_mean - torch.tensor(mean)) / torch.tensor(std)).view(1, -1, 1, 1)
+        self._renormalise = tuple(mean) != info.mean or tuple(std) != info.std
+        self._device: torch.device | None = None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, *, features: Sequence[int | str] = ()) -> Taps:
+        """Return logits (B, K) and the named intermediate maps for the student's images (B, C, H, W)."""
+        if self.model.training:
+            raise ValueError("the teacher was put into training mode")
+        if self._device != images.device:
+            self._device = images.device
+            self.model.to(images.device)
+            self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
+        return forward_taps(self.model, self.adapt(images), features=features)
+
+    def adapt(self, images: Tensor) -> Tensor:
+        """Change the student's images (B, C, H, W) to the teacher's normalisation and size."""
+        if self._renormalise:
+            images = images * self._scale + self._shift
+        if self._resize:
+            size = (self._image_size, self._image_size)
+            images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+        return images
+
+
+def load_teacher(config: TeacherConfig, info: DataInfo) -> FrozenTeacher:
+    """Load the teacher that a config names, for the data at hand.
+
+    Raises `ConfigError` where its classes differ from the data's, in number or by name, and `CheckpointError` where
+    its weights cannot be used.
+    """
+    if config.weights is not None:
+        path = Path(config.weights)
+        path = path / WEIGHTS_NAME if path.is_dir() else path
+        if read_card(path) is not None:
+            model, card = load_model(path)
+            check_classes(card.class_names, info.class_names, where=str(path.absolute()))
+            size = config.image_size or card.image_size
+            top1 = card.metrics.get("top1")
+            return FrozenTeacher(
+                model, name=card.name, mean=card.mean, std=card.std, image_size=size, info=info, top1=top1
+            )
+    if config.model is None:
+        raise ConfigError("teacher: no weights given; pass --teacher, or set teacher.model to a timm name")
+    size = config.image_size or info.image_size
+    model = create_model(config.model, num_classes=info.num_classes, image_size=size, channels=info.channels)
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    if config.weights is not None:
+        _load_plain(model, Path(config.weights))
+    elif not config.model.pretrained:
+        raise ConfigError("teacher.model: an untrained teacher; set teacher.model.pretrained=true or teacher.weights")
+    elif cfg.get("num_classes") != info.num_classes:
+        raise ConfigError(
+            f"teacher {config.model.name} has {cfg.get('num_classes')} classes, the data {info.name} "
+            f"{info.num_classes}; train a teacher on this data, or pass its weights"
+        )
+    return FrozenTeacher(
+        model,
+        name=config.model.name,
+        mean=cfg.get("mean") or info.mean,
+        std=cfg.get("std") or info.std,
+        image_size=size,
+        info=info,
+    )
+
+
+def check_classes(teacher: Sequence[str], student: Sequence[str], *, where: str) -> None:
+    """Compare class lists by number, then by name and order; raises `ConfigError`."""
+    if len(teacher) != len(student):
+        raise ConfigError(f"{where}: the teacher knows {len(teacher)} classes, the data has {len(student)}")
+    for index, (theirs, ours) in enumerate(zip(teacher, student, strict=True)):
+        if theirs != ours:
+            raise ConfigError(f"{where}: class {index} is '{theirs}' for the teacher and '{ours}' in the data")
+
+
+def _load_plain(model: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        load_strictly(model, load_file(path), where=str(path.absolute()))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path.absolute()}: {error}") from None

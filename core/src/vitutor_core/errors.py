@@ -1,0 +1,53 @@
+"""The errors a user can cause. Each is one line (what, where, what to do) and has its own exit code."""
+
+from __future__ import annotations
+
+
+class VitutorError(Exception):
+    """Base of every error that is shown as one line, without a traceback (``--debug`` shows it)."""
+
+    exit_code = 1
+
+
+class ConfigError(VitutorError):
+    """A config, an option or a combination of models and data that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(VitutorError):
+    """Data that is missing, corrupt or not what the config says."""
+
+    exit_code = 3
+
+
+class CheckpointError(VitutorError):
+    """A checkpoint or weights file that is missing, damaged or of another run."""
+
+    exit_code = 4
+
+
+class NonFiniteError(VitutorError):
+    """The loss or the gradient norm became NaN or infinite."""
+
+    exit_code = 5
+
+
+class ResourceError(VitutorError):
+    """Out of memory, out of disk, or a folder that cannot be written."""
+
+    exit_code = 6
+
+
+class BusyError(VitutorError):
+    """The run folder is in use by another process."""
+
+    exit_code = 7
+
+
+class InterruptedRun(VitutorError):
+    """The run was asked to stop and has saved a checkpoint; ``exit_code`` is 128 plus the signal."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,126 @@
+"""Weights files that explain themselves: safetensors whose metadata hold a model card.
+
+Plain timm loads them (``timm.create_model(name, checkpoint_path=...)``); we also read name, classes and
+normalisation from the card, so a teacher needs nothing but its file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vitutor_core.config import Config, identity, nearest
+from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.models import cnn as _cnn  # noqa: F401  # registers our CNNs with timm
+from vitutor_core.schema import KwargValue, ModelConfig
+
+_KEY = "vitutor"
+
+
+class ModelCard(Config):
+    """How to rebuild a model and feed it. ``mean`` and ``std`` are of pixels in [0, 1]."""
+
+    name: str = identity(help="timm name")
+    kwargs: dict[str, KwargValue] = identity(help="arguments of timm.create_model")
+    class_names: tuple[str, ...] = identity(help="classes, in the order of the logits")
+    image_size: int = identity(help="side of the input, in pixels")
+    mean: tuple[float, ...] = identity(help="normalisation: mean per channel")
+    std: tuple[float, ...] = identity(help="normalisation: standard deviation per channel")
+    method: str = identity(help="what trained it")
+    metrics: dict[str, float] = identity({}, help="its evaluation")
+
+
+def create_model(config: ModelConfig, *, num_classes: int, image_size: int, channels: int) -> nn.Module:
+    """Build a timm model for the data at hand; raises `ConfigError` for an unknown name or argument."""
+    kwargs: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels, **config.kwargs}
+    if takes_image_size(config.name):
+        kwargs.setdefault("img_size", image_size)
+    return _create(config.name, kwargs, pretrained=config.pretrained)
+
+
+def takes_image_size(name: str) -> bool:
+    """Return whether a timm model is built for one input size, as ViTs are and CNNs are not."""
+    _check_name(name)
+    config = timm.get_pretrained_cfg(name)
+    return bool(config is not None and config.fixed_input_size)
+
+
+def save_model(path: Path, model: nn.Module, card: ModelCard) -> None:
+    """Write a model's state dict with its card."""
+    tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
+    partial = path.with_name(path.name + ".tmp")
+    save_file(tensors, partial, metadata={_KEY: card.model_dump_json(), "format": "pt"})
+    partial.chmod(0o644)
+    partial.replace(path)
+
+
+def read_card(path: Path) -> ModelCard | None:
+    """Return the card of a weights file, or None if it has none; raises `CheckpointError` for no weights file."""
+    if not path.is_file():
+        raise CheckpointError(f"{path.absolute()}: no such weights file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+        return ModelCard.model_validate_json(text) if text is not None else None
+    except (SafetensorError, OSError):
+        raise CheckpointError(
+            f"{path.absolute()}: not a safetensors file; pickled checkpoints are not loaded, convert them first"
+        ) from None
+    except ValidationError:
+        raise CheckpointError(f"{path.absolute()}: its model card is not readable") from None
+
+
+def load_model(path: Path, config: ModelConfig | None = None) -> tuple[nn.Module, ModelCard]:
+    """Rebuild the model of a weights file from its card."""
+    card = read_card(path)
+    if card is None:
+        raise CheckpointError(f"{path.absolute()}: has no model card; name its architecture with teacher.model")
+    kwargs = {"num_classes": len(card.class_names), **card.kwargs}
+    model = _create(card.name, kwargs, pretrained=False)
+    load_strictly(model, load_file(path), where=str(path.absolute()))
+    return model, card
+
+
+def load_strictly(module: nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
+    """Load a state dict whose names and shapes must match exactly; raises `CheckpointError`."""
+    own = module.state_dict()
+    missing, unknown = own.keys() - tensors.keys(), tensors.keys() - own.keys()
+    shapes = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+    if missing or unknown or shapes:
+        problems = {"missing": missing, "unknown": unknown, "other shape": shapes}
+        text = "; ".join(f"{kind}: {', '.join(sorted(names)[:3])}" for kind, names in problems.items() if names)
+        raise CheckpointError(f"{where}: weights of another model ({text})")
+    module.load_state_dict(tensors)
+
+
+def weights_sha256(tensors: dict[str, Tensor]) -> str:
+    """Return the SHA-256 over the names and bytes of a state dict."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _create(name: str, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Module:
+    _check_name(name)
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ConfigError(f"model {name} with {json.dumps(kwargs)}: {error}") from None
+    return model
+
+
+def _check_name(name: str) -> None:
+    base = name.partition(".")[0]
+    if not timm.is_model(base):
+        raise ConfigError(f"model '{name}' is not registered with timm{nearest(base, timm.list_models())}")

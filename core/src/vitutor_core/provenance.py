@@ -1,0 +1,59 @@
+"""What a result must say of its origin: code version, packages, machine. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+def git_state() -> dict[str, Any]:
+    """Return the commit of the checkout this code runs from and whether it was changed; nulls outside one."""
+    folder = Path(__file__).parent
+    # Installed packages may lie inside somebody else's checkout: ask for this very file.
+    if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": _git(folder, "rev-parse", "HEAD"), "dirty": bool(_git(folder, "status", "--porcelain", "-uno"))}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def versions(paper: str | None = None) -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a result."""
+    names = ["torch", "torchvision", "timm", "numpy", "pillow", "vitutor-core"]
+    if paper is not None:
+        names.append(f"vitutor-{paper.replace('_', '-')}")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return processor, cores and, if torch is loaded and sees one, the GPU."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+    return {"processor": _processor(), "cores": os.cpu_count(), "gpu": gpu, "system": platform.system()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

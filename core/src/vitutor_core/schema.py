@@ -1,0 +1,145 @@
+"""The config sections that every paper shares. A paper's config is `RunConfig` plus its own sections."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from vitutor_core.config import Config, identity, runtime
+
+Value = bool | int | float | str | None
+KwargValue = Value | tuple[Value, ...]
+
+
+class DataConfig(Config):
+    """Where the images come from and which of them are used."""
+
+    source: str = identity(
+        "digits",
+        help="digits | cifar10 | cifar100 | torchvision:NAME | folder:PATH | hub:ID | parquet:PATH | timm:NAME",
+    )
+    image_size: int = identity(help="side of the student's input, in pixels", ge=4)
+    fraction: float = identity(1.0, help="share of each class that is used for training", gt=0, le=1)
+    per_class: int | None = identity(None, help="training images per class, instead of a fraction", ge=1)
+    long_tail: float | None = identity(
+        None, help="imbalance: the smallest class keeps this share of the largest, geometrically", gt=0, le=1
+    )
+    subset_seed: int = identity(0, help="seed of the subset; the same seed gives nested fractions")
+    crop_ratio: float = identity(1.0, help="evaluation: resize to size / ratio, then crop the centre", gt=0, le=1)
+    interpolation: Literal["bilinear", "bicubic"] = identity("bilinear", help="resampling of every resize")
+    loader: Literal["resident", "streamed"] = identity(
+        "resident", help="resident: uint8 on the device, augmented in batch; streamed: timm's transforms in workers"
+    )
+
+    @model_validator(mode="after")
+    def _one_subset(self) -> Self:
+        if sum((self.fraction < 1, self.per_class is not None, self.long_tail is not None)) > 1:
+            raise ValueError("fraction, per_class and long_tail exclude each other")
+        return self
+
+
+class AugmentConfig(Config):
+    """Augmentation of the training images, in the order in which it is applied."""
+
+    pad_crop: int = identity(0, help="zero-pad by this many pixels, then crop at random; 0: off", ge=0)
+    crop_scale: tuple[float, float] | None = identity(None, help="area range of the random resized crop, or null")
+    crop_aspect: tuple[float, float] = identity((0.75, 4 / 3), help="aspect range of the random resized crop")
+    flip: float = identity(0.0, help="probability of a horizontal flip", ge=0, le=1)
+    color_jitter: float = identity(0.0, help="strength of brightness, contrast and saturation jitter", ge=0)
+    rand_augment: str | None = identity(None, help="timm's RandAugment string, e.g. rand-m9-mstd0.5-inc1, or null")
+    random_erasing: float = identity(0.0, help="probability of erasing a rectangle with pixel noise", ge=0, le=1)
+    mixup: float = identity(0.0, help="Mixup's Beta parameter; 0: off", ge=0)
+    cutmix: float = identity(0.0, help="CutMix's Beta parameter; 0: off", ge=0)
+    mix_probability: float = identity(1.0, help="probability that a batch is mixed", ge=0, le=1)
+    mix_switch: float = identity(0.5, help="probability of CutMix where both are on", ge=0, le=1)
+    label_smoothing: float = identity(0.0, help="label smoothing of the training targets", ge=0, lt=1)
+    repeats: int = identity(1, help="repeated augmentation: views of one image in an epoch", ge=1)
+
+
+class ModelConfig(Config):
+    """A model by its timm name."""
+
+    name: str = identity(help="any name timm.create_model takes, with its pretrained tag if it matters")
+    kwargs: dict[str, KwargValue] = identity({}, help="further arguments of timm.create_model")
+    pretrained: bool = identity(False, help="start from the weights that timm names")
+
+
+class TeacherConfig(Config):
+    """Where a frozen teacher comes from; exactly one of the three sources."""
+
+    recipe: str | None = identity(None, help="a row of the core's teacher recipe at this scale, trained if need be")
+    model: ModelConfig | None = identity(None, help="a timm model; with `weights`, its architecture")
+    weights: str | None = runtime(None, help="a run folder, or a safetensors file for `model` (identity: its sha256)")
+    image_size: int | None = identity(None, help="input side of the teacher; null: the student's", ge=4)
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Self:
+        if self.recipe is None and self.model is None and self.weights is None:
+            raise ValueError("a teacher needs `recipe`, `model` or `weights`")
+        return self
+
+
+class OptimConfig(Config):
+    """Optimiser and learning-rate schedule, both timm's."""
+
+    name: str = identity("adamw", help="any optimiser of timm's factory")
+    lr: float = identity(help="learning rate; see lr_reference_batch", gt=0)
+    lr_reference_batch: int | None = identity(
+        None, help="if set, the peak learning rate is lr * batch_size / lr_reference_batch", ge=1
+    )
+    weight_decay: float = identity(0.05, help="weight decay; none on biases, norms, positions and tokens", ge=0)
+    betas: tuple[float, float] | None = identity(None, help="Adam's betas; null: the optimiser's default")
+    momentum: float = identity(0.9, help="momentum of SGD", ge=0, lt=1)
+    layer_decay: float | None = identity(None, help="layer-wise learning-rate decay of the student", gt=0, le=1)
+    clip_norm: float | None = identity(None, help="clip the gradient norm", gt=0)
+    schedule: Literal["cosine", "constant"] = identity("cosine", help="shape of the learning rate after warm-up")
+    schedule_unit: Literal["epoch", "update"] = identity("epoch", help="how often the learning rate changes")
+    warmup_epochs: float = identity(0.0, help="linear warm-up, in epochs", ge=0)
+    warmup_lr: float = identity(1e-6, help="learning rate at the start of the warm-up", ge=0)
+    min_lr: float = identity(1e-5, help="learning rate at the end of the cosine; not scaled with the batch", ge=0)
+
+
+class TrainConfig(Config):
+    """Length of the run and how a step is computed."""
+
+    epochs: int = identity(help="epochs on the full training set", ge=1)
+    epoch_scaling: Literal["none", "inverse"] = identity(
+        "none", help="inverse: a fraction f of the data is seen for epochs / f, so the number of updates stays"
+    )
+    batch_size: int = identity(help="images per update, over all processes and accumulation steps", ge=1)
+    accumulate: int = identity(1, help="micro-batches per update", ge=1)
+    precision: Literal["fp32", "bf16"] = identity("fp32", help="bf16: autocast with fp32 weights")
+    compile: bool = identity(False, help="torch.compile the training step")
+    ema_decay: float | None = identity(None, help="decay of the weight average of the student; null: none", gt=0, lt=1)
+
+
+class RuntimeConfig(Config):
+    """What may differ between a run and its resumption."""
+
+    device: str = runtime("auto", help="auto, cpu, cuda or cuda:N")
+    threads: int | None = runtime(None, help="CPU threads of torch; null: torch's default", ge=1)
+    workers: int = runtime(2, help="worker processes of the streamed loader", ge=0)
+    worker_timeout_s: int = runtime(120, help="seconds without a batch after which a worker counts as hung", ge=1)
+    eval_batch_size: int = runtime(256, help="images per evaluation batch", ge=1)
+    eval_every_epochs: int = runtime(1, help="evaluate after every this many epochs, and after the last", ge=1)
+    checkpoint_every_epochs: int = runtime(1, help="save after every this many epochs, and after the last", ge=1)
+    log_every_steps: int = runtime(20, help="steps between two readings of the losses", ge=1)
+
+
+class RunConfig(Config):
+    """Everything that one training run needs, whatever the method."""
+
+    seed: int = identity(0, help="seed of the weights, the data order, the augmentation and dropout", ge=0)
+    data: DataConfig = identity(help="data")
+    augment: AugmentConfig = identity(AugmentConfig(), help="augmentation")
+    student: ModelConfig = identity(help="the model that is trained")
+    optim: OptimConfig = identity(help="optimiser and schedule")
+    train: TrainConfig = identity(help="length and precision")
+    runtime: RuntimeConfig = runtime(RuntimeConfig(), help="what may change on resume")
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs on the subset that is used, after ``epoch_scaling``."""
+        scale = self.data.fraction if self.train.epoch_scaling == "inverse" else 1.0
+        return round(self.train.epochs / scale)

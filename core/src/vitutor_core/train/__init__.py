@@ -1,0 +1,1 @@
+"""The method protocol, the only training loop, and what it needs: optimiser, checkpoints, processes."""

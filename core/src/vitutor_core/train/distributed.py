@@ -1,0 +1,83 @@
+"""One process or several: `torchrun` starts them, plain torch DDP keeps their gradients equal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vitutor_core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among all: ``rank`` of ``world_size``, and the device it computes on."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Return whether ``flag`` is set in any process; all must call it at the same point."""
+        return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum a tensor over the processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every process has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Wrap a method so that its gradients are averaged over the processes."""
+        if self.world_size == 1:
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """Resolve ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; raises `ConfigError` where there is no such device."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"runtime.device: '{name}' is no device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda":
+        index = device.index if device.index is not None else local_rank
+        if index >= torch.cuda.device_count():
+            raise ConfigError(f"runtime.device: {name} asked for, {torch.cuda.device_count()} CUDA devices found")
+        return torch.device("cuda", index)
+    return device
+
+
+@contextlib.contextmanager
+def processes(device_name: str) -> Iterator[Processes]:
+    """Join the processes that torchrun started, if it did; leave the group at the end."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    device = choose_device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size == 1:
+        yield Processes(0, 1, device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), world_size, device)
+    finally:
+        dist.destroy_process_group()

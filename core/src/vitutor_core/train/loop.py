@@ -1,0 +1,190 @@
+"""The only training loop. It knows no paper: a method's ``forward`` is the whole objective of a step.
+
+Order of a step: load, forward, check the loss, backward, check the gradient norm, clip, update, count.
+Order of an epoch: shape the method, train, evaluate, log, save, stop if asked to.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+
+from vitutor_core.data import keyed
+from vitutor_core.data.types import Batch, Data
+from vitutor_core.errors import InterruptedRun, NonFiniteError
+from vitutor_core.evaluate.accuracy import evaluate
+from vitutor_core.schema import RunConfig
+from vitutor_core.train import optim
+from vitutor_core.train.distributed import Processes
+from vitutor_core.train.guard import FiniteGuard
+from vitutor_core.train.method import Clock, Method, StepOutput
+from vitutor_core.train.meter import Meter
+from vitutor_core.train.progress import RunProgress
+from vitutor_core.train.run_folder import RunFolder
+from vitutor_core.train.signals import StopRequest
+from vitutor_core.train.state import TrainState
+
+NoSync = Callable[[], AbstractContextManager[Any]]
+
+
+def fit(
+    method: Method, data: Data, config: RunConfig, *, run: RunFolder, processes: Processes, identity: dict[str, Any]
+) -> dict[str, float]:
+    """Train ``method`` to its end and return the metrics of the last evaluation.
+
+    Resumes from the newest checkpoint of ``run``, bit for bit. Raises `InterruptedRun` after saving, when asked to
+    stop, and `NonFiniteError` before any weight is harmed.
+    """
+    updates, epochs = data.train.steps_per_epoch, config.total_epochs
+    clock = Clock(0, updates, updates * epochs)
+    method.to(processes.device)
+    state = TrainState.build(method, config, run, clock, identity)
+    metrics: dict[str, float] = state.last_metrics
+    step_module = _prepare(method, config, processes)
+    guard = FiniteGuard(state.optimizer, processes.device)
+    meter = Meter(processes, state.meter_sums)
+    probe = _probe_images(data)
+    every = config.runtime
+
+    with (
+        StopRequest(run.path) as stop,
+        RunProgress(config.student.name, clock.total_steps, done=state.step, enabled=processes.is_main) as progress,
+    ):
+        for epoch in range(state.step // updates, epochs):
+            if method.on_epoch(Clock(epoch * updates, updates, clock.total_steps)):
+                optim.drop_removed_parameters(state.optimizer, method)
+                step_module = _prepare(method, config, processes)
+            method.train()
+            waited = time.monotonic()
+            for micro_batches in data.train.epoch(epoch, start_step=state.step - epoch * updates):
+                meter.waited(time.monotonic() - waited)
+                clock = Clock(state.step, updates, clock.total_steps)
+                optim.set_learning_rate(state.schedule, clock)
+                try:
+                    _update(step_module, method, micro_batches, clock, config, state, guard, meter, processes)
+                    state.step += 1
+                    if state.step % every.log_every_steps == 0:
+                        guard.raise_if_bad()
+                except NonFiniteError:
+                    state.write_crash(run, meter, micro_batches)
+                    raise
+                if state.step % every.log_every_steps == 0:
+                    meter.read()
+                    if processes.is_main:
+                        stop.look_for_file()
+                    progress.update(state.step, meter.note())
+                is_last = state.step % updates == 0
+                if not is_last and _must_stop(stop, state, every.log_every_steps, processes):
+                    state.save(run, method, meter, processes)
+                    raise InterruptedRun(f"stopped at step {state.step}; run it again to go on", stop.signal_number or 15)
+                waited = time.monotonic()
+
+            guard.raise_if_bad()
+            meter.read()
+            line: dict[str, Any] = {"epoch": epoch, "step": state.step, **meter.epoch_line()}
+            line["lr"] = state.optimizer.param_groups[0]["lr"]
+            if (epoch + 1) % every.eval_every_epochs == 0 or epoch + 1 == epochs:
+                metrics = _evaluate(method, state.ema, data, config, processes, probe)
+                line |= metrics
+            state.end_epoch(line, metrics)
+            progress.update(state.step, meter.note())
+            progress.say(_summary(line, epochs))
+            must_stop = processes.any(bool(stop)) if processes.world_size > 1 else bool(stop)
+            if (epoch + 1) % every.checkpoint_every_epochs == 0 or epoch + 1 == epochs or must_stop:
+                state.save(run, method, meter, processes)
+            if must_stop and epoch + 1 < epochs:
+                raise InterruptedRun(f"stopped after epoch {epoch}; run it again to go on", stop.signal_number or 15)
+    if state.ema is not None:
+        method.inference_model().load_state_dict(state.ema.module.state_dict())
+    return metrics
+
+
+def _prepare(method: Method, config: RunConfig, processes: Processes) -> nn.Module:
+    """Compile and wrap the method; done again when it has lost parameters, as DDP would wait for them."""
+    module: nn.Module = torch.compile(method) if config.train.compile else method  # type: ignore[assignment]
+    return processes.wrap(module)
+
+
+def _update(
+    step_module: nn.Module,
+    method: Method,
+    micro_batches: tuple[Batch, ...],
+    clock: Clock,
+    config: RunConfig,
+    state: TrainState,
+    guard: FiniteGuard,
+    meter: Meter,
+    processes: Processes,
+) -> None:
+    """Make one update of the weights from the micro-batches of one step."""
+    rule = method.update_rule() or _backward_once
+    state.optimizer.zero_grad(set_to_none=True)
+    for number, batch in enumerate(micro_batches):
+        # Dropout is a function of the step, as the data are: a resumed run needs no generator state.
+        torch.manual_seed(keyed.seed_from(config.seed, clock.step, processes.rank, number))
+
+        def forward(batch: Batch = batch) -> StepOutput:
+            bf16 = config.train.precision == "bf16"
+            with torch.autocast(processes.device.type, torch.bfloat16, enabled=bf16):
+                output: StepOutput = step_module(batch, clock)
+            guard.check(output.loss, "loss")
+            return output
+
+        last = number == len(micro_batches) - 1
+        no_sync: NoSync = getattr(step_module, "no_sync", nullcontext)
+        with nullcontext() if last else no_sync():
+            output = rule(forward, scale=1.0 / len(micro_batches), no_sync=no_sync)
+        meter.add(output, batch.images.shape[0])
+    norm = nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
+    guard.check(norm, "gradient norm")
+    if config.optim.clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(method.parameters(), config.optim.clip_norm, norm)
+    state.optimizer.step()
+    if state.ema is not None:
+        state.ema.update(method.inference_model())
+
+
+def _backward_once(forward: Callable[[], StepOutput], *, scale: float, no_sync: NoSync) -> StepOutput:
+    output = forward()
+    (output.loss * scale).backward()  # type: ignore[no-untyped-call]
+    return output
+
+
+def _must_stop(stop: StopRequest, state: TrainState, interval: int, processes: Processes) -> bool:
+    """Ask this process alone every step; several processes must agree, which costs a sync, so once an interval."""
+    if processes.world_size == 1:
+        return bool(stop)
+    return state.step % interval == 0 and processes.any(bool(stop))
+
+
+def _evaluate(
+    method: Method, ema: ModelEmaV3 | None, data: Data, config: RunConfig, processes: Processes, probe: torch.Tensor
+) -> dict[str, float]:
+    options: dict[str, Any] = {
+        "num_classes": data.info.num_classes, "device": processes.device, "precision": config.train.precision
+    }
+    metrics: dict[str, float] = evaluate(method.inference_model(), data.evaluation, **options)
+    if ema is not None:
+        averaged = evaluate(ema.module, data.evaluation, **options)
+        metrics |= {f"ema_{name}": value for name, value in averaged.items()}
+    return metrics | method.diagnostics(probe.to(processes.device))
+
+
+def _probe_images(data: Data) -> torch.Tensor:
+    """Return the first evaluation batch, at most 64 images, for `Method.diagnostics`."""
+    images, _ = next(iter(data.evaluation))
+    return images[:64].cpu()
+
+
+def _summary(line: dict[str, Any], epochs: int) -> str:
+    accuracy = f", top-1 {line['top1']:.2f} %" if "top1" in line else ""
+    return (
+        f"epoch {line['epoch'] + 1}/{epochs}: loss {line['train_loss']:.4f}{accuracy}, "
+        f"{line['images_per_s']:.0f} images/s, data wait {line['data_wait']:.1%}"
+    )

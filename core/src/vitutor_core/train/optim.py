@@ -1,0 +1,125 @@
+"""Optimiser, parameter groups and learning-rate schedule, all timm's, put together for a method."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.schema import OptimConfig
+from vitutor_core.train.method import Clock, Method
+
+_FUSED = {"adam", "adamw", "sgd"}
+
+
+def peak_lr(config: OptimConfig, batch_size: int) -> float:
+    """Return the learning rate after warm-up, scaled with the batch if the config says so."""
+    return config.lr if config.lr_reference_batch is None else config.lr * batch_size / config.lr_reference_batch
+
+
+def build_optimizer(method: Method, config: OptimConfig, batch_size: int) -> torch.optim.Optimizer:
+    """Build timm's optimiser over the trainable parameters of a method."""
+    options: dict[str, Any] = {"betas": config.betas} if config.betas is not None else {}
+    if config.name in _FUSED:
+        options["fused"] = True
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            _parameter_groups(method, config),
+            opt=config.name,
+            lr=peak_lr(config, batch_size),
+            weight_decay=0.0,  # the groups carry their own
+            momentum=config.momentum,
+            **options,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"optim.name: {config.name}: {error}") from None
+    return optimizer
+
+
+def _parameter_groups(method: Method, config: OptimConfig) -> list[dict[str, Any]]:
+    if config.layer_decay is None:
+        groups: list[dict[str, Any]] = param_groups_weight_decay(
+            method, config.weight_decay, no_weight_decay_list=method.no_weight_decay()
+        )
+        return groups
+    own: Any = getattr(method.student, "no_weight_decay", set)
+    student = param_groups_layer_decay(
+        method.student, config.weight_decay, no_weight_decay_list=own(), layer_decay=config.layer_decay
+    )
+    rest = nn.ModuleDict({name: child for name, child in method.named_children() if child is not method.student})
+    return [*student, *param_groups_weight_decay(rest, config.weight_decay)]
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, epochs: int, updates: int) -> Scheduler:
+    """Build timm's stateless schedule over ``epochs`` epochs of ``updates`` updates."""
+    logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # a one-epoch cosine is no news
+    per_epoch = config.schedule_unit == "epoch"
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=config.schedule,
+        num_epochs=epochs,
+        min_lr=config.min_lr,
+        warmup_lr=config.warmup_lr,
+        warmup_epochs=config.warmup_epochs,
+        step_on_epochs=per_epoch,
+        updates_per_epoch=updates,
+    )
+    return schedule
+
+
+def set_learning_rate(schedule: Scheduler, clock: Clock) -> None:
+    """Set the learning rate of the update that ``clock`` is about to make."""
+    schedule.step(clock.epoch)
+    schedule.step_update(clock.step)
+
+
+def drop_removed_parameters(optimizer: torch.optim.Optimizer, method: nn.Module) -> None:
+    """Forget parameters that the method no longer has; the moments of the others are kept."""
+    kept = {id(parameter) for parameter in method.parameters()}
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) in kept]
+    for parameter in [parameter for parameter in optimizer.state if id(parameter) not in kept]:
+        del optimizer.state[parameter]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, method: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the optimiser's state as ``<parameter name>/<state name>`` -> tensor."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in method.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                tensors[f"{name}/{key}"] = torch.as_tensor(value)
+    return tensors
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, method: nn.Module, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Restore what `optimizer_tensors` returned; hyper-parameters stay those of the config."""
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    grouped: dict[str, dict[str, torch.Tensor]] = {}
+    for full_name, value in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        grouped.setdefault(name, {})[key] = value
+    saved = optimizer.state_dict()
+    saved["state"] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, parameter in enumerate(parameters):
+        state = grouped.pop(names[id(parameter)], None)
+        for key, value in (state or {}).items():
+            if value.ndim > 0 and value.shape != parameter.shape:
+                raise CheckpointError(
+                    f"optimiser state {names[id(parameter)]}/{key} has shape {tuple(value.shape)}, "
+                    f"the parameter {tuple(parameter.shape)}"
+                )
+        if state is not None:
+            saved["state"][index] = state
+    if grouped:
+        raise CheckpointError(f"optimiser state of unknown parameters: {', '.join(sorted(grouped))}")
+    optimizer.load_state_dict(saved)

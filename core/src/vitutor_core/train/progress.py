@@ -1,0 +1,68 @@
+"""Progress of a run: a bar with ETA on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+QUIET = "VITUTOR_QUIET"
+"""Environment variable that silences progress, set for the seeds of a row, whose parent shows one bar for all."""
+
+_LOG_EVERY_S = 15.0
+
+
+class RunProgress:
+    """Shows ``done`` of ``total`` steps, and what is said with `say`. Durations come from the monotonic clock."""
+
+    def __init__(self, title: str, total: int, *, done: int = 0, enabled: bool = True) -> None:
+        self._title, self._total, self._first = title, total, done
+        self._enabled = enabled = enabled and os.environ.get(QUIET) != "1"
+        self._console = Console(stderr=True, soft_wrap=True)
+        self._live = enabled and sys.stderr.isatty()
+        self._start = self._last_line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            disable=not self._live,
+        )
+        self._task: TaskID = self._bar.add_task(title, total=total, completed=done, note="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, note: str) -> None:
+        """Show that ``done`` steps are done; in a log, at most one line every 15 seconds."""
+        self._bar.update(self._task, completed=done, note=note)
+        now = time.monotonic()
+        if not self._live and now - self._last_line >= _LOG_EVERY_S:
+            self._last_line = now
+            left = (now - self._start) / max(done - self._first, 1) * (self._total - done)
+            self.say(f"{self._title}: {done}/{self._total}, {left:.0f} s left, {note}")
+
+    def of(self, done: int, total: int) -> None:
+        """Show ``done`` of ``total`` where the total is known only now."""
+        if total != self._total:
+            self._total = total
+            self._bar.update(self._task, total=total)
+        self.update(done, "")
+
+    def say(self, text: str) -> None:
+        """Print one line above the bar."""
+        if self._enabled:
+            self._console.print(text, highlight=False, markup=False)

@@ -1,0 +1,19 @@
+"""Copy the results of a finished run to where they are published. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+WEIGHTS_NAME = "student.safetensors"
+
+
+def publish(run: Path, target: Path) -> None:
+    """Copy a finished run's results to ``target`` and put them there by one rename."""
+    partial = target.with_name(target.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name in (WEIGHTS_NAME, "metrics.json", "curves.csv"):
+        shutil.copyfile(run / name, partial / name)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)

@@ -1,0 +1,175 @@
+"""The folder of one run: its lock, who it belongs to, its checkpoints, curves and results.
+
+``run.json`` explains the run without the shell history; ``checkpoints/`` holds what a resumption needs;
+``curves.csv`` has a line per epoch; ``student.safetensors`` and ``metrics.json`` are written when the run is done.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vitutor_core.config import differences
+from vitutor_core.errors import BusyError, CheckpointError, ConfigError, ResourceError
+from vitutor_core.train import checkpoint
+
+_LOCK_WAIT_S = 30.0
+
+
+class RunFolder:
+    """A locked run folder. Use it as a context manager; nothing is left of a new folder whose set-up failed.
+
+    Of several processes of one run only the ``owner`` locks and writes; the others read.
+    Raises `ResourceError` if the folder cannot be written and `BusyError` if another process holds it.
+    """
+
+    def __init__(self, path: Path, *, owner: bool = True) -> None:
+        self.path = path.absolute()
+        self.checkpoints = self.path / "checkpoints"
+        self._is_new = owner and not self.path.exists()
+        self._lock = self._take_lock() if owner else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        started = (self.path / "run.json").exists()
+        if self._is_new and kind is not None and not started:
+            shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.path / "metrics.json").exists()
+
+    def claim(self, identity: dict[str, Any], details: dict[str, Any]) -> None:
+        """Record whose run this is, or check that it is the same run as before.
+
+        ``identity`` decides (method, config, data, teachers); ``details`` (versions, machine, command) is recorded.
+        Raises `CheckpointError` for another method and `ConfigError`, with the differences, for another config.
+        """
+        if self._lock is None:
+            return
+        path = self.path / "run.json"
+        sessions: list[dict[str, Any]] = []
+        if path.exists():
+            try:
+                before = json.loads(path.read_text())
+                sessions = before["sessions"]
+                previous = before["identity"]
+            except (ValueError, KeyError, TypeError):
+                raise CheckpointError(f"{path}: not readable; choose another --out") from None
+            self._compare(previous, identity)
+        checkpoint.remove_partial(self.checkpoints)
+        write_json(path, {"identity": identity, "sessions": [*sessions, details]})
+
+    def _compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        if old["method"] != new["method"]:
+            raise CheckpointError(f"{self.path}: a run of method {old['method']}, expected {new['method']}")
+        changed = differences(_flat(old), _flat(new))
+        if changed:
+            raise ConfigError(
+                f"{self.path}: this folder holds another run ({'; '.join(changed)}); choose another --out"
+            )
+
+    def latest_checkpoint(self, identity: dict[str, Any]) -> checkpoint.Checkpoint | None:
+        """Return the checkpoint to resume from, after checking that it belongs to this run."""
+        found = checkpoint.latest(self.checkpoints)
+        if found is not None:
+            self._compare(found.identity, identity)
+        return found
+
+    def read_curves(self, before_epoch: int) -> list[dict[str, Any]]:
+        """Return the curve lines of the epochs before ``before_epoch``; later ones will be run again."""
+        path = self.path / "curves.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="") as file:
+            return [line for line in csv.DictReader(file) if int(line["epoch"]) < before_epoch]
+
+    def write_curves(self, lines: list[dict[str, Any]]) -> None:
+        """Write all curve lines; columns are the union of theirs, in order of appearance."""
+        columns = list(dict.fromkeys(name for line in lines for name in line))
+        partial = self.path / "curves.csv.tmp"
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(lines)
+        partial.replace(self.path / "curves.csv")
+
+    def _take_lock(self) -> int:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".probe-{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise ResourceError(f"{self.path}: cannot write there ({error.strerror}); choose another --out") from None
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while not _try_lock(descriptor):
+            holder = _read_holder(self.path / ".lock")
+            # Workers of a killed run inherit its lock and outlive it by some seconds: wait for those only.
+            if time.monotonic() > deadline or _is_alive(holder):
+                os.close(descriptor)
+                raise BusyError(f"{self.path}: in use by {_describe(holder)}; wait for it or choose another --out")
+            time.sleep(0.2)
+        os.ftruncate(descriptor, 0)
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat("T", "seconds")}
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        return descriptor
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON through a rename, so that a reader never sees half of it."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    return {**{key: value for key, value in identity.items() if key != "config"}, **identity.get("config", {})}
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _read_holder(path: Path) -> dict[str, Any]:
+    try:
+        holder = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    if holder.get("host") != socket.gethostname() or "pid" not in holder:
+        return False
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _describe(holder: dict[str, Any]) -> str:
+    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}"

@@ -1,0 +1,145 @@
+"""One training run from config to results: data, method, loop, and the files that explain and publish it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitutor_core.config import identity_fields
+from vitutor_core.data.build import build_data
+from vitutor_core.data.types import Data, DataInfo
+from vitutor_core.errors import ResourceError
+from vitutor_core.models.weights import ModelCard, save_model, takes_image_size
+from vitutor_core.provenance import git_state, machine, versions
+from vitutor_core.schema import RunConfig
+from vitutor_core.train.distributed import Processes, processes
+from vitutor_core.train.loop import fit
+from vitutor_core.train.method import Method
+from vitutor_core.train.publish import WEIGHTS_NAME
+from vitutor_core.train.run_folder import RunFolder, write_json
+
+BuildMethod = Callable[[Any, DataInfo], Method]
+
+
+@dataclass(frozen=True)
+class RunLabel:
+    """What a run is called in tables: the paper, the row of its table, the scale, and the command that made it."""
+
+    paper: str
+    row: str
+    scale: str
+    command: str
+
+
+def train(config: RunConfig, build_method: BuildMethod, *, label: RunLabel, out: Path) -> dict[str, Any]:
+    """Train one run into the folder ``out``, resuming what is there, and return the content of its metrics.json."""
+    if config.runtime.threads is not None:
+        torch.set_num_threads(config.runtime.threads)
+    started = time.monotonic()
+    with processes(config.runtime.device) as group, RunFolder(out, owner=group.is_main) as run:
+        data = build_data(config, device=group.device, rank=group.rank, world_size=group.world_size)
+        try:
+            torch.manual_seed(config.seed)
+            method = build_method(config, data.info)
+            identity = _identity(config, label, data.info, method)
+            run.claim(identity, _session(label))
+            group.barrier()
+            if run.is_finished:
+                return _read(run)
+            metrics = _fit(method, data, config, run, group, identity)
+        finally:
+            data.train.close()
+        if group.is_main:
+            card = _card(config, data.info, label, metrics)
+            save_model(run.path / WEIGHTS_NAME, method.inference_model(), card)
+            result = _result(config, data, label, metrics, identity, method)
+            write_json(run.path / "metrics.json", result | {"seconds": round(time.monotonic() - started, 1)})
+        group.barrier()
+    return _read(run)
+
+
+def _read(run: RunFolder) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((run.path / "metrics.json").read_text())
+    return result
+
+
+def _fit(
+    method: Method, data: Data, config: RunConfig, run: RunFolder, group: Processes, identity: dict[str, Any]
+) -> dict[str, float]:
+    try:
+        return fit(method, data, config, run=run, processes=group, identity=identity)
+    except torch.OutOfMemoryError:
+        peak = torch.cuda.max_memory_allocated() / 2**30 if group.device.type == "cuda" else 0.0
+        train_config = config.train
+        raise ResourceError(
+            f"out of memory with batch {train_config.batch_size}, {data.info.image_size} px, "
+            f"{train_config.precision}, peak {peak:.1f} GiB; train.accumulate={2 * train_config.accumulate} "
+            "halves the memory and keeps the effective batch"
+        ) from None
+
+
+def _identity(config: RunConfig, label: RunLabel, info: DataInfo, method: Method) -> dict[str, Any]:
+    return {
+        "method": label.paper,
+        "data": info.fingerprint,
+        "classes": hashlib.sha256("\n".join(info.class_names).encode()).hexdigest(),
+        "teachers": {role: teacher["sha256"] for role, teacher in method.teachers().items()},
+        "config": identity_fields(config),
+    }
+
+
+def _session(label: RunLabel) -> dict[str, Any]:
+    return {
+        "started": datetime.now(UTC).isoformat("T", "seconds"),
+        "command": label.command,
+        "git": git_state(),
+        "versions": versions(label.paper),
+        "machine": machine(),
+    }
+
+
+def _card(config: RunConfig, info: DataInfo, label: RunLabel, metrics: dict[str, float]) -> ModelCard:
+    kwargs = {**config.student.kwargs}
+    if takes_image_size(config.student.name):
+        kwargs.setdefault("img_size", info.image_size)
+    return ModelCard(
+        name=config.student.name,
+        kwargs=kwargs | {"in_chans": info.channels},
+        class_names=info.class_names,
+        image_size=info.image_size,
+        mean=info.mean,
+        std=info.std,
+        method=label.paper,
+        metrics={name: metrics[name] for name in ("top1", "top5", "loss", "ece") if name in metrics},
+    )
+
+
+def _result(
+    config: RunConfig, data: Data, label: RunLabel, metrics: dict[str, float], identity: dict[str, Any], method: Method
+) -> dict[str, Any]:
+    text = json.dumps(identity, sort_keys=True)
+    return {
+        "paper": label.paper,
+        "row": label.row,
+        "scale": label.scale,
+        "seed": config.seed,
+        "metrics": metrics,
+        "epochs": config.total_epochs,
+        "updates": config.total_epochs * data.train.steps_per_epoch,
+        "train_images": data.info.num_train,
+        "fraction": config.data.fraction,
+        "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "data_fingerprint": data.info.fingerprint,
+        "teachers": method.teachers(),
+        **{name: value for name, value in _session(label).items() if name != "started"},
+        "config": config.model_dump(mode="json"),
+    }
+

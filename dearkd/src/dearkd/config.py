@@ -1,0 +1,65 @@
+"""The config of a DearKD run: the shared sections, a teacher, and the paper's own terms."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from vitutor_core.config import Config, identity
+from vitutor_core.schema import RunConfig, TeacherConfig
+
+
+class ObjectiveConfig(Config):
+    """Terms and weights of eq. 4-7, and when the teacher leaves.
+
+    The paper gives no value for ``alpha_loss``, ``beta_loss``, the pairs or the heads; docs/fidelity/dearkd.md says
+    why these are the defaults.
+    """
+
+    alpha_loss: float = identity(0.5, help="weight of the label term in eq. 6; 1 - alpha_loss weights the logit term", ge=0, le=1)
+    beta_loss: float = identity(1.0, help="weight of the hidden loss in eq. 6", ge=0)
+    distill: Literal["none", "pooled", "token"] = identity(
+        "pooled", help="where the teacher's hard label goes: pooled content tokens (DearKD), or DeiT's distillation token"
+    )
+    share_head: bool = identity(False, help="pooled: use the class head instead of a head of its own")
+    pairs: tuple[tuple[int, str], ...] = identity(
+        ((4, "s2"), (8, "s3")), help="student block (from 1) and teacher stage of each hidden loss; empty: none"
+    )
+    two_stage: bool = identity(True, help="drop the teacher after stage1_epochs; false: keep it to the end")
+    stage1_epochs: int | None = identity(
+        None, help="epochs with the teacher, scaled like train.epochs; null: five sixths of them", ge=1
+    )
+    freeze_rpe: bool = identity(False, help="stop training alpha and delta in stage II")
+    target_norm: Literal["none", "channel_std"] = identity("none", help="normalisation of the teacher's maps")
+    aligner_act: Literal["relu", "none"] = identity("relu", help="none: for teachers whose maps have negative values")
+    channel_map: Literal["pointwise", "grouped"] = identity("pointwise", help="how the aligner changes channels")
+
+
+class DearKDConfig(RunConfig):
+    """Everything that a DearKD run needs."""
+
+    teacher: TeacherConfig | None = identity(None, help="the frozen CNN teacher; null: plain training")
+    method: ObjectiveConfig = identity(ObjectiveConfig(), help="the paper's objective")
+
+    @model_validator(mode="after")
+    def _teacher_where_needed(self) -> Self:
+        taught = self.method.distill != "none" or bool(self.method.pairs)
+        if taught and self.teacher is None:
+            raise ValueError("method.distill and method.pairs need a teacher")
+        if not taught and self.teacher is not None:
+            raise ValueError("a teacher is given, but method.distill is none and method.pairs is empty")
+        if self.method.distill == "token" and (self.method.pairs or self.method.two_stage):
+            raise ValueError("method.distill=token is DeiT's single-stage baseline: set pairs=[] and two_stage=false")
+        return self
+
+    @property
+    def stage1_epochs(self) -> int:
+        """Epochs with the teacher, after ``train.epoch_scaling`` (the paper: 250 of 300)."""
+        if self.teacher is None:
+            return 0
+        if not self.method.two_stage:
+            return self.total_epochs
+        if self.method.stage1_epochs is None:
+            return round(self.total_epochs * 5 / 6)
+        return round(self.method.stage1_epochs * self.total_epochs / self.train.epochs)

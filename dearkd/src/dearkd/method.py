@@ -1,0 +1,166 @@
+"""DearKD (Chen et al., CVPR 2022, arXiv 2204.12997), section 3: two-stage training of a ViT with a CNN teacher.
+
+Stage I  (eq. 6):  L = alpha_loss * L_CE + (1 - alpha_loss) * L_logit + beta_loss * L_hidden
+Stage II (eq. 7):  L = L_CE
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dearkd.config import DearKDConfig
+from dearkd.losses.hidden import hidden_loss
+from dearkd.losses.logit import logit_loss
+from dearkd.losses.total import total_loss
+from dearkd.models.aligner import Aligner
+from dearkd.models.mhca import MHCA
+from vitutor_core.analysis.attention import attention_distance
+from vitutor_core.data.types import Batch, DataInfo
+from vitutor_core.distill import FrozenTeacher
+from vitutor_core.distill.teacher import load_teacher
+from vitutor_core.errors import ConfigError
+from vitutor_core.models.taps import forward_taps
+from vitutor_core.models.weights import create_model
+from vitutor_core.train.method import Clock, Method, StepOutput
+
+
+class DearKD(Method):
+    """The student, its aligners and distillation head, and, in stage I only, the teacher.
+
+    Without a teacher this is plain supervised training, the baseline of the paper's tables.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        config: DearKDConfig,
+        *,
+        teacher: FrozenTeacher | None = None,
+        aligners: nn.ModuleList | None = None,
+        head_dist: nn.Linear | None = None,
+    ) -> None:
+        super().__init__()
+        self.student: Any = student
+        self.aligners = aligners
+        self.head_dist = head_dist
+        self._teacher = teacher
+        self._facts = teacher.facts if teacher is not None else None
+        self._terms = config.method
+        self._stage1_epochs = config.stage1_epochs
+
+    @classmethod
+    def build(cls, config: DearKDConfig, info: DataInfo) -> Self:
+        """Build student, teacher and projectors for the data at hand; raises `ConfigError` where they do not fit."""
+        student: Any = create_model(
+            config.student, num_classes=info.num_classes, image_size=info.image_size, channels=info.channels
+        )
+        if config.teacher is None:
+            return cls(student, config)
+        terms = config.method
+        teacher = load_teacher(config.teacher, info)
+        aligners = _build_aligners(student, teacher, config, info) if terms.pairs and terms.beta_loss > 0 else None
+        head_dist = None
+        if terms.distill == "pooled" and not terms.share_head:
+            head_dist = nn.Linear(student.num_features, info.num_classes)
+            nn.init.trunc_normal_(head_dist.weight, std=0.02)
+            nn.init.zeros_(head_dist.bias)
+        return cls(student, config, teacher=teacher, aligners=aligners, head_dist=head_dist)
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        if self._teacher is None:
+            loss = F.cross_entropy(self.student(batch.images), batch.targets)
+            return StepOutput(loss, {"label_loss": loss})
+        pairs = self._terms.pairs if self.aligners is not None else ()
+        student = forward_taps(self.student, batch.images, features=[block - 1 for block, _ in pairs])
+        teacher = self._teacher(batch.images, features=[stage for _, stage in pairs])
+        label_logits, dist_logits = self._heads(student.tokens)
+        parts = {"label_loss": F.cross_entropy(label_logits, batch.targets)}
+        if dist_logits is not None:
+            parts["logit_loss"] = logit_loss(dist_logits, teacher.logits)
+        if self.aligners is not None:
+            aligned = [aligner(map_) for aligner, map_ in zip(self.aligners, student.features, strict=True)]
+            parts["hidden_loss"] = hidden_loss(aligned, teacher.features, target_norm=self._terms.target_norm)
+        loss = total_loss(
+            parts["label_loss"],
+            parts.get("logit_loss"),
+            parts.get("hidden_loss"),
+            alpha_loss=self._terms.alpha_loss,
+            beta_loss=self._terms.beta_loss,
+        )
+        return StepOutput(loss, parts)
+
+    def _heads(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Map the final tokens (B, N, d) to class logits and distillation logits, both (B, K)."""
+        student = self.student
+        if self._terms.distill == "token":
+            return student.head(tokens[:, 0]), student.head_dist(tokens[:, 1])
+        label_logits = student.forward_head(tokens)
+        if self._terms.distill == "none":
+            return label_logits, None
+        pooled = tokens[:, student.num_prefix_tokens :].mean(1)
+        head = student.head if self.head_dist is None else self.head_dist
+        return label_logits, head(pooled)
+
+    def on_epoch(self, clock: Clock) -> bool:
+        """Enter stage II: free the teacher, drop aligners and distillation head; one continuous schedule."""
+        if self._teacher is None or clock.epoch < self._stage1_epochs:
+            return False
+        self._teacher = None
+        self.aligners = None
+        self.head_dist = None
+        if self._terms.freeze_rpe:
+            for module in self.student.modules():
+                if isinstance(module, MHCA):
+                    module.alpha.requires_grad_(False)
+                    module.delta.requires_grad_(False)
+        return True
+
+    def teachers(self) -> dict[str, dict[str, Any]]:
+        return {"cnn": self._facts} if self._facts is not None else {}
+
+    def diagnostics(self, images: Tensor) -> dict[str, float]:
+        """Return the mean attention distance of each block in pixels (Fig. 4)."""
+        blocks = getattr(self.student, "blocks", None)
+        if blocks is None:
+            return {}
+        was_training = self.student.training
+        self.student.eval()
+        with torch.no_grad():
+            taps = forward_taps(self.student, images, attentions=range(len(blocks)))
+        self.student.train(was_training)
+        grid, patch = self.student.patch_embed.grid_size, self.student.patch_embed.patch_size[0]
+        return {
+            f"attention_distance_block{index}": attention_distance(
+                attention, grid, self.student.num_prefix_tokens, patch_size_px=patch
+            )
+            .mean()
+            .item()
+            for index, attention in enumerate(taps.attentions)
+        }
+
+
+def _build_aligners(student: Any, teacher: FrozenTeacher, config: DearKDConfig, info: DataInfo) -> nn.ModuleList:
+    pairs = config.method.pairs
+    blocks = getattr(student, "blocks", ())
+    for block, _ in pairs:
+        if not 1 <= block <= len(blocks):
+            raise ConfigError(f"method.pairs: block {block} of a student with {len(blocks)} blocks")
+    images = torch.zeros(1, info.channels, info.image_size, info.image_size)
+    maps = teacher(images, features=[stage for _, stage in pairs]).features
+    act = config.method.aligner_act == "relu"
+    if act and any((map_ < 0).any() for map_ in maps):
+        raise ConfigError("method.pairs: a teacher stage has negative values; set method.aligner_act=none")
+    return nn.ModuleList(
+        Aligner(
+            student.embed_dim,
+            map_.shape[1],
+            (map_.shape[2], map_.shape[3]),
+            act=act,
+            channel_map=config.method.channel_map,
+        )
+        for map_ in maps
+    )
