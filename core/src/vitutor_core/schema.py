@@ -103,9 +103,10 @@ class OptimConfig(Config):
 class TrainConfig(Config):
     """Length of the run and how a step is computed."""
 
-    epochs: int = identity(help="epochs on the full training set", ge=1)
-    epoch_scaling: Literal["none", "inverse"] = identity(
-        "none", help="inverse: a fraction f of the data is seen for epochs / f, so the number of updates stays"
+    epochs: int = identity(help="epochs; see epoch_length", ge=1)
+    epoch_length: Literal["subset", "full"] = identity(
+        "subset",
+        help="full: an epoch has as many updates as on the full training set, so a fraction f of it is seen 1/f times",
     )
     batch_size: int = identity(help="images per update, over all processes and accumulation steps", ge=1)
     accumulate: int = identity(1, help="micro-batches per update", ge=1)
@@ -137,9 +138,3 @@ class RunConfig(Config):
     optim: OptimConfig = identity(help="optimiser and schedule")
     train: TrainConfig = identity(help="length and precision")
     runtime: RuntimeConfig = runtime(RuntimeConfig(), help="what may change on resume")
-
-    @property
-    def total_epochs(self) -> int:
-        """Epochs on the subset that is used, after ``epoch_scaling``."""
-        scale = self.data.fraction if self.train.epoch_scaling == "inverse" else 1.0
-        return round(self.train.epochs / scale)

@@ -28,7 +28,7 @@ class ObjectiveConfig(Config):
     )
     two_stage: bool = identity(True, help="drop the teacher after stage1_epochs; false: keep it to the end")
     stage1_epochs: int | None = identity(
-        None, help="epochs with the teacher, scaled like train.epochs; null: five sixths of them", ge=1
+        None, help="epochs with the teacher; null: five sixths of all", ge=1
     )
     freeze_rpe: bool = identity(False, help="stop training alpha and delta in stage II")
     target_norm: Literal["none", "channel_std"] = identity("none", help="normalisation of the teacher's maps")
@@ -55,11 +55,9 @@ class DearKDConfig(RunConfig):
 
     @property
     def stage1_epochs(self) -> int:
-        """Epochs with the teacher, after ``train.epoch_scaling`` (the paper: 250 of 300)."""
+        """Epochs with the teacher (the paper: 250 of 300)."""
         if self.teacher is None:
             return 0
         if not self.method.two_stage:
-            return self.total_epochs
-        if self.method.stage1_epochs is None:
-            return round(self.total_epochs * 5 / 6)
-        return round(self.method.stage1_epochs * self.total_epochs / self.train.epochs)
+            return self.train.epochs
+        return self.method.stage1_epochs or round(self.train.epochs * 5 / 6)

@@ -50,7 +50,7 @@ def reproduce_row(
             arguments += ["--set", setting]
         commands.append(arguments)
     with_teachers(configs[0], scale, teachers)
-    with RunProgress(row, sum(config.total_epochs for config in configs)) as progress:
+    with RunProgress(row, sum(config.train.epochs for config in configs)) as progress:
         _run_all(paper, commands, jobs or _default_jobs(), lambda: progress.update(_epochs_done(runs), "epochs"))
     partial = out.with_name(out.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)

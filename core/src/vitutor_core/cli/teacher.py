@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -15,6 +16,7 @@ from vitutor_core.schema import RunConfig, TeacherConfig
 from vitutor_core.train.publish import publish
 
 PACKAGE = "vitutor_core"
+RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
 
 
 @click.command("teacher")
@@ -60,17 +62,20 @@ def train_teacher(
     return float(result["metrics"]["top1"])
 
 
-def with_teachers(config: RunConfig, scale: str, folder: Path) -> RunConfig:
-    """Train, unless they are there, the teachers that a config names by recipe, and fill in where they are."""
-    settings = []
-    inherited = tuple(f"data.{name}={getattr(config.data, name)}" for name in ("source", "image_size"))
+def with_teachers(config: RunConfigT, scale: str, folder: Path, *, settings: tuple[str, ...] = ()) -> RunConfigT:
+    """Train, unless they are there, the teachers that a config names by recipe, and fill in where they are.
+
+    A teacher sees the same source as the student, whole; ``settings`` change its recipe further.
+    """
+    found = []
+    inherited = tuple(f"data.{name}={json.dumps(getattr(config.data, name))}" for name in ("source", "image_size"))
     for path, teacher in _teachers(config):
         if teacher.recipe is not None and teacher.weights is None:
             run = folder / teacher.recipe
             if not (run / "metrics.json").exists():
-                train_teacher(scale, teacher.recipe, run, settings=inherited)
-            settings.append(f"{path}.weights={json.dumps(str(run.absolute()))}")
-    return config.changed(settings)
+                train_teacher(scale, teacher.recipe, run, settings=(*inherited, *settings))
+            found.append(f"{path}.weights={json.dumps(str(run.absolute()))}")
+    return config.changed(found)
 
 
 def _teachers(config: Config, prefix: str = "") -> list[tuple[str, TeacherConfig]]:

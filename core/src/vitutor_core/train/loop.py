@@ -41,7 +41,7 @@ def fit(
     Resumes from the newest checkpoint of ``run``, bit for bit. Raises `InterruptedRun` after saving, when asked to
     stop, and `NonFiniteError` before any weight is harmed.
     """
-    updates, epochs = data.train.steps_per_epoch, config.total_epochs
+    updates, epochs = data.train.steps_per_epoch, config.train.epochs
     clock = Clock(0, updates, updates * epochs)
     method.to(processes.device)
     state = TrainState.build(method, config, run, clock, identity)

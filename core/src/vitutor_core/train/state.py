@@ -47,7 +47,7 @@ class TrainState:
         decay = config.train.ema_decay
         state = cls(
             optimizer,
-            optim.build_schedule(optimizer, config.optim, config.total_epochs, clock.steps_per_epoch),
+            optim.build_schedule(optimizer, config.optim, config.train.epochs, clock.steps_per_epoch),
             ModelEmaV3(method.inference_model(), decay=decay) if decay is not None else None,
             identity,
         )

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vitutor_core.errors import BusyError, CheckpointError, ConfigError, ResourceError
+from vitutor_core.train import run_folder
+from vitutor_core.train.run_folder import RunFolder
+from vitutor_core.train.signals import StopRequest
+
+IDENTITY = {"method": "m", "data": "d", "teachers": {}, "config": {"optim.lr": 0.1, "seed": 0}}
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from vitutor_core.train.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1])) as run:
+    run.claim({"method": "m", "config": {}}, {})
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_with_the_holder(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "r")], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        started = time.monotonic()
+        with pytest.raises(BusyError, match=rf"process {holder.pid} on .* since 20"):
+            RunFolder(tmp_path / "r")
+        assert time.monotonic() - started < 5
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with RunFolder(tmp_path / "r"):  # the lock of a dead process is taken over
+        pass
+
+
+def test_a_lock_inherited_by_a_dead_runs_worker_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "_LOCK_WAIT_S", 0.5)
+    folder = RunFolder(tmp_path / "r")
+    (tmp_path / "r" / ".lock").write_text(json.dumps({"pid": 2**22 + 1, "host": os.uname().nodename, "since": "x"}))
+    started = time.monotonic()
+    with pytest.raises(BusyError):
+        RunFolder(tmp_path / "r")
+    assert time.monotonic() - started >= 0.5
+    folder.__exit__(None, None, None)
+
+
+def test_refuses_another_config_and_names_the_difference(tmp_path):
+    with RunFolder(tmp_path / "r") as run:
+        run.claim(IDENTITY, {"command": "a"})
+    changed = IDENTITY | {"config": {"optim.lr": 0.2, "seed": 0}}
+    with RunFolder(tmp_path / "r") as run, pytest.raises(ConfigError, match=r"optim\.lr: 0\.1 -> 0\.2"):
+        run.claim(changed, {})
+    with RunFolder(tmp_path / "r") as run, pytest.raises(ConfigError, match="data: 'd' -> 'e'"):
+        run.claim(IDENTITY | {"data": "e"}, {})
+    with RunFolder(tmp_path / "r") as run, pytest.raises(CheckpointError, match="method m, expected other"):
+        run.claim(IDENTITY | {"method": "other"}, {})
+    with RunFolder(tmp_path / "r") as run:
+        run.claim(IDENTITY, {"command": "b"})
+    sessions = json.loads((tmp_path / "r" / "run.json").read_text())["sessions"]
+    assert [session["command"] for session in sessions] == ["a", "b"]
+
+
+def test_a_failed_set_up_leaves_nothing(tmp_path):
+    with pytest.raises(ConfigError), RunFolder(tmp_path / "a" / "r"):  # noqa: PT012
+        raise ConfigError("x")
+    assert not (tmp_path / "a" / "r").exists()
+
+
+def test_a_failure_later_keeps_the_run(tmp_path):
+    with pytest.raises(ConfigError), RunFolder(tmp_path / "r") as run:  # noqa: PT012
+        run.claim(IDENTITY, {})
+        raise ConfigError("x")
+    assert (tmp_path / "r" / "run.json").exists()
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "r").write_text("")
+    with pytest.raises(ResourceError, match="cannot write there"):
+        RunFolder(tmp_path / "r")
+
+
+def test_a_damaged_run_json_is_named(tmp_path):
+    with RunFolder(tmp_path / "r") as run:
+        run.claim(IDENTITY, {})
+    (tmp_path / "r" / "run.json").write_text("{")
+    with RunFolder(tmp_path / "r") as run, pytest.raises(CheckpointError, match=r"run\.json"):
+        run.claim(IDENTITY, {})
+
+
+def test_curves_union_of_columns_and_cut_at_the_resumed_epoch(tmp_path):
+    with RunFolder(tmp_path / "r ü") as run:
+        run.write_curves([{"epoch": 0, "a": 1.5}, {"epoch": 1, "b": 2}])
+        assert (run.path / "curves.csv").read_text() == "epoch,a,b\n0,1.5,\n1,,2\n"
+        assert run.read_curves(1) == [{"epoch": "0", "a": "1.5", "b": ""}]
+
+
+def test_stop_request_counts_signals_and_sees_the_file(tmp_path):
+    with StopRequest(tmp_path) as stop:
+        assert not stop
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.signal_number == signal.SIGUSR1
+    with StopRequest(tmp_path) as stop:
+        (tmp_path / "STOP").touch()
+        stop.look_for_file()
+        assert stop.signal_number == signal.SIGTERM
+        assert not (tmp_path / "STOP").exists()
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    code = (
+        "import os, signal; from pathlib import Path; from vitutor_core.train.signals import StopRequest\n"
+        "with StopRequest(Path('.')):\n    [os.kill(os.getpid(), signal.SIGTERM) for _ in '12']\n    print('here')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (143, b"")
