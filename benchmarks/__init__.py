@@ -1,0 +1,1 @@
+"""Speed against peers, as ratios within one process. Each script prints JSON; --out FILE writes it."""
