@@ -13,7 +13,9 @@ from typing import Any
 from vitutor_core.provenance import git_state, machine, versions
 
 
-def interleave(first: Callable[[], Any], second: Callable[[], Any], *, rounds: int, warm_up: int = 3) -> tuple[list[float], list[float]]:
+def interleave(
+    first: Callable[[], Any], second: Callable[[], Any], *, rounds: int, warm_up: int = 3
+) -> tuple[list[float], list[float]]:
     """Time two functions in turn, A B A B ..., and return their times in seconds."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(warm_up + rounds):

@@ -129,4 +129,3 @@ def test_nothing_heavy_is_imported_for_a_config_mistake():
 def test_nearest_is_silent_without_a_near_name():
     assert nearest("zzz", ["epochs"]) == ""
     assert nearest("epoch", ["epochs"]) == "; did you mean 'epochs'?"
-

@@ -90,9 +90,7 @@ def identity_fields(config: Config) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Describe each field that differs, one ``path: old -> new`` per line, for the resume refusal."""
     paths = sorted(old.keys() | new.keys())
-    return [
-        f"{path}: {old.get(path)!r} -> {new.get(path)!r}" for path in paths if old.get(path) != new.get(path)
-    ]
+    return [f"{path}: {old.get(path)!r} -> {new.get(path)!r}" for path in paths if old.get(path) != new.get(path)]
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
@@ -116,9 +114,7 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     return loaded["base"], loaded.get("rows") or {}
 
 
-def resolve(
-    schema: type[ConfigT], recipe: Path, *, row: str | None = None, settings: Iterable[str] = ()
-) -> ConfigT:
+def resolve(schema: type[ConfigT], recipe: Path, *, row: str | None = None, settings: Iterable[str] = ()) -> ConfigT:
     """Build a config from a recipe, one of its rows, and ``a.b=c`` settings, in this order."""
     base, rows = read_recipe(recipe)
     values = json.loads(json.dumps(base))
@@ -158,6 +154,9 @@ def _assign(values: dict[str, Any], path: str, value: Any) -> None:
 
 def _explain(detail: ErrorDetails, schema: type[Config]) -> str:
     path = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "value_error":  # of a rule over several fields
+        message = detail["msg"].removeprefix("Value error, ")
+        return f"{path}: {message}" if path else message
     if detail["type"] != "extra_forbidden":
         return f"{path}: {detail['msg']} (got {detail['input']!r})"
     section: Any = schema

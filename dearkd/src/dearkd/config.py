@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -17,19 +18,20 @@ class ObjectiveConfig(Config):
     why these are the defaults.
     """
 
-    alpha_loss: float = identity(0.5, help="weight of the label term in eq. 6; 1 - alpha_loss weights the logit term", ge=0, le=1)
+    alpha_loss: float = identity(
+        0.5, help="weight of the label term in eq. 6; 1 - alpha_loss weights the logit term", ge=0, le=1
+    )
     beta_loss: float = identity(1.0, help="weight of the hidden loss in eq. 6", ge=0)
     distill: Literal["none", "pooled", "token"] = identity(
-        "pooled", help="where the teacher's hard label goes: pooled content tokens (DearKD), or DeiT's distillation token"
+        "pooled",
+        help="where the teacher's hard label goes: pooled content tokens (DearKD), or DeiT's distillation token",
     )
     share_head: bool = identity(False, help="pooled: use the class head instead of a head of its own")
     pairs: tuple[tuple[int, str], ...] = identity(
         ((4, "s2"), (8, "s3")), help="student block (from 1) and teacher stage of each hidden loss; empty: none"
     )
     two_stage: bool = identity(True, help="drop the teacher after stage1_epochs; false: keep it to the end")
-    stage1_epochs: int | None = identity(
-        None, help="epochs with the teacher; null: five sixths of all", ge=1
-    )
+    stage1_epochs: int | None = identity(None, help="epochs with the teacher; null: five sixths of all", ge=1)
     freeze_rpe: bool = identity(False, help="stop training alpha and delta in stage II")
     target_norm: Literal["none", "channel_std"] = identity("none", help="normalisation of the teacher's maps")
     aligner_act: Literal["relu", "none"] = identity("relu", help="none: for teachers whose maps have negative values")
@@ -51,13 +53,24 @@ class DearKDConfig(RunConfig):
             raise ValueError("a teacher is given, but method.distill is none and method.pairs is empty")
         if self.method.distill == "token" and (self.method.pairs or self.method.two_stage):
             raise ValueError("method.distill=token is DeiT's single-stage baseline: set pairs=[] and two_stage=false")
+        if not self.method.two_stage and self.method.stage1_epochs is not None:
+            raise ValueError("method.stage1_epochs is set, but two_stage is false")
+        if (self.method.stage1_epochs or 0) > self.train.epochs:
+            raise ValueError(f"method.stage1_epochs is {self.method.stage1_epochs} of {self.train.epochs} epochs")
         return self
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, where: str) -> Self:
+        """Write the stage switch into the config, then validate: a saved config says when it was."""
+        method, epochs = values.get("method") or {}, (values.get("train") or {}).get("epochs")
+        if values.get("teacher") and isinstance(epochs, int) and method.get("two_stage", True):
+            method = {"stage1_epochs": round(epochs * 5 / 6), **method}
+            values = {**values, "method": method}
+        return super().from_mapping(values, where=where)
 
     @property
     def stage1_epochs(self) -> int:
-        """Epochs with the teacher (the paper: 250 of 300)."""
+        """Epochs with the teacher: none without one, all of them in a single stage."""
         if self.teacher is None:
             return 0
-        if not self.method.two_stage:
-            return self.train.epochs
-        return self.method.stage1_epochs or round(self.train.epochs * 5 / 6)
+        return self.method.stage1_epochs or self.train.epochs

@@ -63,7 +63,9 @@ def export_run(run: Path, target: Path, package: str) -> list[str]:
     save_model(target, model, card)
     kwargs: dict[str, Any] = {"num_classes": len(card.class_names), **card.kwargs}
     again = timm.create_model(card.name, checkpoint_path=str(target), **kwargs)
-    if any(not torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)):
+    if any(
+        not torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    ):
         raise CheckpointError(f"{target}: timm does not read the weights back")
     page = target.with_suffix(".md")
     page.write_text(_page(card, kwargs, target.name, package))
@@ -97,5 +99,3 @@ def _result(run: Path, package: str) -> dict[str, Any]:
     if found != package:
         raise CheckpointError(f"{run.absolute()}: a run of method {found}, expected {package}")
     return result
-
-

@@ -34,7 +34,9 @@ def data(scale: str, source: str | None, settings: tuple[str, ...], out: Path | 
         manifest = check_source(config, progress=progress.of)
     for name in ("train", "evaluation"):
         split = manifest[name]
-        click.echo(f"{name:12}{split['images']:>9} images, {split['per_class']['min']}-{split['per_class']['max']} per class")
+        click.echo(
+            f"{name:12}{split['images']:>9} images, {split['per_class']['min']}-{split['per_class']['max']} per class"
+        )
     click.echo(f"{'classes':12}{len(manifest['classes']):>9}; fingerprint {manifest['fingerprint'][:16]}")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,9 @@ RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
 @options.recipe
 @options.settings
 @click.option(
-    "--work", type=click.Path(file_okay=False, path_type=Path), help="Train there, in a folder named by the fingerprint."
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Train there, in a folder named by the fingerprint.",
 )
 @options.out()
 def teacher(
@@ -68,7 +70,12 @@ def with_teachers(config: RunConfigT, scale: str, folder: Path, *, settings: tup
     A teacher sees the same source as the student, whole; ``settings`` change its recipe further.
     """
     found = []
-    inherited = tuple(f"data.{name}={json.dumps(getattr(config.data, name))}" for name in ("source", "image_size"))
+    same = {"data": ("source", "image_size"), "runtime": ("device", "threads", "workers")}
+    inherited = tuple(
+        f"{section}.{name}={json.dumps(getattr(getattr(config, section), name))}"
+        for section, names in same.items()
+        for name in names
+    )
     for path, teacher in _teachers(config):
         if teacher.recipe is not None and teacher.weights is None:
             run = folder / teacher.recipe

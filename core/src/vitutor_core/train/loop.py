@@ -82,7 +82,9 @@ def fit(
                 is_last = state.step % updates == 0
                 if not is_last and _must_stop(stop, state, every.log_every_steps, processes):
                     state.save(run, method, meter, processes)
-                    raise InterruptedRun(f"stopped at step {state.step}; run it again to go on", stop.signal_number or 15)
+                    raise InterruptedRun(
+                        f"stopped at step {state.step}; run it again to go on", stop.signal_number or 15
+                    )
                 waited = time.monotonic()
 
             guard.raise_if_bad()
@@ -94,7 +96,7 @@ def fit(
                 line |= metrics
             state.end_epoch(line, metrics)
             progress.update(state.step, meter.note())
-            progress.say(_summary(line, epochs))
+            progress.epoch(_summary(line, epochs), last=epoch + 1 == epochs)
             must_stop = processes.any(bool(stop)) if processes.world_size > 1 else bool(stop)
             if (epoch + 1) % every.checkpoint_every_epochs == 0 or epoch + 1 == epochs or must_stop:
                 state.save(run, method, meter, processes)
@@ -167,7 +169,9 @@ def _evaluate(
     method: Method, ema: ModelEmaV3 | None, data: Data, config: RunConfig, processes: Processes, probe: torch.Tensor
 ) -> dict[str, float]:
     options: dict[str, Any] = {
-        "num_classes": data.info.num_classes, "device": processes.device, "precision": config.train.precision
+        "num_classes": data.info.num_classes,
+        "device": processes.device,
+        "precision": config.train.precision,
     }
     metrics: dict[str, float] = evaluate(method.inference_model(), data.evaluation, **options)
     if ema is not None:

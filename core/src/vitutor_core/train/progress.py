@@ -62,6 +62,13 @@ class RunProgress:
             self._bar.update(self._task, total=total)
         self.update(done, "")
 
+    def epoch(self, text: str, *, last: bool) -> None:
+        """Say how an epoch went; a log gets the last one and those that come at least 15 seconds apart."""
+        now = time.monotonic()
+        if self._live or last or now - self._last_line >= _LOG_EVERY_S:
+            self._last_line = now
+            self.say(text)
+
     def say(self, text: str) -> None:
         """Print one line above the bar."""
         if self._enabled:

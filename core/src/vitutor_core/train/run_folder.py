@@ -127,7 +127,11 @@ class RunFolder:
                 raise BusyError(f"{self.path}: in use by {_describe(holder)}; wait for it or choose another --out")
             time.sleep(0.2)
         os.ftruncate(descriptor, 0)
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat("T", "seconds")}
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.now(UTC).isoformat("T", "seconds"),
+        }
         os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         return descriptor
 

@@ -142,4 +142,3 @@ def _result(
         **{name: value for name, value in _session(label).items() if name != "started"},
         "config": config.model_dump(mode="json"),
     }
-

@@ -35,9 +35,7 @@ class TrainState:
     curves: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def build(
-        cls, method: Method, config: RunConfig, run: RunFolder, clock: Clock, identity: dict[str, Any]
-    ) -> Self:
+    def build(cls, method: Method, config: RunConfig, run: RunFolder, clock: Clock, identity: dict[str, Any]) -> Self:
         """Start at step 0, or where the newest checkpoint of ``run`` ends."""
         found = run.latest_checkpoint(identity)
         if found is not None:
@@ -97,4 +95,3 @@ class TrainState:
         losses = [str(float(loss)) for loss in meter.recent]
         details = {"step": self.step, "sample_indices": indices, "last_losses": losses}
         write_json(folder / f"step-{self.step:08d}.json", details)
-

@@ -1,0 +1,99 @@
+"""Augmentation of whole batches on the device, with one set of random parameters per image.
+
+The parameters are drawn on the host from the key of each view (`Views`), so the pixels of a view depend neither on the
+batch around it nor on processes, and the device is never waited for. Each draw has a fixed number, so that switching
+one operation on does not change another.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitutor_core.data import boxes, pixelops, randaugment
+from vitutor_core.data.order import Views
+from vitutor_core.data.resample import resized_crop
+from vitutor_core.data.transfer import to_device
+from vitutor_core.schema import AugmentConfig, DataConfig
+
+_FLIP_DRAW = 0
+_PAD_CROP_DRAWS = 1
+_JITTER_DRAWS = 3
+_RESIZED_CROP_DRAWS = 6
+# 32 to 55 belong to random erasing.
+_RAND_AUGMENT_DRAWS = 64
+
+_JITTER = (pixelops.brightness, pixelops.contrast, pixelops.color)
+
+
+class Augment:
+    """The geometric and colour part of the augmentation: everything before normalisation.
+
+    In this order: zero-pad and crop, or random resized crop; flip; RandAugment, or colour jitter in the fixed order
+    brightness, contrast, saturation. As in timm, RandAugment replaces colour jitter. Pixels are whole numbers after
+    every operation, as in a PIL pipeline.
+    """
+
+    def __init__(
+        self, data: DataConfig, augment: AugmentConfig, mean: tuple[float, float, float], device: torch.device
+    ) -> None:
+        self._size = data.image_size
+        self._interpolation = data.interpolation
+        self._config = augment
+        self._rand_augment = None
+        if augment.rand_augment is not None:
+            fill = torch.tensor([round(255 * value) for value in mean], dtype=torch.float32, device=device)
+            spec = randaugment.parse(augment.rand_augment)
+            self._rand_augment = randaugment.RandAugment(spec, fill, _RAND_AUGMENT_DRAWS)
+
+    def __call__(self, images: Tensor, views: Views) -> Tensor:
+        """Augment (B, 3, S, S) uint8 images to (B, 3, image_size, image_size), uint8 or whole float32 numbers."""
+        return self._colours(self._geometry(images, views), views)
+
+    def _geometry(self, images: Tensor, views: Views) -> Tensor:
+        config, device = self._config, images.device
+        mirror = views.uniform(_FLIP_DRAW, 1)[:, 0] < config.flip if config.flip else None
+        if config.crop_scale is not None:
+            draws = views.uniform(_RESIZED_CROP_DRAWS, boxes.NUM_DRAWS)
+            crops = boxes.crop_boxes(draws, images.shape[-1], config.crop_scale, config.crop_aspect)
+            return pixelops.round_to_pixels(resized_crop(images, crops, self._size, self._interpolation, mirror=mirror))
+        if config.pad_crop:
+            corners = (views.uniform(_PAD_CROP_DRAWS, 2) * (2 * config.pad_crop + 1)).astype(np.int64)
+            images = pad_crop(images, to_device(corners, device), config.pad_crop)
+        return images if mirror is None else flip(images, to_device(mirror, device))
+
+    def _colours(self, images: Tensor, views: Views) -> Tensor:
+        if self._rand_augment is not None:
+            return self._rand_augment(images.float(), views)
+        if self._config.color_jitter:
+            draws = views.uniform(_JITTER_DRAWS, len(_JITTER))
+            factors = to_device(jitter_factors(draws, self._config.color_jitter), images.device)
+            images = images.float()
+            for operation, column in zip(_JITTER, factors.unbind(1), strict=True):
+                images = operation(images, column)
+        return images
+
+
+def pad_crop(images: Tensor, corners: Tensor, padding: int) -> Tensor:
+    """Zero-pad by ``padding`` pixels on each side and cut the original size out again.
+
+    images: (B, C, S, S). corners: (B, 2) int64, top and left edge in the padded image, from 0 to 2 * padding.
+    """
+    side = images.shape[-1]
+    windows = F.pad(images, (padding,) * 4).unfold(2, side, 1).unfold(3, side, 1)
+    batch = torch.arange(len(images), device=images.device)
+    return windows[batch, :, corners[:, 0], corners[:, 1]]
+
+
+def flip(images: Tensor, mirror: Tensor) -> Tensor:
+    """Flip those of the (B, C, H, W) images horizontally that ``mirror``, (B,) bool, names."""
+    return torch.where(mirror[:, None, None, None], images.flip(-1), images)
+
+
+def jitter_factors(draws: NDArray[np.float64], strength: float) -> NDArray[np.float32]:
+    """Map draws from [0, 1) to factors uniform in [max(0, 1 - strength), 1 + strength], torchvision's range."""
+    low, high = max(0.0, 1 - strength), 1 + strength
+    return (low + (high - low) * draws).astype(np.float32)

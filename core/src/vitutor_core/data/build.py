@@ -1,0 +1,103 @@
+"""From a config to the two loaders."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from vitutor_core.data import randaugment
+from vitutor_core.data.augment import Augment
+from vitutor_core.data.mixing import Finish, Normalise
+from vitutor_core.data.order import Order
+from vitutor_core.data.resident import Progress, ResidentEvalLoader, ResidentTrainLoader, load_eval, load_train
+from vitutor_core.data.sources import open_source
+from vitutor_core.data.streamed import StreamedEvalLoader, StreamedTrainLoader, eval_transform, train_transform
+from vitutor_core.data.subsets import fingerprint, subset_indices
+from vitutor_core.data.types import Data, DataInfo, EvalLoader, TrainLoader
+from vitutor_core.errors import ConfigError
+from vitutor_core.schema import AugmentConfig, RunConfig
+
+
+def build_data(
+    config: RunConfig,
+    *,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: Progress | None = None,
+) -> Data:
+    """Open the source, choose the subset and make the loaders of process ``rank`` of ``world_size``.
+
+    ``progress`` is called with the numbers of decoded and of all images while the resident loader fills.
+    Raises ConfigError for settings that cannot work together, DataError for bad data, and ResourceError if the
+    resident images do not fit into memory.
+    """
+    check_augment(config.augment)
+    source = open_source(config.data)
+    indices = subset_indices(source.train.labels, config.data)
+    order = Order(
+        len(indices),
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        num_views=len(source.train.labels) if config.train.epoch_length == "full" else None,
+        accumulate=config.train.accumulate,
+        repeats=config.augment.repeats,
+        rank=rank,
+        world_size=world_size,
+    )
+    mixes = config.augment.mixup > 0 or config.augment.cutmix > 0
+    if mixes and order.micro_batch_size % 2:
+        raise ConfigError(
+            f"train.batch_size: a micro-batch of one process has {order.micro_batch_size} images, but Mixup and CutMix "
+            "pair images and need an even number"
+        )
+    info = DataInfo(
+        name=source.name,
+        class_names=source.class_names,
+        image_size=config.data.image_size,
+        channels=3,
+        mean=source.mean,
+        std=source.std,
+        num_train=len(indices),
+        num_eval=len(source.evaluation.labels),
+        fingerprint=fingerprint(source, indices),
+    )
+    labels = torch.from_numpy(source.train.labels[indices]).to(device)
+    finish = Finish(config, info, labels, rank)
+    normalise = Normalise(info.mean, info.std, device)
+    own = np.arange(rank, info.num_eval, world_size)
+    train: TrainLoader
+    evaluation: EvalLoader
+    if config.data.loader == "resident":
+        cropped = config.augment.crop_scale is not None
+        images = load_train(source.train, indices, config.data, cropped=cropped, device=device, progress=progress)
+        augment = Augment(config.data, config.augment, source.mean, device)
+        train = ResidentTrainLoader(images, order, augment, finish)
+        images = load_eval(source.evaluation, own, config.data, device=device, progress=progress)
+        labels = torch.from_numpy(source.evaluation.labels[own]).to(device)
+        evaluation = ResidentEvalLoader(images, labels, config.runtime.eval_batch_size, normalise)
+    else:
+        transform = train_transform(config.data, config.augment, info)
+        train = StreamedTrainLoader(
+            source.train, indices, transform, order=order, finish=finish, runtime=config.runtime, device=device
+        )
+        transform = eval_transform(config.data)
+        evaluation = StreamedEvalLoader(
+            source.evaluation, own, transform, normalise=normalise, runtime=config.runtime, device=device
+        )
+    return Data(info, train, evaluation)
+
+
+def check_augment(config: AugmentConfig) -> None:
+    """Raise ConfigError for augmentation settings that no loader can follow."""
+    if config.rand_augment is not None:
+        randaugment.parse(config.rand_augment)
+    if config.crop_scale is not None:
+        if config.pad_crop:
+            raise ConfigError("augment.pad_crop and augment.crop_scale exclude each other; set one to 0 or null")
+        low, high = config.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ConfigError(f"augment.crop_scale: [{low}, {high}] is no range of shares; write 0 < low <= high <= 1")
+        low, high = config.crop_aspect
+        if not 0 < low <= high:
+            raise ConfigError(f"augment.crop_aspect: [{low}, {high}] is no range of aspects; write 0 < low <= high")

@@ -1,0 +1,86 @@
+"""Folders of images: PATH/train/<class>/... and PATH/val/<class>/..."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from vitutor_core.config import nearest
+from vitutor_core.data.images import file_split
+from vitutor_core.data.locate import contents, require_folder, shorten
+from vitutor_core.data.statistics import IMAGENET
+from vitutor_core.data.types import Source, Split
+from vitutor_core.errors import DataError
+
+_EVALUATION = ("val", "validation", "test")
+_SPLITS = ("train", *_EVALUATION)
+_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
+_LAYOUT = "train/<class>/... and val/<class>/..."
+
+
+def folder_source(folder: Path) -> Source:
+    """Open a folder of images, one folder per class; hidden files and files that are no images are passed over.
+
+    Label ids are the positions in the sorted class list of ``train``, for both splits. The evaluation split is
+    ``val``, else ``validation``, else ``test``.
+
+    Raises `DataError` if the folder is not laid out like this.
+    """
+    require_folder(folder, _LAYOUT)
+    evaluation = next((folder / name for name in _EVALUATION if (folder / name).is_dir()), None)
+    if not (folder / "train").is_dir() or evaluation is None:
+        hint = f"; did you mean {folder.parent}?" if folder.name in _SPLITS else ""
+        raise DataError(f"{folder}: expected {_LAYOUT}; the folder holds {contents(folder)}{hint}")
+    class_names = _class_names(folder / "train")
+    unknown = [name for name in _class_names(evaluation) if name not in class_names]
+    if unknown:
+        hint = nearest(unknown[0], class_names)
+        raise DataError(f"{evaluation}: classes that train does not have: {shorten(unknown)}{hint}")
+    return Source(
+        name=f"folder:{folder.name}",
+        class_names=class_names,
+        mean=IMAGENET.mean,
+        std=IMAGENET.std,
+        train=_read_split(folder / "train", class_names),
+        evaluation=_read_split(evaluation, class_names),
+    )
+
+
+def _class_names(split: Path) -> tuple[str, ...]:
+    names = sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise DataError(f"{split}: no class folders; it holds {contents(split)}")
+    if set(names) <= set(_SPLITS):
+        raise DataError(f"{split}: its classes would be {', '.join(names)}; name the folder that holds {_LAYOUT}")
+    folded: dict[str, str] = {}
+    for name in names:
+        other = folded.setdefault(name.casefold(), name)
+        if other != name:
+            raise DataError(f"{split}: classes '{other}' and '{name}' differ only in case; rename or merge them")
+    return tuple(names)
+
+
+def _read_split(split: Path, class_names: tuple[str, ...]) -> Split:
+    files: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        found = _image_files(split, name)
+        files += found
+        labels += [label] * len(found)
+    return file_split(split, files, np.array(labels, dtype=np.int64))
+
+
+def _image_files(split: Path, class_name: str) -> list[str]:
+    """List the images below a class folder, relative to ``split``, sorted; links are followed."""
+    found = []
+    for parent, folders, files in os.walk(split / class_name, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        relative = Path(parent).relative_to(split)
+        found += [
+            (relative / name).as_posix()
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in _SUFFIXES
+        ]
+    return sorted(found)

@@ -1,0 +1,41 @@
+"""Where data lies on this machine, and what to say when it is not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vitutor_core.errors import DataError
+
+
+def data_root() -> Path:
+    """Return the folder of all data sets: ``$VITUTOR_DATA_ROOT``, else ``data`` in the current folder."""
+    return Path(os.environ.get("VITUTOR_DATA_ROOT") or "data").expanduser().absolute()
+
+
+def locate(path: str) -> Path:
+    """Resolve a path of a config: as it is, else under `data_root` if it exists there, else in the current folder."""
+    given = Path(path).expanduser()
+    under_root = data_root() / given
+    return under_root if under_root.exists() else given.absolute()
+
+
+def require_folder(folder: Path, holds: str) -> None:
+    """Raise `DataError` unless ``folder`` is a folder; ``holds`` says what it should hold."""
+    if not folder.exists():
+        parent = next(above for above in folder.parents if above.is_dir())
+        raise DataError(f"{folder}: no such folder ({parent} holds {contents(parent)}); it should hold {holds}")
+    if not folder.is_dir():
+        raise DataError(f"{folder}: this is a file; name the folder that holds {holds}")
+
+
+def contents(folder: Path, limit: int = 6) -> str:
+    """List the first entries of a folder for a message; hidden ones are left out."""
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    return shorten(names, limit) if names else "nothing"
+
+
+def shorten(names: list[str], limit: int = 6) -> str:
+    """Join names for a message; beyond ``limit`` they are only counted."""
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

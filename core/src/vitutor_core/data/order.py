@@ -1,0 +1,101 @@
+"""Which views of which samples make up each micro-batch: a pure function of (seed, epoch, step, rank)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitutor_core.data import keyed
+from vitutor_core.errors import ConfigError
+
+
+class Views(NamedTuple):
+    """The views of one micro-batch; together with a draw number, each is the key of its random numbers.
+
+    indices: (B,) positions in the training subset. repeats: (B,) number of the view of that sample in this epoch.
+    """
+
+    seed: int
+    epoch: int
+    indices: NDArray[np.int64]
+    repeats: NDArray[np.int64]
+
+    def uniform(self, first: int, count: int) -> NDArray[np.float64]:
+        """Return draws ``first`` to ``first + count - 1`` of each view from [0, 1): (B, count)."""
+        return keyed.uniform(*self._key(), np.arange(first, first + count))
+
+    def normal(self, first: int, count: int) -> NDArray[np.float64]:
+        """Return standard normal draws, keyed like those of `uniform`: (B, count)."""
+        return keyed.normal(*self._key(), np.arange(first, first + count))
+
+    def _key(self) -> tuple[int, int, NDArray[np.int64], NDArray[np.int64]]:
+        return self.seed, self.epoch, self.indices[:, None], self.repeats[:, None]
+
+
+def join(parts: Sequence[Views]) -> Views:
+    """Return the views of several micro-batches of one epoch as one."""
+    indices, repeats = (np.concatenate(column) for column in zip(*(part[2:] for part in parts), strict=True))
+    return Views(parts[0].seed, parts[0].epoch, indices, repeats)
+
+
+class Order:
+    """The training order of one process.
+
+    An epoch has ``num_views`` views (default: one of each of the N samples), taken from one permutation of the samples
+    after another. With ``repeats`` r, each sample comes r times in a row (repeated augmentation, Hoffer et al. 2020,
+    in DeiT's form). Update k takes views ``[k * batch_size, (k + 1) * batch_size)``; the last incomplete batch is
+    dropped. Rank i takes every ``world_size``-th of them from the i-th on, in ``accumulate`` equal micro-batches.
+
+    Raises ConfigError if the batch is larger than an epoch or does not divide evenly.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        seed: int,
+        batch_size: int,
+        num_views: int | None = None,
+        accumulate: int = 1,
+        repeats: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        num_views = num_samples if num_views is None else num_views
+        if batch_size > num_views:
+            raise ConfigError(
+                f"train.batch_size: {batch_size} is larger than an epoch of {num_views} images; "
+                "lower it, train on more data, or set train.epoch_length=full"
+            )
+        if batch_size % (accumulate * world_size):
+            raise ConfigError(
+                f"train.batch_size: {batch_size} does not divide evenly into {world_size} processes x "
+                f"train.accumulate = {accumulate} micro-batches"
+            )
+        self.num_samples = num_samples
+        self.seed = seed
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self.repeats = repeats
+        self.rank = rank
+        self.world_size = world_size
+        self.steps_per_epoch = num_views // batch_size
+        self.micro_batch_size = batch_size // (accumulate * world_size)
+
+    def steps(self, epoch: int, start_step: int = 0) -> Iterator[tuple[int, tuple[Views, ...]]]:
+        """Yield ``(step, micro-batches)`` for each update of the epoch from ``start_step`` on."""
+        passes = -(-self.steps_per_epoch * self.batch_size // (self.repeats * self.num_samples))
+        samples_in_order = np.concatenate(
+            [keyed.permutation(self.num_samples, self.seed, epoch, number) for number in range(passes)]
+        )
+        for step in range(start_step, self.steps_per_epoch):
+            begin, end = step * self.batch_size, (step + 1) * self.batch_size
+            entries = np.arange(begin + self.rank, end, self.world_size)
+            positions = entries // self.repeats
+            samples = samples_in_order[positions]
+            repeats = positions // self.num_samples * self.repeats + entries % self.repeats
+            micro_batches = zip(np.split(samples, self.accumulate), np.split(repeats, self.accumulate), strict=True)
+            yield step, tuple(Views(self.seed, epoch, indices, numbers) for indices, numbers in micro_batches)

@@ -1,0 +1,215 @@
+"""RandAugment (Cubuk et al., arXiv:1909.13719) in timm's form, on whole batches with one choice per image.
+
+timm's configuration string, operations and magnitudes are kept. The operations equal PIL's (see `pixelops`), except
+that the geometric ones always interpolate bilinearly, also where ``data.interpolation`` is bicubic. All choices are
+made on the host, so which images an operation gets is known without asking the device.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitutor_core.data import pixelops
+from vitutor_core.data.order import Views
+from vitutor_core.data.transfer import to_device
+from vitutor_core.errors import ConfigError
+
+AFFINE = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+BLEND = {
+    "Brightness": pixelops.brightness,
+    "Contrast": pixelops.contrast,
+    "Color": pixelops.color,
+    "Sharpness": pixelops.sharpness,
+}
+FIXED_TABLE = ("Invert", "Posterize", "Solarize", "SolarizeAdd")
+MEASURED_TABLE = {"AutoContrast": pixelops.autocontrast_tables, "Equalize": pixelops.equalize_tables}
+OPS = (*AFFINE, *BLEND, *FIXED_TABLE, *MEASURED_TABLE)
+
+Ops = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RandAugmentConfig:
+    """The parts of timm's string, with timm's defaults.
+
+    ``num_layers`` operations per image, each applied with ``probability``, at a magnitude drawn from
+    N(``magnitude``, ``magnitude_std``), or uniformly up to ``magnitude`` if that is infinite, and cut to
+    [0, ``magnitude_max``]. ``increasing``: the severity of every operation grows with its magnitude.
+    """
+
+    magnitude: int = 10
+    num_layers: int = 2
+    probability: float = 0.5
+    magnitude_std: float = 0.0
+    magnitude_max: int = 10
+    increasing: bool = False
+
+
+def parse(text: str) -> RandAugmentConfig:
+    """Read a string such as ``rand-m9-mstd0.5-inc1``.
+
+    Raises ConfigError for a part that is unknown (timm's ``t``, other sets of operations, included), is not a number,
+    or is out of range.
+    """
+    head, *parts = text.split("-")
+    values = {}
+    for part in parts:
+        match = re.fullmatch(r"(m|n|mmax)(\d+)|(inc)([01])|(p|mstd)(\d+\.?\d*|inf)", part)
+        if match is None:
+            raise _refused(text, f"'{part}' is none of mINT, nINT, pFLOAT, mstdFLOAT, mmaxINT, inc0, inc1")
+        name, number = (group for group in match.groups() if group is not None)
+        values[name] = float(number)
+    std = values.get("mstd", 0.0)
+    config = RandAugmentConfig(
+        magnitude=int(values.get("m", 10)),
+        num_layers=int(values.get("n", 2)),
+        probability=values.get("p", 0.5),
+        magnitude_std=float("inf") if std > 100 else std,
+        magnitude_max=int(values.get("mmax", 0)) or 10,
+        increasing=values.get("inc") == 1,
+    )
+    if head != "rand" or config.num_layers < 1 or config.probability > 1:
+        raise _refused(text, "it must start with 'rand', with n at least 1 and p at most 1")
+    return config
+
+
+def _refused(text: str, reason: str) -> ConfigError:
+    return ConfigError(f"augment.rand_augment: cannot use '{text}': {reason}")
+
+
+class Layer(NamedTuple):
+    """One layer of choices, sorted by operation: (B,) each.
+
+    rows: which images. ops: positions in `OPS`, or ``len(OPS)`` for none. level: magnitude / 10. signed: the same with
+    a random sign.
+    """
+
+    rows: NDArray[np.int64]
+    ops: Ops
+    level: Floats
+    signed: Floats
+
+
+def choose(config: RandAugmentConfig, views: Views, first_draw: int) -> Iterator[Layer]:
+    """Draw the operations of a batch, with draws 0 to ``4 * num_layers - 1`` from ``first_draw`` on."""
+    layers = config.num_layers
+    draws = views.uniform(first_draw, 3 * layers)
+    chosen = (draws[:, :layers] * len(OPS)).astype(np.int64)
+    applied = draws[:, layers : 2 * layers] < config.probability
+    negative = draws[:, 2 * layers :] < 0.5
+    if np.isinf(config.magnitude_std):
+        magnitude = config.magnitude * views.uniform(first_draw + 3 * layers, layers)
+    elif config.magnitude_std:
+        magnitude = config.magnitude + config.magnitude_std * views.normal(first_draw + 3 * layers, layers)
+    else:
+        magnitude = np.full(chosen.shape, float(config.magnitude))
+    ops = np.where(applied, chosen, len(OPS))
+    level = magnitude.clip(0, config.magnitude_max) / 10
+    signed = np.where(negative, -level, level)
+    for layer in range(layers):
+        rows = np.argsort(ops[:, layer], kind="stable")
+        yield Layer(rows, ops[rows, layer], level[rows, layer], signed[rows, layer])
+
+
+class RandAugment:
+    """Augment batches; what an image shows from outside of itself has the grey levels ``fill``, (3,) float32."""
+
+    def __init__(self, config: RandAugmentConfig, fill: Tensor, first_draw: int) -> None:
+        self._config = config
+        self._fill = fill
+        self._first_draw = first_draw
+
+    def __call__(self, images: Tensor, views: Views) -> Tensor:
+        """Augment (B, 3, S, S) float32 images of whole numbers."""
+        families = (self._affine, self._blend, self._look_up)
+        bounds = (0, len(AFFINE), len(AFFINE) + len(BLEND), len(OPS))
+        # Where each image is now: in every layer the images of an operation are brought together.
+        place = np.arange(len(images))
+        for layer in choose(self._config, views, self._first_draw):
+            images = images.index_select(0, to_device(place[layer.rows], images.device))
+            place[layer.rows] = np.arange(len(images))
+            edges = np.searchsorted(layer.ops, bounds)
+            for family, start, stop in zip(families, edges[:-1], edges[1:], strict=True):
+                if start < stop:
+                    part = slice(start, stop)
+                    family(images[part], layer.ops[part], layer.level[part], layer.signed[part])
+        return images.index_select(0, to_device(place, images.device))
+
+    def _affine(self, images: Tensor, ops: Ops, _level: Floats, signed: Floats) -> None:
+        matrices = to_device(affine_matrices(ops, signed), images.device)
+        images.copy_(pixelops.affine(images, matrices, self._fill))
+
+    def _blend(self, images: Tensor, ops: Ops, level: Floats, signed: Floats) -> None:
+        factors = np.maximum(0.1, 1 + 0.9 * signed) if self._config.increasing else 1.8 * level + 0.1
+        on_device = to_device(factors.astype(np.float32), images.device)
+        for name, span in _spans(ops):
+            images[span].copy_(BLEND[name](images[span], on_device[span]))
+
+    def _look_up(self, images: Tensor, ops: Ops, level: Floats, _signed: Floats) -> None:
+        fixed = fixed_tables(ops[ops < OPS.index("AutoContrast")], level, increasing=self._config.increasing)
+        tables = [to_device(fixed, images.device)[:, None].expand(-1, 3, -1)]
+        tables += [MEASURED_TABLE[name](images[span]) for name, span in _spans(ops) if name in MEASURED_TABLE]
+        images.copy_(pixelops.look_up(images, torch.cat(tables)))
+
+
+def _spans(ops: Ops) -> Iterator[tuple[str, slice]]:
+    """Yield each operation of the sorted array and where it stands."""
+    for op in np.unique(ops):
+        yield OPS[op], slice(*np.searchsorted(ops, (op, op + 1)))
+
+
+def affine_matrices(ops: Ops, signed: Floats) -> NDArray[np.float32]:
+    """Return the (b, 2, 3) matrices of the geometric operations for `pixelops.affine`.
+
+    At level 1: rotation by 30 degrees, shear by 0.3, translation by 0.45 of the side. PIL shears and timm translates
+    in pixels from the upper left corner; here the origin is the centre and half the side is the unit.
+    """
+    matrices = np.zeros((len(ops), 2, 3), dtype=np.float32)
+    matrices[:, 0, 0] = matrices[:, 1, 1] = 1
+    for name, span in _spans(ops):
+        amount = signed[span]
+        match name:
+            case "Rotate":
+                angle = np.radians(30 * amount)
+                matrices[span, 0, 0] = matrices[span, 1, 1] = np.cos(angle)
+                matrices[span, 0, 1], matrices[span, 1, 0] = -np.sin(angle), np.sin(angle)
+            case "ShearX":
+                matrices[span, 0, 1] = matrices[span, 0, 2] = 0.3 * amount
+            case "ShearY":
+                matrices[span, 1, 0] = matrices[span, 1, 2] = 0.3 * amount
+            case "TranslateX":
+                matrices[span, 0, 2] = 2 * 0.45 * amount
+            case "TranslateY":
+                matrices[span, 1, 2] = 2 * 0.45 * amount
+    return matrices
+
+
+def fixed_tables(ops: Ops, level: Floats, *, increasing: bool) -> NDArray[np.float32]:
+    """Return the (b, 256) look-up tables of the operations that do not depend on the image."""
+    before = np.arange(256)
+    tables = np.empty((len(ops), 256), dtype=np.float32)
+    for name, span in _spans(ops):
+        amount = level[span, None]
+        match name:
+            case "Invert":
+                tables[span] = 255 - before
+            case "Posterize":
+                kept = (amount * 4).astype(np.int64)
+                dropped = 8 - np.minimum(8, 4 - kept if increasing else kept)
+                tables[span] = before >> dropped << dropped
+            case "Solarize":
+                threshold = np.minimum(256, (amount * 256).astype(np.int64))
+                tables[span] = np.where(before < (256 - threshold if increasing else threshold), before, 255 - before)
+            case "SolarizeAdd":
+                added = np.minimum(128, (amount * 110).astype(np.int64))
+                tables[span] = np.where(before < 128, np.minimum(255, before + added), before)
+    return tables

@@ -1,0 +1,163 @@
+"""The resident loader: all images live on the device as 8-bit pixels and are augmented there, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vitutor_core.data.augment import Augment
+from vitutor_core.data.mixing import Finish, Normalise
+from vitutor_core.data.order import Order, join
+from vitutor_core.data.resample import eval_fit, resize_and_crop
+from vitutor_core.data.transfer import to_device
+from vitutor_core.data.types import Batch, Split
+from vitutor_core.errors import ResourceError
+from vitutor_core.schema import DataConfig
+
+Progress = Callable[[int, int], None]
+
+_CHUNK = 256
+_PIXELS_AT_ONCE = 2**17
+"""Small batches are augmented several at a time, which costs the same number of calls and kernels as one."""
+
+
+class ResidentTrainLoader:
+    """Training batches from ``images``, (N, 3, S, S) uint8 on the device; see `TrainLoader`."""
+
+    def __init__(self, images: Tensor, order: Order, augment: Augment, finish: Finish) -> None:
+        self.steps_per_epoch = order.steps_per_epoch
+        self._images = images
+        self._order = order
+        pixels_per_update = order.micro_batch_size * order.accumulate * images.shape[-1] ** 2
+        self._updates_at_once = max(1, _PIXELS_AT_ONCE // pixels_per_update)
+        self._augment = augment
+        self._finish = finish
+
+    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[tuple[Batch, ...]]:
+        steps = self._order.steps(epoch, start_step)
+        while group := list(islice(steps, self._updates_at_once)):
+            views = join([views for _, micro_batches in group for views in micro_batches])
+            indices = to_device(views.indices, self._images.device)
+            images = self._augment(self._images.index_select(0, indices), views)
+            images = self._finish.pixels(images, views)
+            size = self._order.micro_batch_size
+            micro_batches = zip(torch.split(images, size), torch.split(indices, size), strict=True)
+            for step, _ in group:
+                yield tuple(
+                    self._finish.batch(*next(micro_batches), (epoch, step, micro))
+                    for micro in range(self._order.accumulate)
+                )
+
+    def close(self) -> None:
+        """Do nothing: there are no workers."""
+
+
+class ResidentEvalLoader:
+    """Evaluation batches from ``images``, (M, 3, S, S) uint8, and ``labels``, (M,), both on the device."""
+
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, normalise: Normalise) -> None:
+        self._images = images
+        self._labels = labels
+        self._batch_size = batch_size
+        self._normalise = normalise
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self._images), self._batch_size):
+            batch = slice(start, start + self._batch_size)
+            yield self._normalise(self._images[batch]), self._labels[batch]
+
+
+def load_train(
+    split: Split,
+    indices: NDArray[np.int64],
+    config: DataConfig,
+    *,
+    cropped: bool,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Decode the training subset ``indices`` of ``split`` to (N, 3, S, S) uint8 on ``device``.
+
+    S is ``image_size`` (shorter side resized, centre cropped). Where random resized crops follow (``cropped``), images
+    that share one square size keep it; others are brought to ``image_size / 0.875``, so that crops have detail to cut.
+    """
+    side = config.image_size
+    if cropped:
+        native = split.read(int(indices[0])).size
+        if native[0] == native[1]:
+            try:
+                return decode(
+                    split, indices, native[0], partial(_unchanged, size=native), device=device, progress=progress
+                )
+            except _OtherSizeError:
+                pass
+        side = round(config.image_size / 0.875)
+    fit = partial(resize_and_crop, shorter_side=side, crop=side, interpolation=config.interpolation)
+    return decode(split, indices, side, fit, device=device, progress=progress)
+
+
+def load_eval(
+    split: Split,
+    indices: NDArray[np.int64],
+    config: DataConfig,
+    *,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Decode the evaluation images ``indices`` of ``split`` to (M, 3, image_size, image_size) uint8 on ``device``."""
+    return decode(split, indices, config.image_size, eval_fit(config), device=device, progress=progress)
+
+
+class _OtherSizeError(Exception):
+    """Not all images have the size of the first."""
+
+
+def _unchanged(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    if image.size != size:
+        raise _OtherSizeError
+    return image
+
+
+def decode(
+    split: Split,
+    indices: NDArray[np.int64],
+    side: int,
+    prepare: Callable[[Image.Image], Image.Image],
+    *,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Decode the images ``indices`` in threads; ``prepare`` brings each to ``side`` x ``side`` pixels.
+
+    ``progress`` is called with the number of images that are done and with that of all.
+    Returns (N, 3, side, side) uint8 on ``device``. Raises ResourceError if the images do not fit into memory.
+    """
+    total = len(indices)
+
+    def fill(start: int) -> int:
+        stop = min(start + _CHUNK, total)
+        for position in range(start, stop):
+            image = prepare(split.read(int(indices[position])))
+            pixels[position] = np.asarray(image).transpose(2, 0, 1)
+        return stop
+
+    try:
+        pixels = np.empty((total, 3, side, side), dtype=np.uint8)
+        with ThreadPoolExecutor() as pool:
+            for done in pool.map(fill, range(0, total, _CHUNK)):
+                if progress is not None:
+                    progress(done, total)
+        return torch.from_numpy(pixels).to(device)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise ResourceError(
+            f"data.loader: {total} images of {side} x {side} pixels ({total * 3 * side**2 / 2**30:.1f} GiB) do not fit "
+            f"into the memory of {device}; use data.loader=streamed"
+        ) from None

@@ -1,0 +1,85 @@
+"""Open the data source that a config names."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+
+from vitutor_core.config import nearest
+from vitutor_core.data.cifar import DISTRIBUTIONS, cifar_source
+from vitutor_core.data.digits import digits_source
+from vitutor_core.data.folder import folder_source
+from vitutor_core.data.locate import locate, shorten
+from vitutor_core.data.parquet import hub_source, parquet_source
+from vitutor_core.data.timm_reader import timm_source
+from vitutor_core.data.types import Source, Split
+from vitutor_core.data.vision import torchvision_source
+from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.schema import DataConfig
+
+
+def _parquet(path: str) -> Source:
+    folder = locate(path)
+    return parquet_source(folder, f"parquet:{folder.name}")
+
+
+def _folder(path: str) -> Source:
+    return folder_source(locate(path))
+
+
+_OPENERS: dict[str, Callable[[str], Source]] = {
+    "torchvision": torchvision_source,
+    "folder": _folder,
+    "hub": hub_source,
+    "parquet": _parquet,
+    "timm": timm_source,
+}
+_VALID = ("digits", *DISTRIBUTIONS, "torchvision:NAME", "folder:PATH", "hub:OWNER/NAME", "parquet:PATH", "timm:NAME")
+
+
+def open_source(config: DataConfig) -> Source:
+    """Open ``config.source``, download it if need be, and check its labels; no image is decoded.
+
+    A class without an evaluation image is a warning. Raises `ConfigError` if no such source exists, and `DataError` if
+    the data is missing or damaged, or lacks training images of a class.
+    """
+    source = _open(config.source)
+    _check_labels(source, config.source)
+    return source
+
+
+def _open(name: str) -> Source:
+    kind, colon, argument = name.partition(":")
+    if name == "digits":
+        return digits_source()
+    if name in DISTRIBUTIONS:
+        return cifar_source(name)
+    if kind in _OPENERS and argument:
+        return _OPENERS[kind](argument)
+    hint = nearest(kind + colon, _VALID)
+    raise ConfigError(f"data.source: no source '{name}'{hint}; valid: {', '.join(_VALID)}")
+
+
+def _check_labels(source: Source, name: str) -> None:
+    without_training = _absent(source.train, source, f"{name}, training split")
+    if without_training:
+        raise DataError(f"{name}: no training images of {shorten(without_training)}; add images or remove the class")
+    without_evaluation = _absent(source.evaluation, source, f"{name}, evaluation split")
+    if without_evaluation:
+        warnings.warn(f"{name}: no evaluation images of {shorten(without_evaluation)}", stacklevel=3)
+
+
+def _absent(split: Split, source: Source, name: str) -> list[str]:
+    """Return the names of the classes that have no image in ``split``."""
+    count = len(source.class_names)
+    if len(split.labels) == 0:
+        raise DataError(f"{name}: it has no images")
+    outside = np.flatnonzero((split.labels < 0) | (split.labels >= count))
+    if len(outside):
+        first = int(outside[0])
+        raise DataError(
+            f"{split.where(first)}: label {split.labels[first]} of {count} classes; is the split unlabelled?"
+        )
+    return [source.class_names[label] for label in np.setdiff1d(np.arange(count), split.labels)]

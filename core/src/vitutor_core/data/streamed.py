@@ -1,0 +1,167 @@
+"""The streamed loader: images are decoded and augmented one by one with timm's PIL transforms, in worker processes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vitutor_core.data import keyed
+from vitutor_core.data.mixing import Finish, Normalise
+from vitutor_core.data.order import Order, Views
+from vitutor_core.data.resample import eval_fit, resize_and_crop
+from vitutor_core.data.stream import Stream
+from vitutor_core.data.transfer import to_device
+from vitutor_core.data.types import Batch, DataInfo, Split
+from vitutor_core.schema import AugmentConfig, DataConfig, RuntimeConfig
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+class StreamedTrainLoader:
+    """Training batches of the images ``indices`` of ``split``; see `TrainLoader`.
+
+    The generators of Python, NumPy and torch are seeded for each view from its key, so the pixels depend neither on
+    the number of workers nor on where an epoch was entered.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        indices: NDArray[np.int64],
+        transform: Transform,
+        *,
+        order: Order,
+        finish: Finish,
+        runtime: RuntimeConfig,
+        device: torch.device,
+    ) -> None:
+        self.steps_per_epoch = order.steps_per_epoch
+        self._split = split
+        self._indices = indices
+        self._transform = transform
+        self._order = order
+        self._finish = finish
+        self._device = device
+        self._stream = Stream(self._augmented, runtime, pin=device.type == "cuda")
+
+    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[tuple[Batch, ...]]:
+        steps = list(self._order.steps(epoch, start_step))
+        images = self._stream([views for _, micro_batches in steps for views in micro_batches])
+        for step, micro_batches in steps:
+            yield tuple(self._batch(next(images), views, step, micro) for micro, views in enumerate(micro_batches))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _augmented(self, views: Views) -> Tensor:
+        """Decode and augment one micro-batch: (B, 3, S, S) uint8."""
+        images = []
+        with _private_generators():
+            for index, repeat in zip(views.indices, views.repeats, strict=True):
+                image = self._split.read(int(self._indices[index]))
+                _seed_generators(keyed.seed_from(views.seed, views.epoch, int(index), int(repeat)))
+                images.append(self._transform(image))
+        return torch.stack(images)
+
+    def _batch(self, images: Tensor, views: Views, step: int, micro: int) -> Batch:
+        pixels = self._finish.pixels(images.to(self._device, non_blocking=True), views)
+        return self._finish.batch(pixels, to_device(views.indices, self._device), (views.epoch, step, micro))
+
+
+class StreamedEvalLoader:
+    """Evaluation batches of the images ``indices`` of ``split``; the workers live as long as one pass."""
+
+    def __init__(
+        self,
+        split: Split,
+        indices: NDArray[np.int64],
+        transform: Transform,
+        *,
+        normalise: Normalise,
+        runtime: RuntimeConfig,
+        device: torch.device,
+    ) -> None:
+        self._split = split
+        self._keys = np.split(indices, range(runtime.eval_batch_size, len(indices), runtime.eval_batch_size))
+        self._transform = transform
+        self._normalise = normalise
+        self._runtime = runtime
+        self._device = device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        stream = Stream(self._decoded, self._runtime, pin=self._device.type == "cuda")
+        try:
+            for indices, images in zip(self._keys, stream(self._keys), strict=True):
+                labels = to_device(self._split.labels[indices], self._device)
+                yield self._normalise(images.to(self._device, non_blocking=True)), labels
+        finally:
+            stream.close()
+
+    def _decoded(self, indices: NDArray[np.int64]) -> Tensor:
+        return torch.stack([self._transform(self._split.read(int(index))) for index in indices])
+
+
+def train_transform(data: DataConfig, augment: AugmentConfig, info: DataInfo) -> Transform:
+    """Return timm's training transform, from a PIL image to (3, S, S) uint8.
+
+    Without ``crop_scale`` the shorter side is resized to ``image_size`` and the centre cut out, before the pad-crop.
+    """
+    from timm.data import create_transform
+    from torchvision import transforms
+
+    geometry, colours, to_tensor = create_transform(
+        data.image_size,
+        is_training=True,
+        scale=augment.crop_scale,
+        ratio=augment.crop_aspect,
+        hflip=augment.flip,
+        color_jitter=augment.color_jitter or None,
+        auto_augment=augment.rand_augment,
+        interpolation=data.interpolation,
+        mean=info.mean,
+        std=info.std,
+        use_prefetcher=True,  # ends with 8-bit tensors
+        separate=True,
+    )
+    if augment.crop_scale is None:
+        side = data.image_size
+        fit = partial(resize_and_crop, shorter_side=side, crop=side, interpolation=data.interpolation)
+        steps: list[Callable[[Image.Image], Image.Image]] = [fit]
+        if augment.pad_crop:
+            steps.append(transforms.RandomCrop(side, padding=augment.pad_crop))
+        geometry = transforms.Compose([*steps, transforms.RandomHorizontalFlip(augment.flip)])
+    transform: Transform = transforms.Compose([geometry, colours, to_tensor])
+    return transform
+
+
+def eval_transform(data: DataConfig) -> Transform:
+    """Return the evaluation transform, from a PIL image to (3, S, S) uint8."""
+    fit = eval_fit(data)
+    return lambda image: torch.from_numpy(np.array(fit(image))).permute(2, 0, 1)
+
+
+@contextmanager
+def _private_generators() -> Iterator[None]:
+    """Leave the global generators as they were; without workers, this is the process that trains."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def _seed_generators(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    # torch.manual_seed would reseed CUDA as well, which dropout draws from.
+    torch.default_generator.manual_seed(seed)

@@ -1,0 +1,62 @@
+"""Stratified, seeded subsets of the training split, and the fingerprint of what is trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitutor_core.data import keyed
+from vitutor_core.data.types import Source
+from vitutor_core.errors import DataError
+from vitutor_core.schema import DataConfig
+
+_STREAM = 0x5AB5E7
+"""Tells these draws from others with the same seed."""
+
+
+def subset_indices(labels: NDArray[np.int64], config: DataConfig) -> NDArray[np.int64]:
+    """Choose the training images that ``config`` asks for: positions in ``labels`` (N,), ascending.
+
+    Each class is put in an order that depends on ``subset_seed``, the class and its size alone, and its head is kept.
+    So subsets are nested: 10 % lies in 25 %, 10 images per class lie in 50.
+
+    - ``fraction`` f keeps floor(f n) of the n images of a class, at least 1;
+    - ``per_class`` keeps that many;
+    - ``long_tail`` r keeps round(n_max r^(c / (K - 1))) of class c of K, at least 1, at most what there is; the
+      exponential profile of Cao et al., 2019, arXiv:1906.07413.
+
+    Raises `DataError` if a class has fewer than ``per_class`` images.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    kept = []
+    for label, keep in zip(classes.tolist(), _sizes(counts.tolist(), classes.tolist(), config), strict=True):
+        members = np.flatnonzero(labels == label)
+        order = keyed.permutation(len(members), config.subset_seed, _STREAM, label)
+        kept.append(members[order[:keep]])
+    return np.sort(np.concatenate(kept)).astype(np.int64)
+
+
+def _sizes(counts: list[int], classes: list[int], config: DataConfig) -> list[int]:
+    if config.per_class is not None:
+        for label, count in zip(classes, counts, strict=True):
+            if count < config.per_class:
+                raise DataError(f"data.per_class: class {label} has {count} training images, not {config.per_class}")
+        return [config.per_class] * len(counts)
+    if config.long_tail is not None:
+        last = max(len(counts) - 1, 1)
+        return [max(round(max(counts) * config.long_tail ** (rank / last)), 1) for rank in range(len(counts))]
+    # The decimal number that was written, not its binary neighbour: 0.29 of 100 images is 29.
+    fraction = Fraction(repr(config.fraction))
+    return [max(int(fraction * count), 1) for count in counts]
+
+
+def fingerprint(source: Source, indices: NDArray[np.int64]) -> str:
+    """Return 64 hexadecimal digits that identify both splits, the class names and the training subset."""
+    parts = [source.train.content_hash, source.evaluation.content_hash, list(source.class_names)]
+    digest = hashlib.sha256(json.dumps(parts).encode())
+    digest.update(indices.astype("<i8").tobytes())
+    return digest.hexdigest()

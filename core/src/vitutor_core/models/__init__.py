@@ -1,0 +1,8 @@
+"""Backbones registered with timm, and one forward pass that gives logits, feature maps and attention."""
+
+from __future__ import annotations
+
+from vitutor_core.models import cnn
+from vitutor_core.models.taps import Taps, forward_taps
+
+__all__ = ["Taps", "cnn", "forward_taps"]

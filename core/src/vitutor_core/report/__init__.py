@@ -1,0 +1,1 @@
+"""Measured results beside the paper's: tables, figures and one HTML file."""

@@ -1,0 +1,90 @@
+"""Write the report of a paper as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from vitutor_core.errors import ResourceError
+from vitutor_core.report import render
+from vitutor_core.report.drawing import Picture
+from vitutor_core.report.results import Git, Run, Teacher
+from vitutor_core.report.table import Rows
+from vitutor_core.report.verdict import Json
+
+
+def write_report(table: Json, rows: Rows, figures: Sequence[Picture], path: Path) -> None:
+    """Write the HTML report: verdicts, tables, figures, provenance.
+
+    ``table`` is what `build_table` and ``figures`` what `draw_figures` return; ``rows`` are the results behind them.
+    The page holds its pictures and styles, runs no script and requests nothing. Every text in it is escaped.
+    Raises `ResourceError` if ``path`` cannot be written.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"typeset": typeset, "data_uri": data_uri}
+    template = environment.from_string((files(__package__) / "report.html").read_text(encoding="utf-8"))
+    results = [run.result for runs in rows.values() for run in runs]
+    page = template.render(
+        table=table,
+        figures=figures,
+        render=render,
+        provenance=[_provenance(runs) for runs in rows.values()],
+        machines=_distinct(_listed(result.machine) for result in results),
+        versions=_distinct(_listed(result.versions) for result in results),
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ResourceError(f"{path.absolute()}: {error.strerror}; choose another place for the report") from None
+
+
+def typeset(text: str) -> str:
+    """Put plus-minus, minus and a dash for +- and -, and keep numbers together with their signs and units."""
+    if text == render.NOTHING:
+        return "\N{EN DASH}"
+    text = re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text.replace(" +- ", "\N{NBSP}\N{PLUS-MINUS SIGN}\N{NBSP}"))
+    return re.sub(r"(?<=\d) (?=%)", "\N{NBSP}", text)
+
+
+def data_uri(path: Path) -> str:
+    """Return a PNG file as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _provenance(runs: Sequence[Run]) -> Json:
+    results = [run.result for run in runs]
+    teachers = _distinct(_teacher(teacher) for result in results for teacher in result.teachers.values())
+    return {
+        "row": results[0].row,
+        "command": results[0].command,
+        "seconds": statistics.fmean(result.seconds for result in results),
+        "seeds": [(result.seed, result.fingerprint, _commit(result.git)) for result in results],
+        "teachers": teachers,
+    }
+
+
+def _teacher(teacher: Teacher) -> str:
+    known = "" if teacher.top1 is None else f", top-1 {teacher.top1:.1f} %"
+    return f"{teacher.name}, sha256 {teacher.sha256[:12]}{known}"
+
+
+def _commit(git: Git) -> str:
+    if git.commit is None:
+        return "no checkout"
+    return git.commit[:10] + (" with uncommitted changes" if git.dirty else "")
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))

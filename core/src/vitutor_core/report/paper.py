@@ -1,0 +1,147 @@
+"""The paper's own numbers as data: the schema of a ``paper_results.yaml``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from vitutor_core.config import parse_yaml
+from vitutor_core.errors import DataError
+from vitutor_core.report.results import Record, parse_record
+
+Cell = bool | int | float | str | None
+
+
+class PaperRow(Record):
+    """A row of a printed table.
+
+    ``cells`` maps column ids to what is printed (null: nothing). ``row`` names the package's row that reproduces
+    the measured cell, or one row per measured column. ``fraction`` is the share of the training data, if rows differ
+    in it.
+    """
+
+    label: str
+    cells: dict[str, Cell]
+    row: str | dict[str, str] | None = None
+    fraction: float | None = Field(None, gt=0, le=1)
+
+
+class Comparison(Record):
+    """Two of the package's rows whose difference the report judges: ``row`` minus ``to``."""
+
+    row: str
+    to: str
+    headline: bool = False
+
+
+@dataclass(frozen=True)
+class MeasuredCell:
+    """A printed number of the table's metric, and the package's row that reproduces it, if any."""
+
+    printed: PaperRow
+    column: str
+    value: float | None
+    row: str | None
+
+
+class PaperTable(Record):
+    """A table of the paper.
+
+    ``columns`` maps ids to headings; those in ``measured`` hold ``metric`` (a name in metrics.json, in percent).
+    Differences are taken to the package's row ``baseline``. ``figure`` asks for a plot: the metric against
+    ``fraction``, or the gain of each row over the baseline.
+    """
+
+    id: str
+    title: str
+    caption: str
+    metric: str
+    columns: dict[str, str]
+    measured: tuple[str, ...]
+    rows: tuple[PaperRow, ...]
+    baseline: str | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    figure: Literal["fraction", "ablation"] | None = None
+
+    def cells(self) -> Iterator[MeasuredCell]:
+        """Yield the measured cells, row by row."""
+        for printed in self.rows:
+            for column in self.measured:
+                value = printed.cells.get(column)
+                row = printed.row.get(column) if isinstance(printed.row, dict) else printed.row
+                yield MeasuredCell(printed, column, None if value is None else float(value), row)
+
+    def reproduced(self) -> dict[str, MeasuredCell]:
+        """Map the package's rows to the cells that they reproduce."""
+        return {cell.row: cell for cell in self.cells() if cell.row is not None}
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        for row in self.rows:
+            used = set(row.cells) | (set(row.row) if isinstance(row.row, dict) else set())
+            if used - set(self.columns):
+                raise ValueError(f"row '{row.label}' has cells outside the columns: {sorted(used - set(self.columns))}")
+            if isinstance(row.row, str) and len(self.measured) != 1:
+                raise ValueError(f"row '{row.label}' must name its package row per measured column")
+            if any(isinstance(row.cells.get(column), bool | str) for column in self.measured):
+                raise ValueError(f"row '{row.label}' has a measured cell that is not a number")
+        names = [cell.row for cell in self.cells() if cell.row is not None]
+        wanted = [name for pair in self.comparisons for name in (pair.row, pair.to)]
+        wanted += [self.baseline] if self.baseline else []
+        if len(set(names)) != len(names):
+            raise ValueError("a package row reproduces two cells")
+        if not set(wanted) <= set(names):
+            raise ValueError(f"baseline or comparisons name unknown rows: {sorted(set(wanted) - set(names))}")
+        return self
+
+
+class PaperResults(Record):
+    """What a paper reports.
+
+    ``methods`` maps the names of the package's methods to their titles, in the order of their colours; the rows of
+    method ``m`` are ``m`` itself and ``m_<anything>``. ``scale`` is the scale of the printed numbers and ``setting``
+    describes it. ``curves`` and ``attention`` name the rows drawn in those figures.
+    """
+
+    paper: str
+    title: str
+    citation: str
+    scale: str
+    setting: str
+    methods: dict[str, str]
+    curves: tuple[str, ...]
+    attention: tuple[str, ...]
+    tables: tuple[PaperTable, ...]
+
+    def method_of(self, row: str) -> str | None:
+        """Return the method that ``row`` is a row of: the longest name that fits."""
+        fitting = [name for name in self.methods if row == name or row.startswith(f"{name}_")]
+        return max(fitting, key=len, default=None)
+
+    def title_of(self, row: str) -> str:
+        """Return the title of the row's method, or the row's name where no method fits."""
+        method = self.method_of(row)
+        return row if method is None else self.methods[method]
+
+    @model_validator(mode="after")
+    def _methods_are_known(self) -> Self:
+        rows = [*self.curves, *self.attention, *(row for table in self.tables for row in table.reproduced())]
+        unknown = sorted({row for row in rows if self.method_of(row) is None})
+        if unknown:
+            raise ValueError(f"rows of no method in 'methods': {unknown}")
+        return self
+
+
+def load_paper_results(path: Path) -> PaperResults:
+    """Read and check a ``paper_results.yaml``; raises `DataError` or, where it is no YAML, `ConfigError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path.absolute()}: {error.strerror}; reinstall the package") from None
+    values = parse_yaml(text, where=str(path.absolute()))
+    return parse_record(PaperResults, json.dumps(values), where=str(path.absolute()))

@@ -1,0 +1,222 @@
+"""The report's figures, from the measured results and the paper's numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vitutor_core.report.drawing import COLOURS, Picture, draw_legend, save_picture, style_of
+from vitutor_core.report.paper import PaperResults
+from vitutor_core.report.results import Run
+from vitutor_core.report.table import Rows
+from vitutor_core.report.verdict import Json
+
+# Stands for the mean of what was not measured, so that no line is drawn across a gap.
+_UNMEASURED: Json = {"mean": math.nan, "sd": None, "values": []}
+_DISTANCE = re.compile(r"attention_distance_block(\d+)")
+
+
+def draw_figures(paper: PaperResults, table: Json, rows: Rows, folder: Path) -> list[Picture]:
+    """Draw every figure whose data are there into ``folder``, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {part["figure"]: part for part in table["tables"] if part["figure"]}
+    pictures = [
+        fraction_figure(paper, parts["fraction"], folder) if "fraction" in parts else None,
+        ablation_figure(paper, parts["ablation"], folder) if "ablation" in parts else None,
+        curves_figure(paper, rows, folder),
+        attention_figure(paper, rows, folder),
+    ]
+    return [picture for picture in pictures if picture is not None]
+
+
+def fraction_figure(paper: PaperResults, part: Json, folder: Path) -> Picture | None:
+    """Draw accuracy against the share of the training data: ours, and the paper's beside it.
+
+    ``part`` is a table of `build_table`. None unless two shares were measured.
+    """
+    lines = [line for line in part["lines"] if line["fraction"] and line["method"]]
+    done = [line for line in lines if line["ours"]]
+    if len({line["fraction"] for line in done}) < 2:
+        return None
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2)
+        shares = sorted({100 * line["fraction"] for line in lines})
+        for method in dict.fromkeys(line["method"] for line in lines):
+            style = style_of(paper, method)
+            at = {100 * line["fraction"]: line for line in lines if line["method"] == method}
+            ours = [at[share]["ours"] or _UNMEASURED if share in at else _UNMEASURED for share in shares]
+            left.errorbar(shares, [stats["mean"] for stats in ours], [stats["sd"] or 0 for stats in ours], **style)
+            for share, stats in zip(shares, ours, strict=True):
+                values = stats["values"]
+                left.scatter([share] * len(values), values, s=9, color=style["color"], alpha=0.5, zorder=1)
+            printed = {share: line["paper"] for share, line in at.items() if line["paper"] is not None}
+            right.plot(list(printed), list(printed.values()), **style)
+        for axes, title in ((left, "measured here"), (right, f"paper ({paper.scale})")):
+            axes.set(xscale="log", title=title, xlabel="training data used")
+            axes.set_xticks(shares, [f"{share:g} %" for share in shares])
+            axes.set_xticks([], minor=True)
+        left.set_ylabel("top-1 accuracy (%)")
+        draw_legend(figure, left)
+
+    listed = "; ".join(
+        f"{paper.title_of(line['row'])} at {100 * line['fraction']:g} %: {line['ours']['mean']:.1f}" for line in done
+    )
+    return save_picture(
+        folder / "data-fraction",
+        draw,
+        title="Accuracy against the amount of training data",
+        caption="Mean over seeds with the standard deviation; small dots are single seeds. Note the different axes: "
+        "the panels share no scale, only the order and the gaps of the curves can be compared.",
+        alt=f"Line chart of the measured top-1 accuracy in percent. {listed}. A second panel shows the paper's curves.",
+    )
+
+
+def ablation_figure(paper: PaperResults, part: Json, folder: Path) -> Picture | None:
+    """Draw the gain of each row over the baseline as bars: ours with its standard error, and the paper's.
+
+    ``part`` is a table of `build_table`. None unless a difference was measured.
+    """
+    lines = [line for line in part["lines"] if line["paper_difference"] is not None and line["method"]]
+    if not any(line["difference"] for line in lines):
+        return None
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2, sharey=True)
+        for place, line in enumerate(lines):
+            for axes, found in ((left, line["difference"]), (right, {"mean": line["paper_difference"]})):
+                if found:
+                    error = found.get("standard_error")
+                    colour = style_of(paper, line["method"])["color"]
+                    axes.barh(place, found["mean"], xerr=error, color=colour, ecolor=axes.xaxis.label.get_color())
+                    beyond = max(0.0, found["mean"] + (error or 0.0))
+                    text = f"{found['mean']:+.1f}".replace("-", "\N{MINUS SIGN}")
+                    axes.annotate(text, (beyond, place), (4, 0), textcoords="offset points", va="center")
+        for axes, title in ((left, "measured here"), (right, f"paper ({paper.scale})")):
+            axes.axvline(0, color="0.5", linewidth=1)
+            axes.set(title=title, xlabel="gain over the baseline (points)")
+            axes.margins(x=0.16)
+        left.set_yticks(range(len(lines)), [line["label"] for line in lines])
+        left.invert_yaxis()
+
+    listed = "; ".join(
+        f"{line['label']}: {line['difference']['mean']:+.1f}, paper {line['paper_difference']:+.1f}"
+        for line in lines
+        if line["difference"]
+    )
+    return save_picture(
+        folder / "ablation",
+        draw,
+        title="What each part adds",
+        caption=f"Top-1 minus that of {paper.title_of(part['baseline'])}, in points; whiskers are one standard error.",
+        alt=f"Bar chart of gains over the baseline in points. {listed}.",
+    )
+
+
+def curves_figure(paper: PaperResults, rows: Rows, folder: Path) -> Picture | None:
+    """Draw the evaluation accuracy of the rows ``paper.curves`` against epochs. None without curves."""
+    curves = {row: _mean_curve(rows[row], "top1") for row in paper.curves if row in rows}
+    curves = {row: curve for row, curve in curves.items() if len(curve[0]) > 1}
+    if not curves:
+        return None
+    last = max(curve[0][-1] for curve in curves.values())
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2)
+        for axes, first in ((left, 0.0), (right, 0.6 * last)):
+            for row, curve in curves.items():
+                points = [point for point in zip(*curve, strict=True) if point[0] >= first]
+                epochs, means, spreads = ([point[k] for point in points] for k in range(3))
+                style = style_of(paper, row) | {"markevery": max(1, len(epochs) // 6)}
+                axes.plot(epochs, means, **style)
+                low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
+                high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
+                axes.fill_between(epochs, low, high, color=style["color"], alpha=0.18, linewidth=0)
+            _mark_switches(axes, {switch for row in curves if (switch := _switch_epoch(rows[row])) is not None})
+            axes.set(xlabel="epoch", xlim=(first, last))
+        left.set(title="whole training", ylabel="top-1 accuracy (%)")
+        right.set_title("the end, enlarged")
+        draw_legend(figure, left)
+
+    ends = "; ".join(f"{paper.title_of(row)}: {curve[1][-1]:.1f}" for row, curve in curves.items())
+    return save_picture(
+        folder / "learning-curves",
+        draw,
+        title="Learning curves",
+        caption="Accuracy on the evaluation images, mean over seeds; bands are one standard deviation. A dashed line "
+        "marks where a two-stage method drops its teacher.",
+        alt=f"Line chart of top-1 accuracy in percent against epochs. At the end, {ends}.",
+    )
+
+
+def attention_figure(paper: PaperResults, rows: Rows, folder: Path) -> Picture | None:
+    """Draw the mean attention distance of each block against epochs (DearKD, Fig. 4), a panel per row.
+
+    The rows are those of ``paper.attention`` whose curves have columns ``attention_distance_block<i>``; None if none.
+    """
+    panels = {row: blocks for row in paper.attention if row in rows and (blocks := _block_curves(rows[row]))}
+    if not panels:
+        return None
+
+    def draw(figure: Any) -> None:
+        from matplotlib.colors import LinearSegmentedColormap
+
+        # Blocks are ordered, so they get an ordered scale, of colours that are visible on both pages.
+        scale = LinearSegmentedColormap.from_list("blocks", [COLOURS[place] for place in (2, 6, 1, 4)])
+        axes_of = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (row, blocks) in zip(axes_of, panels.items(), strict=True):
+            for place, (block, (epochs, means, _)) in enumerate(blocks.items()):
+                axes.plot(epochs, means, color=scale(place / max(1, len(blocks) - 1)), linewidth=1.8)
+                axes.annotate(f"{block + 1}", (epochs[-1], means[-1]), (4, 0), textcoords="offset points", va="center")
+            switch = _switch_epoch(rows[row])
+            _mark_switches(axes, set() if switch is None else {switch})
+            axes.set(title=paper.title_of(row), xlabel="epoch")
+            axes.margins(x=0.08)
+        axes_of[0].set_ylabel("attention distance (pixels)")
+
+    ends = "; ".join(
+        f"{paper.title_of(row)}: " + ", ".join(f"{curve[1][-1]:.1f}" for curve in blocks.values())
+        for row, blocks in panels.items()
+    )
+    return save_picture(
+        folder / "attention-distance",
+        draw,
+        title="How far each block looks",
+        caption="Mean distance between a query and the keys it attends to, over heads, content tokens and seeds. The "
+        "number at the end of a line is its block, from 1. A dashed line marks the end of the first stage.",
+        alt=f"Line charts of the attention distance of each block against epochs. At the end, from block 1, {ends}.",
+    )
+
+
+def _mean_curve(runs: Sequence[Run], column: str) -> tuple[list[float], list[float], list[float]]:
+    """Return epochs done, means and standard deviations over the runs where all of them measured ``column``."""
+    points: dict[float, list[float]] = {}
+    for run in runs:
+        for epoch, value in zip(run.curves["epoch"], run.curves.get(column, []), strict=False):
+            if epoch is not None and value is not None:
+                points.setdefault(epoch + 1, []).append(value)
+    complete = {epoch: values for epoch, values in sorted(points.items()) if len(values) == len(runs)}
+    spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in complete.values()]
+    return list(complete), [statistics.fmean(values) for values in complete.values()], spreads
+
+
+def _block_curves(runs: Sequence[Run]) -> dict[int, tuple[list[float], list[float], list[float]]]:
+    """Return the curve of the attention distance of each block, in their order, where there is one."""
+    columns = {int(found[1]): name for name in runs[0].curves if (found := _DISTANCE.fullmatch(name))}
+    curves = {block: _mean_curve(runs, name) for block, name in sorted(columns.items())}
+    return {block: curve for block, curve in curves.items() if len(curve[0]) > 1}
+
+
+def _switch_epoch(runs: Sequence[Run]) -> int | None:
+    """Return the number of epochs of the first stage, if the config of the method has two stages."""
+    method = runs[0].result.config.get("method") or {}
+    return method.get("stage1_epochs") if method.get("two_stage", True) else None
+
+
+def _mark_switches(axes: Any, epochs: set[int]) -> None:
+    for epoch in epochs:
+        axes.axvline(epoch, color="0.5", linewidth=1, linestyle="--", zorder=0)

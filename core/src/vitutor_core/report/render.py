@@ -1,0 +1,167 @@
+"""Show a table of `build_table` in a terminal or as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from vitutor_core.report.verdict import Json
+
+NOTHING = "-"
+
+
+def number(value: float | None) -> str:
+    """Format a printed number with one decimal."""
+    return NOTHING if value is None else f"{value:.1f}"
+
+
+def signed(value: float | None) -> str:
+    """Format a printed difference with its sign."""
+    return NOTHING if value is None else f"{value:+.1f}"
+
+
+def measured(stats: Json | None) -> str:
+    """Format mean and standard deviation of a row."""
+    if stats is None:
+        return NOTHING
+    return number(stats["mean"]) + ("" if stats["sd"] is None else f" +- {stats['sd']:.1f}")
+
+
+def gap(found: Json | None) -> str:
+    """Format a measured difference and its standard error."""
+    if found is None:
+        return NOTHING
+    error = found["standard_error"]
+    return signed(found["mean"]) + ("" if error is None else f" +- {error:.1f}")
+
+
+def feature(value: Any) -> str:
+    """Format a descriptive cell: yes for a tick of the paper, nothing for its absence."""
+    if isinstance(value, bool) or value is None:
+        return "yes" if value else ""
+    return str(value)
+
+
+def line_cells(table: Json, *, full: bool) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and the cells of a table's lines, as text; ``full`` adds the paper's feature columns."""
+    with_column = any(line["column"] for line in table["lines"])
+    features = table["features"] if full else {}
+    headings = ["row", *(["method"] if with_column else []), *features.values()]
+    headings += ["paper", "to base", "ours", "to base", "seeds", "images", "updates"]
+    return headings, [
+        [
+            line["label"],
+            *([line["column"]] if with_column else []),
+            *(feature(line["features"][name]) for name in features),
+            number(line["paper"]),
+            "base" if line["is_baseline"] else signed(line["paper_difference"]),
+            measured(line["ours"]),
+            "base" if line["is_baseline"] else gap(line["difference"]),
+            *budget(line),
+        ]
+        for line in table["lines"]
+    ]
+
+
+def budget(line: Json) -> list[str]:
+    """Format the number of seeds, training images and updates of a line."""
+    if line["ours"] is None:
+        return [NOTHING] * 3
+    return [str(line["ours"]["n"]), f"{line['train_images']:,}", f"{line['updates']:,}"]
+
+
+def comparison_cells(table: Json) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and the cells of a table's comparisons, as text."""
+    lines = [
+        [
+            f"{pair['subject']} minus {pair['reference']}{pair['where']}",
+            signed(pair["paper"]),
+            gap(pair["ours"]),
+            verdict(pair),
+        ]
+        for pair in table["comparisons"]
+    ]
+    return ["difference", "paper", "ours", "verdict"], lines
+
+
+def verdict(pair: Json) -> str:
+    """Return the verdict on a comparison in two or three words."""
+    if pair["outcome"] == "unclear":
+        return "no clear difference"
+    if pair["agrees"] is None:
+        return str(pair["outcome"])
+    return f"{pair['outcome']}, as in the paper" if pair["agrees"] else f"{pair['outcome']}, unlike the paper"
+
+
+def scope(table: Json) -> str:
+    """Say what the measured numbers are: scale, seeds, training images, updates."""
+    lines = [line for part in table["tables"] for line in part["lines"] if line["ours"]] + table["further"]
+    seeds = ", ".join(map(str, table["seeds"]))
+    images, updates = (_range([line[name] for line in lines]) for name in ("train_images", "updates"))
+    return f"Scale {table['scale']}; seeds {seeds}; {images} training images; {updates} updates per run."
+
+
+def _range(values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def headlines(table: Json) -> list[str]:
+    """Return the verdicts that the paper is about, then the count of all."""
+    pairs = [pair for part in table["tables"] for pair in part["comparisons"] if pair["headline"]]
+    return [*(pair["sentence"] for pair in pairs), table["summary"]]
+
+
+def to_markdown(table: Json) -> str:
+    """Render everything but the provenance as Markdown tables."""
+    parts = [f"# {table['title']}", table["citation"], scope(table), *table["notes"], _bullets(headlines(table))]
+    for part in table["tables"]:
+        parts += [f"## {part['title']}", part["caption"], _markdown(*line_cells(part, full=True))]
+        if part["comparisons"]:
+            parts.append(_markdown(*comparison_cells(part)))
+    if table["further"]:
+        parts += ["## Further rows", _markdown(*further_cells(table))]
+    return "\n\n".join(parts) + "\n"
+
+
+def further_cells(table: Json) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and the cells of the rows that the paper does not print."""
+    lines = [[line["row"], measured(line["ours"]), *budget(line)] for line in table["further"]]
+    return ["row", "ours", "seeds", "images", "updates"], lines
+
+
+def _bullets(sentences: list[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def _markdown(headings: list[str], lines: list[list[str]]) -> str:
+    rows = [headings, ["---"] * len(headings), *lines]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def print_table(table: Json, console: Console) -> None:
+    """Print everything but the provenance; made for 100 columns."""
+    console.print(f"[bold]{escape(table['title'])}[/bold]\n{escape(scope(table))}", highlight=False)
+    for part in table["tables"]:
+        console.print(_grid(part["title"], *line_cells(part, full=False)))
+        if part["comparisons"]:
+            console.print(_grid(None, *comparison_cells(part)))
+    if table["further"]:
+        console.print(_grid("Further rows", *further_cells(table)))
+    for note in table["notes"]:
+        console.print(f"\n[dim]{escape(note)}[/dim]", highlight=False)
+    console.print(f"\n{escape(_bullets(headlines(table)))}", highlight=False)
+
+
+def _grid(title: str | None, headings: list[str], lines: list[list[str]]) -> Padding:
+    grid = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, box=None, header_style="dim")
+    for index, heading in enumerate(headings):
+        is_text = index == 0 or heading in {"method", "verdict"}
+        grid.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text)
+    for line in lines:
+        grid.add_row(*map(escape, line))
+    return Padding(grid, (1, 0, 0, 0))

@@ -1,0 +1,144 @@
+"""The paper's tables with the measured numbers beside the printed ones, as plain JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from vitutor_core.report.paper import Comparison, MeasuredCell, PaperResults, PaperTable
+from vitutor_core.report.results import Run
+from vitutor_core.report.verdict import Json, agrees, difference, outcome_of, sentence, summarise, summary
+
+Rows = Mapping[str, Sequence[Run]]
+
+
+def build_table(paper: PaperResults, rows: Rows) -> Json:
+    """Put the results of each row beside the paper's number, for every table that the package can reproduce.
+
+    ``rows`` is what `load_results` returns. The result has ``paper``, ``title``, ``citation``, ``setting``, ``scale``,
+    ``seeds``, ``evaluation_images``, ``notes``, ``summary`` and ``tables``; each table has ``lines``, one per printed
+    number, and ``comparisons`` with their verdicts. Rows without results have null where a measured number would be.
+    Measured rows that no table prints are in ``further``.
+    """
+    runs = [run for same_row in rows.values() for run in same_row]
+    tables = [_table(paper, table, rows) for table in paper.tables if table.reproduced()]
+    printed = {line["row"] for table in tables for line in table["lines"]}
+    further = [row for row in rows if row not in printed]
+    comparisons = {(pair["row"], pair["to"]): pair for table in tables for pair in table["comparisons"]}
+    images = sorted({int(run.result.metrics["images"]) for run in runs if "images" in run.result.metrics})
+    scale = runs[0].result.scale
+    return {
+        "paper": paper.paper,
+        "title": paper.title,
+        "citation": paper.citation,
+        "setting": paper.setting,
+        "scale": scale,
+        "seeds": sorted({run.result.seed for run in runs}),
+        "evaluation_images": images,
+        "notes": _notes(paper, scale, images),
+        "summary": summary(list(comparisons.values())),
+        "tables": tables,
+        "further": [{"row": row, "ours": summarise(rows[row], "top1"), **_budget(rows[row])} for row in further],
+    }
+
+
+def _table(paper: PaperResults, table: PaperTable, rows: Rows) -> Json:
+    return {
+        "id": table.id,
+        "title": table.title,
+        "caption": table.caption,
+        "metric": table.metric,
+        "baseline": table.baseline,
+        "figure": table.figure,
+        "features": {name: title for name, title in table.columns.items() if name not in table.measured},
+        "lines": [_line(paper, table, cell, rows) for cell in table.cells()],
+        "comparisons": [_comparison(paper, table, pair, rows) for pair in table.comparisons],
+    }
+
+
+def _line(paper: PaperResults, table: PaperTable, cell: MeasuredCell, rows: Rows) -> Json:
+    runs = rows.get(cell.row, []) if cell.row else []
+    ours = summarise(runs, table.metric)
+    is_baseline = cell.row is not None and cell.row == table.baseline
+    baseline = table.reproduced()[table.baseline] if table.baseline and not is_baseline else None
+    reference = summarise(rows.get(table.baseline, []), table.metric) if table.baseline and not is_baseline else None
+    return {
+        "label": cell.printed.label,
+        "column": table.columns[cell.column] if len(table.measured) > 1 else None,
+        "features": {name: cell.printed.cells.get(name) for name in table.columns if name not in table.measured},
+        "fraction": cell.printed.fraction,
+        "row": cell.row,
+        "method": paper.method_of(cell.row) if cell.row else None,
+        "is_baseline": is_baseline,
+        "paper": cell.value,
+        "paper_difference": _printed_difference(cell, baseline),
+        "ours": ours,
+        "difference": difference(ours, reference),
+        **_budget(runs),
+    }
+
+
+def _budget(runs: Sequence[Run]) -> Json:
+    """Return what a row was given, which is the same for all its seeds, and the command of the first."""
+    names = ("train_images", "epochs", "updates", "command")
+    return {name: getattr(runs[0].result, name) if runs else None for name in names}
+
+
+def _printed_difference(cell: MeasuredCell, reference: MeasuredCell | None) -> float | None:
+    if reference is None or cell.value is None or reference.value is None:
+        return None
+    # Printed numbers have one or two decimals; more would be an artefact of binary fractions.
+    return round(cell.value - reference.value, 6)
+
+
+def _comparison(paper: PaperResults, table: PaperTable, pair: Comparison, rows: Rows) -> Json:
+    first, second = (table.reproduced()[row] for row in (pair.row, pair.to))
+    ours = [summarise(rows.get(row, []), table.metric) for row in (pair.row, pair.to)]
+    printed, found = _printed_difference(first, second), difference(ours[0], ours[1])
+    subject, reference, where = _names(paper, pair, first.printed.fraction, second.printed.fraction)
+    outcome = outcome_of(found)
+    return {
+        "row": pair.row,
+        "to": pair.to,
+        "headline": pair.headline,
+        "subject": subject,
+        "reference": reference,
+        "where": where,
+        "paper": printed,
+        "ours": found,
+        "seeds": [stats["n"] if stats else 0 for stats in ours],
+        "outcome": outcome,
+        "agrees": agrees(printed, outcome),
+        "sentence": sentence(subject, reference, where, found),
+    }
+
+
+def _names(paper: PaperResults, pair: Comparison, first: float | None, second: float | None) -> tuple[str, str, str]:
+    """Name both sides and, if they share it, the share of the data; otherwise each side carries its own."""
+    titles = paper.title_of(pair.row), paper.title_of(pair.to)
+    if first == second:
+        return *titles, _at(first)
+    return titles[0] + _at(first), titles[1] + _at(second), ""
+
+
+def _at(fraction: float | None) -> str:
+    if fraction is None:
+        return ""
+    return " with all the data" if fraction == 1 else f" at {100 * fraction:g} % of the data"
+
+
+def _notes(paper: PaperResults, scale: str, images: Sequence[int]) -> list[str]:
+    notes = []
+    if scale != paper.scale:
+        notes.append(
+            f"The paper's numbers are for {paper.setting}; ours are at the scale '{scale}'. "
+            "Accuracies at different scales cannot be compared, only the differences between rows."
+        )
+    notes.append(
+        "Ours: mean +- sample standard deviation over seeds. Differences: +- standard error; one smaller than two "
+        "standard errors is not called clear. With three seeds, chance alone passes this bar in more than one case "
+        "of ten, so more seeds make a verdict firmer."
+    )
+    if images:
+        counts = " or ".join(f"{count:,} evaluation images (one is {100 / count:.2f} points)" for count in images)
+        notes.append(f"Accuracy is over {counts}; the spread does not include the choice of these images.")
+    return notes

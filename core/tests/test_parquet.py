@@ -1,0 +1,220 @@
+"""Parquet shards in the Hub's layout, written on the spot; and what is said when they are not as they should be."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from vitutor_core.data.sources import open_source
+from vitutor_core.data.types import Source, Split
+from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.schema import DataConfig
+
+NAMES = ["ant", "bee"]
+
+
+@pytest.fixture(autouse=True)
+def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VITUTOR_DATA_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def opened(source: str) -> Source:
+    return open_source(DataConfig(source=source, image_size=8))
+
+
+def shades(split: Split) -> list[int]:
+    return [split.read(index).getpixel((0, 0))[0] for index in range(len(split.labels))]
+
+
+def write_shard(
+    path: Path,
+    labels: list[int],
+    greys: list[int],
+    *,
+    image: str = "image",
+    label: str = "label",
+    names: list[str] | None = NAMES,
+) -> None:
+    rows = []
+    for shade in greys:
+        buffer = io.BytesIO()
+        Image.new("RGB", (3, 2), (shade, shade, shade)).save(buffer, "PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": f"{shade}.png"})
+    table = pa.table({image: rows, label: labels, "extra": labels})
+    if names is not None:
+        features = {image: {"_type": "Image"}, label: {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=2)
+
+
+@pytest.fixture
+def bugs(data_root: Path) -> Path:
+    folder = data_root / "bugs"
+    write_shard(folder / "data" / "train-00000-of-00002.parquet", [1, 0, 1], [1, 2, 3])
+    write_shard(folder / "data" / "train-00001-of-00002.parquet", [0, 1], [4, 5])
+    write_shard(folder / "data" / "test-00000-of-00001.parquet", [1, 0], [6, 7])
+    return folder
+
+
+def test_parquet_shards_are_read_in_order(bugs: Path) -> None:
+    source = opened("parquet:bugs")
+    assert (source.name, source.class_names) == ("parquet:bugs", ("ant", "bee"))
+    assert source.train.labels.tolist() == [1, 0, 1, 0, 1]
+    assert source.train.labels.dtype == np.int64
+    assert shades(source.train) == [1, 2, 3, 4, 5]
+    assert shades(source.evaluation) == [6, 7]
+    assert source.train.where(4) == f"{bugs / 'data' / 'train-00001-of-00002.parquet'}, row 1"
+
+
+def test_validation_is_preferred_to_test(bugs: Path) -> None:
+    write_shard(bugs / "data" / "validation-00000-of-00001.parquet", [0, 1], [8, 9])
+    assert shades(opened("parquet:bugs").evaluation) == [8, 9]
+
+
+def test_other_column_names_of_the_hub(bugs: Path) -> None:
+    for split in ("train", "test"):
+        write_shard(bugs / "fine" / f"{split}.parquet", [0, 1], [1, 2], image="img", label="fine_label")
+    assert opened("parquet:bugs/fine").class_names == ("ant", "bee")
+
+
+def test_without_metadata_classes_are_numbered(data_root: Path) -> None:
+    for split in ("train", "test"):
+        write_shard(data_root / "plain" / f"{split}.parquet", [0, 2, 1], [1, 2, 3], names=None)
+    assert opened("parquet:plain").class_names == ("0", "1", "2")
+
+
+def rewrite(shard: Path, **columns: object) -> None:
+    table = pq.read_table(shard)
+    for name, values in columns.items():
+        table = table.drop([name])
+        if values is not None:
+            table = table.append_column(name, pa.array(values))
+    pq.write_table(table, shard)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": None}, r"no column 'image' or 'img'; the columns are label, extra"),
+        ({"label": None}, r"no column 'label' or 'fine_label'; the columns are image, extra"),
+        ({"image": [b"x", b"y"]}, r"column 'image' must be a struct of bytes and path"),
+        ({"image": [{"path": "x"}, {"path": "y"}]}, r"cannot read the shard: .*bytes"),
+        ({"label": ["a", "b"]}, r"column 'label' must hold an integer in every row, found string"),
+        ({"label": [0, None]}, r"column 'label' must hold an integer in every row"),
+        ({"label": [0, 2]}, r"test-00000-of-00001.parquet, row 1: label 2 of 2 classes"),
+        ({"label": [-1, -1]}, r"row 0: label -1 of 2 classes; is the split unlabelled\?"),
+    ],
+)
+def test_wrong_columns_are_refused(bugs: Path, columns: dict[str, object], message: str) -> None:
+    rewrite(bugs / "data" / "test-00000-of-00001.parquet", **columns)
+    with pytest.raises(DataError, match=message):
+        opened("parquet:bugs")
+
+
+def test_a_row_without_bytes_and_a_damaged_image_are_named(bugs: Path) -> None:
+    shard = bugs / "data" / "test-00000-of-00001.parquet"
+    rewrite(shard, image=[{"bytes": None, "path": "x"}, {"bytes": b"junk", "path": "y"}])
+    split = opened("parquet:bugs").evaluation
+    with pytest.raises(DataError, match=r"00001\.parquet, row 0: the row has no image bytes"):
+        split.read(0)
+    with pytest.raises(DataError, match=r"00001\.parquet, row 1: cannot read the image"):
+        split.read(1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_truncated_shards_are_refused(bugs: Path, share: float) -> None:
+    shard = bugs / "data" / "train-00001-of-00002.parquet"
+    shard.write_bytes(shard.read_bytes()[: int(share * shard.stat().st_size)])
+    with pytest.raises(DataError, match=r"train-00001-of-00002\.parquet: cannot read the shard"):
+        opened("parquet:bugs")
+
+
+def test_incomplete_ambiguous_and_foreign_sets_of_shards_are_refused(bugs: Path, data_root: Path) -> None:
+    write_shard(bugs / "other" / "test-00000-of-00001.parquet", [0, 1], [1, 2])
+    with pytest.raises(DataError, match=r"'test' shards in .*data and .*other; name one with parquet:PATH"):
+        opened("parquet:bugs")
+    shutil.rmtree(bugs / "other")
+    write_shard(bugs / "data" / "test-00000-of-00001.parquet", [0, 1], [1, 2], names=["bee", "ant"])
+    with pytest.raises(DataError, match="the class names of train and test differ"):
+        opened("parquet:bugs")
+    (bugs / "data" / "train-00001-of-00002.parquet").unlink()
+    with pytest.raises(DataError, match="1 'train' shards of 2; download the others"):
+        opened("parquet:bugs")
+    (bugs / "data" / "train-00000-of-00002.parquet").unlink()
+    with pytest.raises(DataError, match=r"bugs: expected train-\*.parquet .*; the folder holds data"):
+        opened("parquet:bugs")
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        opened("parquet:nowhere")
+
+
+def test_damaged_metadata_is_refused(bugs: Path) -> None:
+    shard = bugs / "data" / "test-00000-of-00001.parquet"
+    for metadata in ("{", "{}", '{"info": null}', '{"info": {"features": {"label": 3}}}'):
+        pq.write_table(pq.read_table(shard).replace_schema_metadata({"huggingface": metadata}), shard)
+        with pytest.raises(DataError, match="its 'huggingface' metadata does not describe column 'label'"):
+            opened("parquet:bugs")
+
+
+def test_the_hash_of_shards_follows_their_bytes(bugs: Path, data_root: Path) -> None:
+    first = opened("parquet:bugs")
+    shutil.copytree(bugs, data_root / "copy")
+    assert opened("parquet:copy").train.content_hash == first.train.content_hash
+    write_shard(data_root / "copy" / "data" / "train-00001-of-00002.parquet", [0, 1], [4, 6])
+    second = opened("parquet:copy")
+    assert second.train.content_hash != first.train.content_hash
+    assert second.evaluation.content_hash == first.evaluation.content_hash
+
+
+def test_splits_travel_to_spawned_workers(bugs: Path) -> None:
+    split = opened("parquet:bugs").train
+    copy = pickle.loads(pickle.dumps(split))  # noqa: S301 - our own object
+    assert copy.where(3) == split.where(3)
+    assert shades(copy) == shades(split)
+
+
+def test_the_hub_looks_in_the_data_root_first(bugs: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("went to the network"))
+    assert len(opened("hub:someone/bugs").train.labels) == 5
+    write_shard(data_root / "someone" / "bugs" / "train.parquet", [0, 1], [1, 2])
+    write_shard(data_root / "someone" / "bugs" / "test.parquet", [0, 1], [1, 2])
+    assert len(opened("hub:someone/bugs").train.labels) == 2
+
+
+def test_the_hub_downloads_only_parquet(bugs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def download(repository: str, **options: object) -> str:
+        asked.append((repository, options))
+        return str(bugs if repository == "a/flies" else empty)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    source = opened("hub:a/flies")
+    assert (source.name, len(source.train.labels)) == ("hub:a/flies", 5)
+    assert asked == [("a/flies", {"repo_type": "dataset", "allow_patterns": "*.parquet"})]
+    shutil.rmtree(bugs)
+    with pytest.raises(DataError, match=r"hub:a/moths: it has no train-\*.parquet .*; try timm:hfds/a/moths"):
+        opened("hub:a/moths")
+
+
+def test_a_failed_download_says_where_it_looked(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise OSError("no route\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(DataError, match=rf"not found in {data_root}/a/b, and the download failed: no route; check"):
+        opened("hub:a/b")
+    with pytest.raises(ConfigError, match="write it as hub:OWNER/NAME"):
+        opened("hub:mnist")

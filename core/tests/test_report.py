@@ -1,0 +1,261 @@
+"""All numbers here are synthetic; expected values are worked out by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from core.tests.report_samples import PAPER, write_row, write_run
+from vitutor_core.errors import DataError, ResourceError
+from vitutor_core.report.html import write_report
+from vitutor_core.report.paper import PaperResults, load_paper_results
+from vitutor_core.report.plots import draw_figures
+from vitutor_core.report.render import print_table, scope, to_markdown
+from vitutor_core.report.results import load_results
+from vitutor_core.report.table import build_table
+
+
+@pytest.fixture
+def paper(tmp_path: Path) -> PaperResults:
+    path = tmp_path / "paper_results.yaml"
+    path.write_text(PAPER)
+    return load_paper_results(path)
+
+
+def build(paper: PaperResults, root: Path) -> dict[str, Any]:
+    table = build_table(paper, load_results(root, "demo"))
+    return json.loads(json.dumps(table, allow_nan=False))
+
+
+def line_of(table: dict[str, Any], row: str) -> dict[str, Any]:
+    return next(line for part in table["tables"] for line in part["lines"] if line["row"] == row)
+
+
+def pair_of(table: dict[str, Any], row: str, to: str) -> dict[str, Any]:
+    pairs = (pair for part in table["tables"] for pair in part["comparisons"])
+    return next(pair for pair in pairs if (pair["row"], pair["to"]) == (row, to))
+
+
+# --- the table ---------------------------------------------------------------------------------------------------
+
+
+def test_numbers_by_hand(paper: PaperResults, tmp_path: Path) -> None:
+    write_row(tmp_path, "plain", [90.0, 91.0, 92.0])
+    write_row(tmp_path, "ours", [94.0, 96.0, 95.0])
+    table = build(paper, tmp_path)
+    line = line_of(table, "ours")
+    assert line["ours"] == {"mean": 95.0, "sd": 1.0, "n": 3, "seeds": [0, 1, 2], "values": [94.0, 96.0, 95.0]}
+    assert line["paper"] == 72.3
+    assert line["paper_difference"] == 2.3
+    # Both have a standard deviation of 1 over 3 seeds: sqrt(1/3 + 1/3).
+    assert line["difference"] == {"mean": 4.0, "standard_error": pytest.approx(math.sqrt(2 / 3))}
+    assert (line["train_images"], line["epochs"], line["updates"]) == (898, 4, 56)
+    assert line["command"] == "demo train --row ours --set seed=0 > '<out>'"
+    base = line_of(table, "plain")
+    assert base["is_baseline"]
+    assert base["difference"] is base["paper_difference"] is None
+    assert table["seeds"] == [0, 1, 2]
+    assert table["evaluation_images"] == [900]
+    assert [part["id"] for part in table["tables"]] == ["ablation", "data"]
+
+
+def test_rows_without_results_are_kept_empty(paper: PaperResults, tmp_path: Path) -> None:
+    write_row(tmp_path, "plain", [90.0, 91.0])
+    table = build(paper, tmp_path)
+    assert len(table["tables"][0]["lines"]) == 4
+    missing = line_of(table, "part")
+    assert missing["ours"] is missing["difference"] is missing["train_images"] is missing["command"] is None
+    assert missing["paper_difference"] == 1.5
+    assert pair_of(table, "part", "plain")["outcome"] == "not measured"
+    assert "not measured" in pair_of(table, "part", "plain")["sentence"]
+
+
+def test_shares_of_the_data(paper: PaperResults, tmp_path: Path) -> None:
+    write_row(tmp_path, "plain", [90.0, 91.0])
+    write_row(tmp_path, "plain_10", [70.0, 72.0])
+    write_row(tmp_path, "ours_10", [80.0, 82.0])
+    table = build(paper, tmp_path)
+    pair = pair_of(table, "ours_10", "plain_10")
+    assert pair["paper"] == 14.0
+    assert pair["ours"] == {"mean": 10.0, "standard_error": pytest.approx(math.sqrt(2))}
+    assert pair["sentence"] == "OURS is 10.0 +- 1.4 points above plain model at 10 % of the data."
+    across = pair_of(table, "ours_10", "plain")
+    assert across["sentence"] == "OURS at 10 % of the data is 9.5 +- 1.1 points below plain model with all the data."
+    assert across["agrees"] is True  # the paper has 54 against 70
+
+
+@pytest.mark.parametrize(
+    ("values", "outcome", "agrees", "sentence"),
+    [
+        ([95.0, 96.0, 97.0], "above", True, "OURS is 5.0 +- 0.8 points above plain model."),
+        ([85.0, 86.0, 87.0], "below", False, "OURS is 5.0 +- 0.8 points below plain model."),
+        ([91.0, 92.0, 93.0], "unclear", None, "No clear difference between OURS and plain model (+1.0 +- 0.8 points)."),
+        ([89.0, 90.0, 91.0], "unclear", None, "No clear difference between OURS and plain model (-1.0 +- 0.8 points)."),
+        ([95.0], "one seed", None, "OURS minus plain model is +4.0 points, from one seed: not to be judged."),
+    ],
+)
+def test_verdict_follows_the_numbers(
+    paper: PaperResults, tmp_path: Path, values: list[float], outcome: str, agrees: bool | None, sentence: str
+) -> None:
+    """The baseline is 91 +- 1 with three seeds, so two standard errors are 1.63 points."""
+    write_row(tmp_path, "plain", [90.0, 91.0, 92.0])
+    write_row(tmp_path, "ours", values)
+    table = build(paper, tmp_path)
+    pair = pair_of(table, "ours", "plain")
+    assert (pair["outcome"], pair["agrees"], pair["sentence"]) == (outcome, agrees, sentence)
+    counts = {True: "1 came out clearly", False: "1 clearly the other way", None: "0 came out clearly"}
+    assert counts[agrees] in table["summary"]
+
+
+def test_bar_is_two_standard_errors(paper: PaperResults, tmp_path: Path) -> None:
+    """With a standard error of 0.5 (one row without spread), 1.0 is clear and a little less is not."""
+    write_row(tmp_path, "plain", [90.0, 90.0])
+    write_row(tmp_path, "ours", [90.5, 91.5])
+    write_row(tmp_path, "part", [90.49, 91.49])
+    table = build(paper, tmp_path)
+    assert pair_of(table, "ours", "plain")["ours"] == {"mean": 1.0, "standard_error": pytest.approx(0.5)}
+    assert pair_of(table, "ours", "plain")["outcome"] == "above"
+    assert pair_of(table, "part", "plain")["outcome"] == "unclear"
+
+
+def test_equal_rows_are_not_different(paper: PaperResults, tmp_path: Path) -> None:
+    write_row(tmp_path, "plain", [90.0, 90.0])
+    write_row(tmp_path, "ours", [90.0, 90.0])
+    assert pair_of(build(paper, tmp_path), "ours", "plain")["outcome"] == "unclear"
+
+
+def test_further_rows_and_the_papers_own_scale(paper: PaperResults, tmp_path: Path) -> None:
+    write_run(tmp_path, "plain", 0, 70.0, {"scale": "imagenet"})
+    write_run(tmp_path, "own_idea", 0, 71.0, {"scale": "imagenet"})
+    table = build(paper, tmp_path)
+    assert [(line["row"], line["ours"]["mean"]) for line in table["further"]] == [("own_idea", 71.0)]
+    assert not any("different scales" in note for note in table["notes"])
+
+
+def test_missing_metric(paper: PaperResults, tmp_path: Path) -> None:
+    write_run(tmp_path, "plain", 0, 90.0, {"metrics": {"loss": 1.0}})
+    with pytest.raises(DataError, match="no metric 'top1'"):
+        build_table(paper, load_results(tmp_path, "demo"))
+
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(paper: PaperResults, tmp_path: Path) -> Path:
+    for row, values in (
+        ("plain", [90.0, 91.0, 92.0]),
+        ("part", [91.0, 93.0, 92.0]),
+        ("ours", [94.0, 96.0, 95.0]),
+        ("plain_10", [70.0, 72.0, 71.0]),
+        ("ours_10", [80.0, 83.0, 81.0]),
+        ("own_idea", [88.0, 88.5, 89.0]),
+    ):
+        write_row(tmp_path, row, values)
+    return tmp_path
+
+
+def test_terminal_fits_100_columns(paper: PaperResults, full: Path) -> None:
+    table = build(paper, full)
+    out = io.StringIO()
+    print_table(table, Console(file=out, width=100))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= 100
+    assert "Scale digits; seeds 0, 1, 2; 90 to 898 training images; 56 updates per run." in text
+    assert "different scales" in text
+    assert re.search(r"with A +71\.5 +\+1\.5 +92\.0 \+- 1\.0 +\+1\.0 \+- 0\.8 +3 +898 +56", text)
+    assert re.search(r"not ours +60\.0 +-10\.0 +- +- +- +- +-", text)
+    assert re.search(r"own_idea +88\.5 \+- 0\.5 +3", text)
+    assert "OURS is 4.0 +- 0.8 points above plain model." in text
+    assert table["summary"] in " ".join(text.split())
+
+
+def test_markdown(paper: PaperResults, full: Path) -> None:
+    text = to_markdown(build(paper, full))
+    assert "| with A | yes | 71.5 | +1.5 | 92.0 +- 1.0 | +1.0 +- 0.8 | 3 | 898 | 56 |" in text
+    assert "| OURS minus plain model at 10 % of the data | +14.0 | +10.3 +- 1.1 | above, as in the paper |" in text
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+# --- figures and page --------------------------------------------------------------------------------------------
+
+
+def test_figures(paper: PaperResults, full: Path, tmp_path: Path) -> None:
+    table = build(paper, full)
+    pictures = draw_figures(paper, table, load_results(full, "demo"), tmp_path / "figures")
+    names = [picture.light.stem for picture in pictures]
+    assert names == ["data-fraction", "ablation", "learning-curves", "attention-distance"]
+    assert "OURS at 10 %: 81.3" in pictures[0].alt
+    assert "all: +4.0, paper +2.3" in pictures[1].alt
+    assert "OURS: 95.0" in pictures[2].alt
+    assert "OURS: 1.5, 2.5" in pictures[3].alt
+    for picture in pictures:
+        with Image.open(picture.light) as light, Image.open(picture.dark) as dark:
+            assert light.size == dark.size
+            assert light.convert("L").getpixel((1, 1)) == 255
+            assert dark.convert("L").getpixel((1, 1)) < 50
+
+
+def test_figures_without_data_are_left_out(paper: PaperResults, tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "plain", 0, 90.0)
+    (folder / "curves.csv").write_text("epoch,train_loss\n0,1.5\n")
+    assert draw_figures(paper, build(paper, tmp_path), load_results(tmp_path, "demo"), tmp_path / "figures") == []
+
+
+class Page(HTMLParser):
+    """Collects the tags, their attributes and the text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_page_is_complete_and_self_contained(paper: PaperResults, full: Path, tmp_path: Path) -> None:
+    rows = load_results(full, "demo")
+    table = build(paper, full)
+    pictures = draw_figures(paper, table, rows, tmp_path / "figures")
+    write_report(table, rows, pictures, tmp_path / "new" / "report.html")
+    page = Page((tmp_path / "new" / "report.html").read_text(encoding="utf-8"))
+
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "link", "iframe", "b"}  # <b> stands in the name of the machine
+        for name in ("src", "srcset", "href"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert [image["alt"] for image in images] == [picture.alt for picture in pictures]
+    assert "url(" not in page.text
+    assert "@import" not in page.text
+
+    text = " ".join(page.text.split())
+    assert "A synthetic <paper>" in text
+    assert "<b>chip</b> & co" in text
+    assert "OURS is 4.0\N{NBSP}\N{PLUS-MINUS SIGN}\N{NBSP}0.8 points above plain model." in page.text
+    for expected in (scope(table), table["summary"], "demo train --row ours_10 --set seed=0 > '<out>'", "0123456789"):
+        assert expected in text
+    for run in (run for same_row in rows.values() for run in same_row):
+        assert run.result.fingerprint in text
+    assert "sha256 3f3f3f3f3f3f, top-1 99.0 %" in text
+
+
+def test_page_that_cannot_be_written(paper: PaperResults, full: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match="choose another place"):
+        write_report(build(paper, full), load_results(full, "demo"), [], tmp_path / "file" / "report.html")

@@ -1,0 +1,122 @@
+"""Reading results and the papers' own numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.tests.report_samples import PAPER, write_run
+from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.report.paper import load_paper_results
+from vitutor_core.report.results import load_results, read_curves
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_no_results(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no results"):
+        load_results(tmp_path, "demo")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"row": "ours"}, "row is 'ours', its folder says 'plain'"),
+        ({"seed": 3}, "seed is 'seed-3', its folder says 'seed-1'"),
+        ({"paper": "else"}, "paper is 'else'"),
+        ({"extra": 1}, "extra: Extra inputs"),
+        ({"metrics": {"top1": math.nan}}, "metrics.top1: Input should be a finite number"),
+        ({"epochs": "4"}, "epochs: Input should be a valid integer"),
+        ({"scale": "cifar100"}, "several scales"),
+        ({"config": {"seed": 1, "train": {"epochs": 5}, "method": {"stage1_epochs": 3}}}, "train.epochs: 4 -> 5"),
+    ],
+)
+def test_results_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    write_run(tmp_path, "plain", 0, 90.0)
+    folder = write_run(tmp_path, "plain", 1, 91.0, changes)
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        load_results(tmp_path, "demo")
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "curves.csv"])
+def test_missing_file(tmp_path: Path, name: str) -> None:
+    folder = write_run(tmp_path, "plain", 0, 90.0)
+    (folder / name).unlink()
+    with pytest.raises(DataError, match=re.escape(str(folder / name))):
+        load_results(tmp_path, "demo")
+
+
+def test_unfinished_folders_are_ignored(tmp_path: Path) -> None:
+    write_run(tmp_path, "plain", 0, 90.0)
+    (tmp_path / "demo" / "plain" / "seed-1.tmp").mkdir()
+    (tmp_path / "demo" / "table.json").write_text("{}")
+    assert [run.result.seed for run in load_results(tmp_path, "demo")["plain"]] == [0]
+
+
+@pytest.mark.parametrize("text", ["", "step,top1\n1,2\n", "epoch,epoch\n1,2\n", "epoch,top1\n0\n", "epoch,top1\n0,x\n"])
+def test_broken_curves(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "curves.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        read_curves(path)
+
+
+def test_curves(tmp_path: Path) -> None:
+    (tmp_path / "curves.csv").write_text("epoch,top1\r\n0,\r\n1,55.5\r\n")
+    assert read_curves(tmp_path / "curves.csv") == {"epoch": [0.0, 1.0], "top1": [None, 55.5]}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("baseline: plain", "baseline: nobody", "unknown rows"),
+        ("row: part}", "row: ours}", "a package row reproduces two cells"),
+        ("curves: [plain, ours]", "curves: [plain, stranger]", "rows of no method"),
+        ("cells: {top1: 60.0}", "cells: {top2: 60.0}", "cells outside the columns"),
+        ("cells: {top1: 60.0}", "cells: {top1: high}", "not a number"),
+        ("row: {plain: plain_10, ours: ours_10}", "row: ours_10", "per measured column"),
+        ("caption: parts", "captoin: parts", "captoin"),
+    ],
+)
+def test_paper_data_with_mistakes(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "paper_results.yaml"
+    assert old in PAPER
+    path.write_text(PAPER.replace(old, new, 1))
+    with pytest.raises(DataError, match=message):
+        load_paper_results(path)
+
+
+def test_paper_data_that_is_no_yaml_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "paper_results.yaml"
+    with pytest.raises(DataError, match="reinstall"):
+        load_paper_results(path)
+    path.write_text("a: 1\na: 2\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_paper_results(path)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*/src/*/paper_results.yaml")), ids=lambda path: path.parent.name)
+def test_every_paper_in_the_workspace(path: Path) -> None:
+    results = load_paper_results(path)
+    assert results.paper == path.parent.name
+    assert any(table.reproduced() for table in results.tables)
+
+
+def test_printed_gaps_of_dearkd() -> None:
+    """The differences that the paper prints in Table 2 must follow from the accuracies that were transcribed."""
+    results = load_paper_results(ROOT / "dearkd" / "src" / "dearkd" / "paper_results.yaml")
+    cells = next(table for table in results.tables if table.id == "table2").reproduced()
+    gaps = {
+        "dearkd_10": (13.8, 4.0), "dearkd_25": (6.0, 2.8), "dearkd_50": (4.0, 0.7), "dearkd": (2.6, 0.3),
+    }  # fmt: skip
+    others = {"dearkd": ("vit", "deit_100")}
+    for row, printed in gaps.items():
+        share = row.removeprefix("dearkd")
+        for other, gap in zip(others.get(row, (f"vit{share}", f"deit{share}")), printed, strict=True):
+            assert cells[row].value - cells[other].value == pytest.approx(gap)
