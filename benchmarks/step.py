@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from benchmarks.record import interleave, ratio, report
 from vitutor_core.data.build import build_data
 from vitutor_core.schema import RunConfig
-from vitutor_core.train import loop, optim
 from vitutor_core.train.distributed import Processes
 from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.meter import Meter
@@ -30,6 +29,7 @@ from vitutor_core.train.method import Clock
 from vitutor_core.train.run_folder import RunFolder
 from vitutor_core.train.state import TrainState
 from vitutor_core.train.supervised import Supervised
+from vitutor_core.train.update import Updater
 
 CONFIG = RunConfig.from_mapping(
     {
@@ -47,6 +47,7 @@ CONFIG = RunConfig.from_mapping(
 
 
 def main() -> None:
+    """Measure and report."""
     torch.set_num_threads(1)
     processes = Processes(0, 1, torch.device("cpu"))
     data = build_data(CONFIG, device=processes.device)
@@ -57,6 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, RunFolder(Path(folder) / "run") as run:
         state = TrainState.build(method, CONFIG, run, Clock(0, updates, total), {"method": "benchmark"})
     guard, meter = FiniteGuard(state.optimizer, processes.device), Meter(processes, {})
+    updater = Updater(method, CONFIG, processes, state, guard, meter)
     method.train()
 
     bare = Supervised.build(CONFIG, data.info).student.train()
@@ -68,10 +70,7 @@ def main() -> None:
     micro_batches = next(epochs)
 
     def ours() -> None:
-        clock = Clock(state.step, updates, total)
-        optim.set_learning_rate(state.schedule, clock)
-        loop._update(method, method, micro_batches, clock, CONFIG, state, guard, meter, processes)
-        state.step += 1
+        updater.update(micro_batches, Clock(state.step, updates, total))
 
     def by_hand() -> None:
         nonlocal micro_batches

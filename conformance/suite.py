@@ -28,10 +28,12 @@ from conformance import ranks
 from vitutor_core.cli.teacher import with_teachers
 from vitutor_core.config import read_recipe
 from vitutor_core.data.sources import open_source
+from vitutor_core.data.types import Batch
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.schema import RunConfig
-from vitutor_core.train import loop
+from vitutor_core.train.method import Clock
 from vitutor_core.train.session import RunLabel, train
+from vitutor_core.train.update import Updater
 
 LOADERS = {
     "resident": ("data.loader=resident",),
@@ -99,7 +101,7 @@ class MethodConformance:
     def test_a_finished_run_is_not_trained_again(
         self, finished: Path, teachers: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(loop, "_update", lambda *_: pytest.fail("trained again"))
+        monkeypatch.setattr(Updater, "update", lambda *_: pytest.fail("trained again"))
         assert self.run(finished, teachers) == json.loads((finished / "metrics.json").read_text())
 
     @pytest.mark.parametrize("loader", LOADERS)
@@ -109,16 +111,15 @@ class MethodConformance:
         settings = LOADERS[loader]
         whole = self.run(tmp_path / "whole", teachers, *settings)
         crashes = {whole["updates"] * share // 8 for share in (1, 4, 7)}
-        update = loop._update
+        update = Updater.update
 
-        def crashing(*arguments: Any) -> None:
-            clock = next(argument for argument in arguments if isinstance(argument, loop.Clock))
+        def crashing(updater: Updater, micro_batches: tuple[Batch, ...], clock: Clock) -> None:
             if clock.step in crashes:
                 crashes.remove(clock.step)
                 raise Crash
-            update(*arguments)
+            update(updater, micro_batches, clock)
 
-        monkeypatch.setattr(loop, "_update", crashing)
+        monkeypatch.setattr(Updater, "update", crashing)
         while crashes:
             with pytest.raises(Crash):
                 self.run(tmp_path / "broken", teachers, *settings)

@@ -57,7 +57,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, name, damag
 
 def test_all_damaged_is_an_error_not_a_restart(tmp_path):
     (save(tmp_path, 1) / "manifest.json").write_text("{}")
-    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="none of the 1 checkpoints is whole"):  # noqa: PT031
+    with pytest.warns(UserWarning, match="manifest"), pytest.raises(CheckpointError, match="none of the 1"):
         checkpoint.latest(tmp_path)
 
 

@@ -122,7 +122,10 @@ def test_nothing_heavy_is_imported_for_a_config_mistake():
     import subprocess
     import sys
 
-    code = "import sys, vitutor_core.schema, vitutor_core.config; print([m for m in ('torch', 'timm', 'numpy') if m in sys.modules])"
+    code = (
+        "import sys, vitutor_core.schema, vitutor_core.config; "
+        "print([m for m in ('torch', 'timm', 'numpy') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -68,7 +68,7 @@ def test_refuses_another_config_and_names_the_difference(tmp_path):
 
 
 def test_a_failed_set_up_leaves_nothing(tmp_path):
-    with pytest.raises(ConfigError), RunFolder(tmp_path / "a" / "r"):  # noqa: PT012
+    with pytest.raises(ConfigError), RunFolder(tmp_path / "a" / "r"):
         raise ConfigError("x")
     assert not (tmp_path / "a" / "r").exists()
 

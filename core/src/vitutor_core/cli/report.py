@@ -23,13 +23,12 @@ def report() -> None:
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Table as JSON.")
 def table(paper: str, results: Path, out: Path) -> None:
     """Put the results of PAPER beside the paper's numbers."""
+    from vitutor_core.report.paper import load_paper_results
     from vitutor_core.report.results import load_results
-    from vitutor_core.report.table import build_table, load_paper_results
+    from vitutor_core.report.table import build_table
     from vitutor_core.train.run_folder import write_json
 
-    built = build_table(
-        load_paper_results(Path(str(files(paper))) / "paper_results.yaml"), load_results(results, paper)
-    )
+    built = build_table(load_paper_results(_paper_results(paper)), load_results(results, paper))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, built)
 
@@ -82,4 +81,3 @@ def _read_table(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         raise DataError(f"{path.absolute()}: no readable table; make it with 'vitutor report table'") from None
     return table
-

@@ -19,10 +19,8 @@ from vitutor_core.data.resample import resized_crop
 from vitutor_core.data.transfer import to_device
 from vitutor_core.schema import AugmentConfig, DataConfig
 
-_FLIP_DRAW = 0
-_PAD_CROP_DRAWS = 1
-_JITTER_DRAWS = 3
-_RESIZED_CROP_DRAWS = 6
+# Draw 0 is the flip, 1 to 22 are the crop.
+_JITTER_DRAWS = 24
 # 32 to 55 belong to random erasing.
 _RAND_AUGMENT_DRAWS = 64
 
@@ -55,15 +53,16 @@ class Augment:
 
     def _geometry(self, images: Tensor, views: Views) -> Tensor:
         config, device = self._config, images.device
-        mirror = views.uniform(_FLIP_DRAW, 1)[:, 0] < config.flip if config.flip else None
+        num_crop_draws = boxes.NUM_DRAWS if config.crop_scale is not None else 2
+        draws = views.uniform(0, 1 + num_crop_draws)
+        mirror, crop_draws = draws[:, 0] < config.flip, draws[:, 1:]
         if config.crop_scale is not None:
-            draws = views.uniform(_RESIZED_CROP_DRAWS, boxes.NUM_DRAWS)
-            crops = boxes.crop_boxes(draws, images.shape[-1], config.crop_scale, config.crop_aspect)
+            crops = boxes.crop_boxes(crop_draws, images.shape[-1], config.crop_scale, config.crop_aspect)
             return pixelops.round_to_pixels(resized_crop(images, crops, self._size, self._interpolation, mirror=mirror))
         if config.pad_crop:
-            corners = (views.uniform(_PAD_CROP_DRAWS, 2) * (2 * config.pad_crop + 1)).astype(np.int64)
+            corners = (crop_draws * (2 * config.pad_crop + 1)).astype(np.int64)
             images = pad_crop(images, to_device(corners, device), config.pad_crop)
-        return images if mirror is None else flip(images, to_device(mirror, device))
+        return flip(images, to_device(mirror, device)) if config.flip else images
 
     def _colours(self, images: Tensor, views: Views) -> Tensor:
         if self._rand_augment is not None:
@@ -90,7 +89,9 @@ def pad_crop(images: Tensor, corners: Tensor, padding: int) -> Tensor:
 
 def flip(images: Tensor, mirror: Tensor) -> Tensor:
     """Flip those of the (B, C, H, W) images horizontally that ``mirror``, (B,) bool, names."""
-    return torch.where(mirror[:, None, None, None], images.flip(-1), images)
+    batch = len(images)
+    chosen = torch.arange(batch, device=images.device).add_(mirror, alpha=batch)
+    return torch.cat([images, images.flip(-1)]).index_select(0, chosen)
 
 
 def jitter_factors(draws: NDArray[np.float64], strength: float) -> NDArray[np.float32]:

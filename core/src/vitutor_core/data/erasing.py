@@ -44,7 +44,7 @@ class RandomErasing:
         noise = self._stretches[offsets].view(-1, *images.shape[1:])
         first, extent = to_device(rectangles[rows].reshape(-1, 2, 1, 2), device).unbind(1)
         axis = torch.arange(side, device=device)[:, None]
-        vertical, horizontal = ((axis >= first) & (axis < first + extent)).unbind(2)
-        mask = (vertical[:, :, None] & horizontal[:, None, :])[:, None]
+        vertical, horizontal = ((axis >= first) & (axis < first + extent)).float().unbind(2)
+        mask = (vertical[:, :, None] * horizontal[:, None, :])[:, None]
         selected = to_device(rows, device)
-        return images.index_copy_(0, selected, torch.where(mask, noise, images.index_select(0, selected)))
+        return images.index_copy_(0, selected, images.index_select(0, selected).lerp_(noise, mask))

@@ -68,7 +68,7 @@ def autocontrast_tables(images: Tensor) -> Tensor:
 
 def equalize_tables(images: Tensor) -> Tensor:
     """Return the (B, 3, 256) look-up tables that flatten the histogram of each channel."""
-    pixels = images.flatten(2).long()
+    pixels = _integers(images)
     counts = torch.zeros(*pixels.shape[:2], 256, dtype=torch.int64, device=images.device)
     counts.scatter_add_(2, pixels, torch.ones_like(pixels))
     brightest = counts.gather(2, pixels.amax(2, keepdim=True))
@@ -80,7 +80,12 @@ def equalize_tables(images: Tensor) -> Tensor:
 
 def look_up(images: Tensor, tables: Tensor) -> Tensor:
     """Replace each pixel by its entry of ``tables``, (B, 3, 256) float32."""
-    return tables.gather(2, images.flatten(2).long()).view_as(images)
+    return tables.gather(2, _integers(images)).view_as(images)
+
+
+def _integers(images: Tensor) -> Tensor:
+    # On a CPU, float32 to int32 to int64 takes half the time of the direct way.
+    return images.flatten(2).int().long()
 
 
 def affine(images: Tensor, matrices: Tensor, fill: Tensor) -> Tensor:
@@ -90,9 +95,10 @@ def affine(images: Tensor, matrices: Tensor, fill: Tensor) -> Tensor:
     of the (square) image. fill: (3,) grey levels. Like PIL, neighbours beyond the edge repeat the edge.
     """
     side = images.shape[-1]
-    axis = torch.arange(side, device=images.device).mul_(2).add_(1).div(side).sub_(1)
+    axis = torch.arange(1, 2 * side, 2, device=images.device) / side - 1
     x_weight, y_weight, shift = matrices[..., None, None].unbind(2)
     positions = x_weight * axis + (y_weight * axis[:, None] + shift)
-    inside = (positions.abs() < 1).all(1, keepdim=True)
     sampled = F.grid_sample(images, positions.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
-    return torch.where(inside, sampled.add_(ROUNDING_MARGIN).floor_(), fill[:, None, None])
+    # 1 where the position lies within (-1, 1) on both axes, else 0; several times faster than comparing and `where`.
+    inside = (1 - torch.maximum(*positions.abs_().unbind(1))).ceil_().clamp_(min=0)
+    return torch.lerp(fill[:, None, None], sampled.add_(ROUNDING_MARGIN).floor_(), inside[:, None])

@@ -33,7 +33,6 @@ FIXED_TABLE = ("Invert", "Posterize", "Solarize", "SolarizeAdd")
 MEASURED_TABLE = {"AutoContrast": pixelops.autocontrast_tables, "Equalize": pixelops.equalize_tables}
 OPS = (*AFFINE, *BLEND, *FIXED_TABLE, *MEASURED_TABLE)
 
-Ops = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
@@ -87,16 +86,16 @@ def _refused(text: str, reason: str) -> ConfigError:
 
 
 class Layer(NamedTuple):
-    """One layer of choices, sorted by operation: (B,) each.
+    """One layer of choices, sorted by operation.
 
-    rows: which images. ops: positions in `OPS`, or ``len(OPS)`` for none. level: magnitude / 10. signed: the same with
-    a random sign.
+    rows: which images, (B,); those that keep as they are come last. level: magnitude / 10, (B,). signed: the same with
+    a random sign, (B,). spans: where the images of each operation stand in ``rows``, in the order of `OPS`.
     """
 
     rows: NDArray[np.int64]
-    ops: Ops
     level: Floats
     signed: Floats
+    spans: dict[str, slice]
 
 
 def choose(config: RandAugmentConfig, views: Views, first_draw: int) -> Iterator[Layer]:
@@ -117,7 +116,9 @@ def choose(config: RandAugmentConfig, views: Views, first_draw: int) -> Iterator
     signed = np.where(negative, -level, level)
     for layer in range(layers):
         rows = np.argsort(ops[:, layer], kind="stable")
-        yield Layer(rows, ops[rows, layer], level[rows, layer], signed[rows, layer])
+        edges = np.searchsorted(ops[rows, layer], np.arange(len(OPS) + 1)).tolist()
+        spans = {op: slice(i, j) for op, i, j in zip(OPS, edges[:-1], edges[1:], strict=True) if i < j}
+        yield Layer(rows, level[rows, layer], signed[rows, layer], spans)
 
 
 class RandAugment:
@@ -130,86 +131,83 @@ class RandAugment:
 
     def __call__(self, images: Tensor, views: Views) -> Tensor:
         """Augment (B, 3, S, S) float32 images of whole numbers."""
-        families = (self._affine, self._blend, self._look_up)
-        bounds = (0, len(AFFINE), len(AFFINE) + len(BLEND), len(OPS))
         # Where each image is now: in every layer the images of an operation are brought together.
         place = np.arange(len(images))
         for layer in choose(self._config, views, self._first_draw):
             images = images.index_select(0, to_device(place[layer.rows], images.device))
             place[layer.rows] = np.arange(len(images))
-            edges = np.searchsorted(layer.ops, bounds)
-            for family, start, stop in zip(families, edges[:-1], edges[1:], strict=True):
-                if start < stop:
-                    part = slice(start, stop)
-                    family(images[part], layer.ops[part], layer.level[part], layer.signed[part])
+            self._transform(images, layer)
+            self._blend(images, layer)
+            self._look_up(images, layer)
         return images.index_select(0, to_device(place, images.device))
 
-    def _affine(self, images: Tensor, ops: Ops, _level: Floats, signed: Floats) -> None:
-        matrices = to_device(affine_matrices(ops, signed), images.device)
-        images.copy_(pixelops.affine(images, matrices, self._fill))
+    def _transform(self, images: Tensor, layer: Layer) -> None:
+        matrices = [affine_matrices(op, layer.signed[span]) for op, span in layer.spans.items() if op in AFFINE]
+        if matrices:
+            on_device = to_device(np.concatenate(matrices), images.device)
+            part = images[: len(on_device)]
+            part.copy_(pixelops.affine(part, on_device, self._fill))
 
-    def _blend(self, images: Tensor, ops: Ops, level: Floats, signed: Floats) -> None:
-        factors = np.maximum(0.1, 1 + 0.9 * signed) if self._config.increasing else 1.8 * level + 0.1
+    def _blend(self, images: Tensor, layer: Layer) -> None:
+        factors = np.maximum(0.1, 1 + 0.9 * layer.signed) if self._config.increasing else 1.8 * layer.level + 0.1
         on_device = to_device(factors.astype(np.float32), images.device)
-        for name, span in _spans(ops):
-            images[span].copy_(BLEND[name](images[span], on_device[span]))
+        for op, span in layer.spans.items():
+            if op in BLEND:
+                images[span].copy_(BLEND[op](images[span], on_device[span]))
 
-    def _look_up(self, images: Tensor, ops: Ops, level: Floats, _signed: Floats) -> None:
-        fixed = fixed_tables(ops[ops < OPS.index("AutoContrast")], level, increasing=self._config.increasing)
-        tables = [to_device(fixed, images.device)[:, None].expand(-1, 3, -1)]
-        tables += [MEASURED_TABLE[name](images[span]) for name, span in _spans(ops) if name in MEASURED_TABLE]
-        images.copy_(pixelops.look_up(images, torch.cat(tables)))
+    def _look_up(self, images: Tensor, layer: Layer) -> None:
+        spans = [span for op, span in layer.spans.items() if op in FIXED_TABLE or op in MEASURED_TABLE]
+        if not spans:
+            return
+        fixed = [
+            fixed_tables(op, layer.level[span], increasing=self._config.increasing)
+            for op, span in layer.spans.items()
+            if op in FIXED_TABLE
+        ]
+        tables = [to_device(table, images.device)[:, None].expand(-1, 3, -1) for table in fixed]
+        tables += [MEASURED_TABLE[op](images[span]) for op, span in layer.spans.items() if op in MEASURED_TABLE]
+        part = images[spans[0].start : spans[-1].stop]
+        part.copy_(pixelops.look_up(part, torch.cat(tables)))
 
 
-def _spans(ops: Ops) -> Iterator[tuple[str, slice]]:
-    """Yield each operation of the sorted array and where it stands."""
-    for op in np.unique(ops):
-        yield OPS[op], slice(*np.searchsorted(ops, (op, op + 1)))
-
-
-def affine_matrices(ops: Ops, signed: Floats) -> NDArray[np.float32]:
-    """Return the (b, 2, 3) matrices of the geometric operations for `pixelops.affine`.
+def affine_matrices(op: str, amount: Floats) -> NDArray[np.float32]:
+    """Return the (b, 2, 3) matrices of a geometric operation for `pixelops.affine`; ``amount`` (b,) is signed.
 
     At level 1: rotation by 30 degrees, shear by 0.3, translation by 0.45 of the side. PIL shears and timm translates
     in pixels from the upper left corner; here the origin is the centre and half the side is the unit.
     """
-    matrices = np.zeros((len(ops), 2, 3), dtype=np.float32)
+    matrices = np.zeros((len(amount), 2, 3), dtype=np.float32)
     matrices[:, 0, 0] = matrices[:, 1, 1] = 1
-    for name, span in _spans(ops):
-        amount = signed[span]
-        match name:
-            case "Rotate":
-                angle = np.radians(30 * amount)
-                matrices[span, 0, 0] = matrices[span, 1, 1] = np.cos(angle)
-                matrices[span, 0, 1], matrices[span, 1, 0] = -np.sin(angle), np.sin(angle)
-            case "ShearX":
-                matrices[span, 0, 1] = matrices[span, 0, 2] = 0.3 * amount
-            case "ShearY":
-                matrices[span, 1, 0] = matrices[span, 1, 2] = 0.3 * amount
-            case "TranslateX":
-                matrices[span, 0, 2] = 2 * 0.45 * amount
-            case "TranslateY":
-                matrices[span, 1, 2] = 2 * 0.45 * amount
+    match op:
+        case "Rotate":
+            angle = np.radians(30 * amount)
+            matrices[:, 0, 0] = matrices[:, 1, 1] = np.cos(angle)
+            matrices[:, 0, 1], matrices[:, 1, 0] = -np.sin(angle), np.sin(angle)
+        case "ShearX":
+            matrices[:, 0, 1] = matrices[:, 0, 2] = 0.3 * amount
+        case "ShearY":
+            matrices[:, 1, 0] = matrices[:, 1, 2] = 0.3 * amount
+        case "TranslateX":
+            matrices[:, 0, 2] = 2 * 0.45 * amount
+        case "TranslateY":
+            matrices[:, 1, 2] = 2 * 0.45 * amount
     return matrices
 
 
-def fixed_tables(ops: Ops, level: Floats, *, increasing: bool) -> NDArray[np.float32]:
-    """Return the (b, 256) look-up tables of the operations that do not depend on the image."""
-    before = np.arange(256)
-    tables = np.empty((len(ops), 256), dtype=np.float32)
-    for name, span in _spans(ops):
-        amount = level[span, None]
-        match name:
-            case "Invert":
-                tables[span] = 255 - before
-            case "Posterize":
-                kept = (amount * 4).astype(np.int64)
-                dropped = 8 - np.minimum(8, 4 - kept if increasing else kept)
-                tables[span] = before >> dropped << dropped
-            case "Solarize":
-                threshold = np.minimum(256, (amount * 256).astype(np.int64))
-                tables[span] = np.where(before < (256 - threshold if increasing else threshold), before, 255 - before)
-            case "SolarizeAdd":
-                added = np.minimum(128, (amount * 110).astype(np.int64))
-                tables[span] = np.where(before < 128, np.minimum(255, before + added), before)
-    return tables
+def fixed_tables(op: str, level: Floats, *, increasing: bool) -> NDArray[np.float32]:
+    """Return the (b, 256) look-up tables of an operation that does not depend on the image; ``level`` is (b,)."""
+    before, level = np.arange(256), level[:, None]
+    match op:
+        case "Posterize":
+            kept = (level * 4).astype(np.int64)
+            dropped = 8 - np.minimum(8, 4 - kept if increasing else kept)
+            tables = before >> dropped << dropped
+        case "Solarize":
+            threshold = np.minimum(256, (level * 256).astype(np.int64))
+            tables = np.where(before < (256 - threshold if increasing else threshold), before, 255 - before)
+        case "SolarizeAdd":
+            added = np.minimum(128, (level * 110).astype(np.int64))
+            tables = np.where(before < 128, np.minimum(255, before + added), before)
+        case _:
+            tables = np.broadcast_to(255 - before, (len(level), 256))
+    return tables.astype(np.float32)

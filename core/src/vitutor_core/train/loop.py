@@ -7,36 +7,31 @@ Order of an epoch: shape the method, train, evaluate, log, save, stop if asked t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import nn
 
-from vitutor_core.data import keyed
-from vitutor_core.data.types import Batch, Data
+from vitutor_core.data.types import Data
 from vitutor_core.errors import InterruptedRun, NonFiniteError
 from vitutor_core.evaluate.accuracy import evaluate
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
 from vitutor_core.train.distributed import Processes
 from vitutor_core.train.guard import FiniteGuard
-from vitutor_core.train.method import Clock, Method, StepOutput
 from vitutor_core.train.meter import Meter
+from vitutor_core.train.method import Clock, Method
 from vitutor_core.train.progress import RunProgress
 from vitutor_core.train.run_folder import RunFolder
 from vitutor_core.train.signals import StopRequest
 from vitutor_core.train.state import TrainState
-
-NoSync = Callable[[], AbstractContextManager[Any]]
+from vitutor_core.train.update import Updater
 
 
 def fit(
     method: Method, data: Data, config: RunConfig, *, run: RunFolder, processes: Processes, identity: dict[str, Any]
-) -> dict[str, float]:
-    """Train ``method`` to its end and return the metrics of the last evaluation.
+) -> tuple[dict[str, float], nn.Module | None]:
+    """Train ``method`` to its end; return the metrics of the last evaluation, and the averaged student if there is one.
 
     Resumes from the newest checkpoint of ``run``, bit for bit. Raises `InterruptedRun` after saving, when asked to
     stop, and `NonFiniteError` before any weight is harmed.
@@ -46,9 +41,9 @@ def fit(
     method.to(processes.device)
     state = TrainState.build(method, config, run, clock, identity)
     metrics: dict[str, float] = state.last_metrics
-    step_module = _prepare(method, config, processes)
     guard = FiniteGuard(state.optimizer, processes.device)
     meter = Meter(processes, state.meter_sums)
+    updater = Updater(method, config, processes, state, guard, meter)
     probe = _probe_images(data)
     every = config.runtime
 
@@ -59,16 +54,14 @@ def fit(
         for epoch in range(state.step // updates, epochs):
             if method.on_epoch(Clock(epoch * updates, updates, clock.total_steps)):
                 optim.drop_removed_parameters(state.optimizer, method)
-                step_module = _prepare(method, config, processes)
+                updater.wrap()
             method.train()
             waited = time.monotonic()
             for micro_batches in data.train.epoch(epoch, start_step=state.step - epoch * updates):
                 meter.waited(time.monotonic() - waited)
                 clock = Clock(state.step, updates, clock.total_steps)
-                optim.set_learning_rate(state.schedule, clock)
                 try:
-                    _update(step_module, method, micro_batches, clock, config, state, guard, meter, processes)
-                    state.step += 1
+                    updater.update(micro_batches, clock)
                     if state.step % every.log_every_steps == 0:
                         guard.raise_if_bad()
                 except NonFiniteError:
@@ -81,6 +74,7 @@ def fit(
                     progress.update(state.step, meter.note())
                 is_last = state.step % updates == 0
                 if not is_last and _must_stop(stop, state, every.log_every_steps, processes):
+                    guard.raise_if_bad()
                     state.save(run, method, meter, processes)
                     raise InterruptedRun(
                         f"stopped at step {state.step}; run it again to go on", stop.signal_number or 15
@@ -102,60 +96,7 @@ def fit(
                 state.save(run, method, meter, processes)
             if must_stop and epoch + 1 < epochs:
                 raise InterruptedRun(f"stopped after epoch {epoch}; run it again to go on", stop.signal_number or 15)
-    if state.ema is not None:
-        method.inference_model().load_state_dict(state.ema.module.state_dict())
-    return metrics
-
-
-def _prepare(method: Method, config: RunConfig, processes: Processes) -> nn.Module:
-    """Compile and wrap the method; done again when it has lost parameters, as DDP would wait for them."""
-    module: nn.Module = torch.compile(method) if config.train.compile else method  # type: ignore[assignment]
-    return processes.wrap(module)
-
-
-def _update(
-    step_module: nn.Module,
-    method: Method,
-    micro_batches: tuple[Batch, ...],
-    clock: Clock,
-    config: RunConfig,
-    state: TrainState,
-    guard: FiniteGuard,
-    meter: Meter,
-    processes: Processes,
-) -> None:
-    """Make one update of the weights from the micro-batches of one step."""
-    rule = method.update_rule() or _backward_once
-    state.optimizer.zero_grad(set_to_none=True)
-    for number, batch in enumerate(micro_batches):
-        # Dropout is a function of the step, as the data are: a resumed run needs no generator state.
-        torch.manual_seed(keyed.seed_from(config.seed, clock.step, processes.rank, number))
-
-        def forward(batch: Batch = batch) -> StepOutput:
-            bf16 = config.train.precision == "bf16"
-            with torch.autocast(processes.device.type, torch.bfloat16, enabled=bf16):
-                output: StepOutput = step_module(batch, clock)
-            guard.check(output.loss, "loss")
-            return output
-
-        last = number == len(micro_batches) - 1
-        no_sync: NoSync = getattr(step_module, "no_sync", nullcontext)
-        with nullcontext() if last else no_sync():
-            output = rule(forward, scale=1.0 / len(micro_batches), no_sync=no_sync)
-        meter.add(output, batch.images.shape[0])
-    norm = nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
-    guard.check(norm, "gradient norm")
-    if config.optim.clip_norm is not None:
-        nn.utils.clip_grads_with_norm_(method.parameters(), config.optim.clip_norm, norm)
-    state.optimizer.step()
-    if state.ema is not None:
-        state.ema.update(method.inference_model())
-
-
-def _backward_once(forward: Callable[[], StepOutput], *, scale: float, no_sync: NoSync) -> StepOutput:
-    output = forward()
-    (output.loss * scale).backward()  # type: ignore[no-untyped-call]
-    return output
+    return metrics, state.ema.module if state.ema is not None else None
 
 
 def _must_stop(stop: StopRequest, state: TrainState, interval: int, processes: Processes) -> bool:

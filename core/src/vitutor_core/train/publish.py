@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 WEIGHTS_NAME = "student.safetensors"
+EMA_WEIGHTS_NAME = "student_ema.safetensors"
 
 
 def publish(run: Path, target: Path) -> None:
@@ -13,7 +14,8 @@ def publish(run: Path, target: Path) -> None:
     partial = target.with_name(target.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in (WEIGHTS_NAME, "metrics.json", "curves.csv"):
-        shutil.copyfile(run / name, partial / name)
+    for name in (WEIGHTS_NAME, EMA_WEIGHTS_NAME, "metrics.json", "curves.csv"):
+        if (run / name).exists():
+            shutil.copyfile(run / name, partial / name)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)

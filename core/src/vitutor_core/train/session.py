@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vitutor_core.config import identity_fields
 from vitutor_core.data.build import build_data
@@ -23,7 +24,7 @@ from vitutor_core.schema import RunConfig
 from vitutor_core.train.distributed import Processes, processes
 from vitutor_core.train.loop import fit
 from vitutor_core.train.method import Method
-from vitutor_core.train.publish import WEIGHTS_NAME
+from vitutor_core.train.publish import EMA_WEIGHTS_NAME, WEIGHTS_NAME
 from vitutor_core.train.run_folder import RunFolder, write_json
 
 BuildMethod = Callable[[Any, DataInfo], Method]
@@ -54,12 +55,14 @@ def train(config: RunConfig, build_method: BuildMethod, *, label: RunLabel, out:
             group.barrier()
             if run.is_finished:
                 return _read(run)
-            metrics = _fit(method, data, config, run, group, identity)
+            metrics, averaged = _fit(method, data, config, run, group, identity)
         finally:
             data.train.close()
         if group.is_main:
             card = _card(config, data.info, label, metrics)
             save_model(run.path / WEIGHTS_NAME, method.inference_model(), card)
+            if averaged is not None:
+                save_model(run.path / EMA_WEIGHTS_NAME, averaged, card)
             result = _result(config, data, label, metrics, identity, method)
             write_json(run.path / "metrics.json", result | {"seconds": round(time.monotonic() - started, 1)})
         group.barrier()
@@ -73,7 +76,7 @@ def _read(run: RunFolder) -> dict[str, Any]:
 
 def _fit(
     method: Method, data: Data, config: RunConfig, run: RunFolder, group: Processes, identity: dict[str, Any]
-) -> dict[str, float]:
+) -> tuple[dict[str, float], nn.Module | None]:
     try:
         return fit(method, data, config, run=run, processes=group, identity=identity)
     except torch.OutOfMemoryError:

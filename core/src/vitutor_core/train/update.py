@@ -1,0 +1,83 @@
+"""One update of the weights: forward, check, backward, check, clip, step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitutor_core.data import keyed
+from vitutor_core.data.types import Batch
+from vitutor_core.schema import RunConfig
+from vitutor_core.train import optim
+from vitutor_core.train.distributed import Processes
+from vitutor_core.train.guard import FiniteGuard
+from vitutor_core.train.meter import Meter
+from vitutor_core.train.method import Clock, Method, StepOutput
+from vitutor_core.train.state import TrainState
+
+NoSync = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass
+class Updater:
+    """Makes updates of a method's weights; call `wrap` again when the method has lost parameters."""
+
+    method: Method
+    config: RunConfig
+    processes: Processes
+    state: TrainState
+    guard: FiniteGuard
+    meter: Meter
+    _wrapped: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.wrap()
+
+    def wrap(self) -> None:
+        """Compile and wrap the method. DDP would wait for gradients of parameters that are gone."""
+        compiled = torch.compile(self.method) if self.config.train.compile else self.method
+        self._wrapped = self.processes.wrap(compiled)  # type: ignore[arg-type]  # torch.compile keeps modules modules
+
+    def update(self, micro_batches: tuple[Batch, ...], clock: Clock) -> None:
+        """Make the update of ``clock.step`` from this process's micro-batches; raises `NonFiniteError`."""
+        state, method, clip_norm = self.state, self.method, self.config.optim.clip_norm
+        optim.set_learning_rate(state.schedule, clock)
+        state.optimizer.zero_grad(set_to_none=True)
+        rule = method.update_rule() or _backward_once
+        no_sync: NoSync = getattr(self._wrapped, "no_sync", nullcontext)
+        for number, batch in enumerate(micro_batches):
+            # Dropout is a function of the step, as the data are: a resumed run needs no generator state.
+            torch.manual_seed(keyed.seed_from(self.config.seed, clock.step, self.processes.rank, number))
+
+            def forward(batch: Batch = batch) -> StepOutput:
+                return self._forward(batch, clock)
+
+            with nullcontext() if number == len(micro_batches) - 1 else no_sync():
+                output = rule(forward, scale=1.0 / len(micro_batches), no_sync=no_sync)
+            self.meter.add(output, batch.images.shape[0])
+        norm = nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
+        self.guard.check(norm, "gradient norm")
+        if clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(method.parameters(), clip_norm, norm)
+        state.optimizer.step()
+        if state.ema is not None:
+            state.ema.update(method.inference_model())
+        state.step += 1
+
+    def _forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        bf16 = self.config.train.precision == "bf16"
+        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=bf16):
+            output: StepOutput = self._wrapped(batch, clock)
+        self.guard.check(output.loss, "loss")
+        return output
+
+
+def _backward_once(forward: Callable[[], StepOutput], *, scale: float, no_sync: NoSync) -> StepOutput:
+    output = forward()
+    (output.loss * scale).backward()  # type: ignore[no-untyped-call]
+    return output
