@@ -61,16 +61,17 @@ class DearKDConfig(RunConfig):
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, where: str) -> Self:
-        """Write the stage switch into the config, then validate: a saved config says when it was."""
-        method, epochs = values.get("method") or {}, (values.get("train") or {}).get("epochs")
-        if values.get("teacher") and isinstance(epochs, int) and method.get("two_stage", True):
-            method = {"stage1_epochs": round(epochs * 5 / 6), **method}
-            values = {**values, "method": method}
-        return super().from_mapping(values, where=where)
+        """Validate, then write the stage switch into the config: a saved config says when it was."""
+        config = super().from_mapping(values, where=where)
+        if config.teacher is None or not config.method.two_stage or config.method.stage1_epochs is not None:
+            return config
+        return config.changed([f"method.stage1_epochs={config.stage1_epochs}"])
 
     @property
     def stage1_epochs(self) -> int:
         """Epochs with the teacher: none without one, all of them in a single stage."""
         if self.teacher is None:
             return 0
-        return self.method.stage1_epochs or self.train.epochs
+        if not self.method.two_stage:
+            return self.train.epochs
+        return self.method.stage1_epochs or round(self.train.epochs * 5 / 6)

@@ -115,8 +115,7 @@ class DearKD(Method):
         if self._terms.freeze_rpe:
             for module in self.student.modules():
                 if isinstance(module, MHCA):
-                    module.alpha.requires_grad_(False)
-                    module.delta.requires_grad_(False)
+                    _freeze_rpe(module)
         return True
 
     def teachers(self) -> dict[str, dict[str, Any]]:
@@ -141,6 +140,17 @@ class DearKD(Method):
             .item()
             for index, attention in enumerate(taps.attentions)
         }
+
+
+def _freeze_rpe(attention: MHCA) -> None:
+    """Turn alpha and delta into buffers of the same names.
+
+    Parameters without gradients would stay in the optimiser, whose saved moments a resumed run could not place.
+    """
+    for name in ("alpha", "delta"):  # the order they have in the state dict, which the weight average goes by
+        value = getattr(attention, name).detach()
+        delattr(attention, name)
+        attention.register_buffer(name, value)
 
 
 def _build_aligners(student: Any, teacher: FrozenTeacher, config: DearKDConfig, info: DataInfo) -> nn.ModuleList:

@@ -99,7 +99,7 @@ def _run_all(paper: Paper, commands: list[list[str]], jobs: int, tick: Callable[
     os.environ[QUIET] = "1"
     # The fork server imports the heavy packages once for all seeds.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([paper.method.partition(":")[0], "vitutor_core.train.session"])
+    context.set_forkserver_preload([paper.method.partition(":")[0], "vitutor_core.train.session", "sklearn.datasets"])
     threads = max(1, (os.cpu_count() or 1) // min(jobs, len(commands)))
     waiting = list(commands)
     running: list[BaseProcess] = []

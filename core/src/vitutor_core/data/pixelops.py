@@ -60,7 +60,8 @@ def _blend(degenerate: Tensor, images: Tensor, factors: Tensor) -> Tensor:
 def autocontrast_tables(images: Tensor) -> Tensor:
     """Return the (B, 3, 256) look-up tables that stretch each channel to the full range."""
     low, high = (end.double()[..., None] for end in (images.amin((2, 3)), images.amax((2, 3))))
-    scale = 255 / (high - low)
+    # Not `255 / x`: torch computes that as `255 * (1 / x)`, and PIL truncates the product.
+    scale = torch.full_like(low, 255).div_(high - low)
     levels = torch.arange(256, device=images.device, dtype=torch.float64)
     stretched = (levels * scale + -low * scale).clamp_(0, 255).floor_()
     return torch.where(high > low, stretched, levels).float()

@@ -156,18 +156,18 @@ class RandAugment:
                 images[span].copy_(BLEND[op](images[span], on_device[span]))
 
     def _look_up(self, images: Tensor, layer: Layer) -> None:
-        spans = [span for op, span in layer.spans.items() if op in FIXED_TABLE or op in MEASURED_TABLE]
-        if not spans:
-            return
+        increasing = self._config.increasing
+        spans = {op: span for op, span in layer.spans.items() if op in FIXED_TABLE or op in MEASURED_TABLE}
         fixed = [
-            fixed_tables(op, layer.level[span], increasing=self._config.increasing)
-            for op, span in layer.spans.items()
-            if op in FIXED_TABLE
+            fixed_tables(op, layer.level[s], increasing=increasing) for op, s in spans.items() if op in FIXED_TABLE
         ]
-        tables = [to_device(table, images.device)[:, None].expand(-1, 3, -1) for table in fixed]
-        tables += [MEASURED_TABLE[op](images[span]) for op, span in layer.spans.items() if op in MEASURED_TABLE]
-        part = images[spans[0].start : spans[-1].stop]
-        part.copy_(pixelops.look_up(part, torch.cat(tables)))
+        tables = [MEASURED_TABLE[op](images[span]) for op, span in spans.items() if op in MEASURED_TABLE]
+        if fixed:
+            tables.insert(0, to_device(np.concatenate(fixed), images.device)[:, None].expand(-1, 3, -1))
+        if tables:
+            whole = list(spans.values())
+            part = images[whole[0].start : whole[-1].stop]
+            part.copy_(pixelops.look_up(part, torch.cat(tables)))
 
 
 def affine_matrices(op: str, amount: Floats) -> NDArray[np.float32]:
@@ -198,6 +198,8 @@ def fixed_tables(op: str, level: Floats, *, increasing: bool) -> NDArray[np.floa
     """Return the (b, 256) look-up tables of an operation that does not depend on the image; ``level`` is (b,)."""
     before, level = np.arange(256), level[:, None]
     match op:
+        case "Invert":
+            tables = np.repeat(255 - before[None], len(level), axis=0)
         case "Posterize":
             kept = (level * 4).astype(np.int64)
             dropped = 8 - np.minimum(8, 4 - kept if increasing else kept)
@@ -209,5 +211,5 @@ def fixed_tables(op: str, level: Floats, *, increasing: bool) -> NDArray[np.floa
             added = np.minimum(128, (level * 110).astype(np.int64))
             tables = np.where(before < 128, np.minimum(255, before + added), before)
         case _:
-            tables = np.broadcast_to(255 - before, (len(level), 256))
-    return tables.astype(np.float32)
+            raise ValueError(f"{op} has no fixed table")
+    return np.asarray(tables, dtype=np.float32)

@@ -52,44 +52,43 @@ def resized_crop(
     """Cut one box per image and resize it with antialiasing, as PIL and torchvision do.
 
     Resampling is linear and separable, so each axis is a (size x S) matrix per image and a batch is two batched
-    matrix products. The result is as exact as those products: float32, or TF32 where the caller allows it.
+    matrix products. The result is as exact as those products: float32, or TF32 where the caller allows it. (PIL rounds
+    and clips to 8 bits between the two axes, which shows where bicubic weights overshoot black or white.)
 
     images: (B, C, S, S), any dtype. boxes: (B, 4), top, left, height and width in pixels.
     mirror: (B,), which images to flip horizontally; it costs nothing here.
     Returns (B, C, size, size) float32, not rounded and, with bicubic weights, not clipped.
     """
     batch, channels, side, _ = images.shape
-    rows, columns = _weights(boxes, side, size, interpolation, mirror, images.device).unbind(1)
+    geometry = to_device(_geometry(boxes, size, mirror), images.device)
+    rows, columns = _weights(geometry, side, size, interpolation).unbind(1)
     wide = torch.bmm(images.reshape(batch, channels * side, side).float(), columns.mT)
     return torch.matmul(rows[:, None], wide.view(batch, channels, side, size))
 
 
-def _weights(
-    boxes: NDArray[np.int64],
-    side: int,
-    size: int,
-    interpolation: Interpolation,
-    mirror: NDArray[np.bool_] | None,
-    device: torch.device,
-) -> Tensor:
-    """Return the (B, 2, size, side) matrices that resample the rows and the columns of each box to ``size`` pixels.
+def _geometry(boxes: NDArray[np.int64], size: int, mirror: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+    """Return (5, B, 2, 1, 1), for the rows and the columns of each box: first and last edge, narrowing, offset, step.
 
-    Output pixel i lies at ``start + (i + 1/2) * length / size``; the filter is widened by the scale when shrinking,
-    cut off at the borders of the box and normalised.
+    Output pixel i lies at ``start + (i + 1/2) * length / size``. Where this shrinks, all distances are narrowed by the
+    scale, which widens the filter: input position p and output i are ``|p * narrowing - (offset + i * step)|`` apart.
     """
     start, length = boxes.reshape(-1, 2, 2).transpose(1, 0, 2).astype(np.float64)
-    origin, slope = start.copy(), length / size
-    narrow = np.minimum(1, 1 / slope)
+    origin, scale = start.copy(), length / size
+    narrowing = np.minimum(1, 1 / scale)
     if mirror is not None:
         origin[:, 1] += mirror * length[:, 1]
-        slope[:, 1] *= np.where(mirror, -1, 1)
-    parameters = np.stack([start, start + length, narrow, origin * narrow, slope * narrow], axis=0)
-    on_device = to_device(parameters.astype(np.float32)[..., None, None], device)
-    first, last, narrowing, offset, step = on_device.unbind(0)
-    pixels = torch.arange(0.5, side, device=device)
+        scale[:, 1] *= np.where(mirror, -1, 1)
+    columns = [start, start + length, narrowing, origin * narrowing, scale * narrowing]
+    return np.stack(columns).astype(np.float32)[..., None, None]
+
+
+def _weights(geometry: Tensor, side: int, size: int, interpolation: Interpolation) -> Tensor:
+    """Return the (B, 2, size, side) matrices, cut off at the borders of the box and normalised."""
+    first, last, narrowing, offset, step = geometry.unbind(0)
+    pixels = torch.arange(0.5, side, device=geometry.device)
     inside = (pixels > first) & (pixels < last)
     inputs = torch.where(inside, pixels * narrowing, torch.inf)
-    outputs = torch.arange(0.5, size, device=device)[:, None] * step + offset
+    outputs = offset + torch.arange(0.5, size, device=geometry.device)[:, None] * step
     distance = (inputs - outputs).abs_()
     weights = (1 - distance).clamp_(min=0) if interpolation == "bilinear" else _cubic(distance)
     return weights.div_(weights.sum(3, keepdim=True))

@@ -25,7 +25,7 @@ from vitutor_core.schema import DataConfig
 Progress = Callable[[int, int], None]
 
 _CHUNK = 256
-_PIXELS_AT_ONCE = 2**17
+_PIXELS_AT_ONCE = 2**19
 """Small batches are augmented several at a time, which costs the same number of calls and kernels as one."""
 
 
@@ -38,6 +38,9 @@ class ResidentTrainLoader:
         self._order = order
         pixels_per_update = order.micro_batch_size * order.accumulate * images.shape[-1] ** 2
         self._updates_at_once = max(1, _PIXELS_AT_ONCE // pixels_per_update)
+        # glibc gives blocks as large as a batch back to the system whenever they are freed, and half of the time of
+        # the next batch goes into page faults, until one block just under 32 MiB has been freed.
+        torch.empty(2**25 - 2**16, dtype=torch.uint8)
         self._augment = augment
         self._finish = finish
 

@@ -86,31 +86,39 @@ class Stream:
         torch would raise from its SIGCHLD handler wherever the main thread is, for instance in the middle of an
         optimiser step; between two batches the state of a run is consistent.
         """
+        failure = None
         in_main_thread = threading.current_thread() is threading.main_thread()
-        previous = signal.signal(signal.SIGCHLD, self._check_workers) if in_main_thread else None
+        previous = signal.signal(signal.SIGCHLD, self._raise_if_dead) if in_main_thread else None
         try:
-            self._check_workers()
+            self._raise_if_dead()
             yield
         except RuntimeError as error:
-            self._check_workers()
-            if not str(error).startswith("DataLoader timed out"):
-                raise
-            pids = ", ".join(str(worker.pid) for worker in self._workers)
-            self.close()
-            raise DataError(
-                f"no batch from the data workers (PID {pids}) within runtime.worker_timeout_s = {self._timeout_s} s: "
-                f"reading hangs, or shared memory is too small; raise the timeout, {_ADVICE}"
-            ) from None
+            failure = error
         finally:
             if in_main_thread:
                 signal.signal(signal.SIGCHLD, previous)
+        if failure is not None:
+            raise self._explain(failure) from None
 
-    def _check_workers(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+    def _raise_if_dead(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        if not all(worker.is_alive() for worker in self._workers):
+            raise RuntimeError("a worker has died")
+
+    def _explain(self, error: RuntimeError) -> Exception:
         dead = [worker for worker in self._workers if not worker.is_alive()]
         if dead:
             deaths = ", ".join(f"PID {worker.pid}: {_cause(worker.exitcode)}" for worker in dead)
-            self.close()
-            raise DataError(f"a data worker died ({deaths}); {_ADVICE}") from None
+            explained = DataError(f"a data worker died ({deaths}); {_ADVICE}")
+        elif str(error).startswith("DataLoader timed out"):
+            pids = ", ".join(str(worker.pid) for worker in self._workers)
+            explained = DataError(
+                f"no batch from the data workers (PID {pids}) within runtime.worker_timeout_s = {self._timeout_s} s: "
+                f"reading hangs, or shared memory is too small; raise the timeout, {_ADVICE}"
+            )
+        else:
+            return error
+        self.close()
+        return explained
 
 
 class _Fetched(Dataset[Tensor | str]):

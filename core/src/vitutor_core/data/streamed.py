@@ -6,11 +6,12 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from vitutor_core.data import keyed
@@ -90,7 +91,8 @@ class StreamedEvalLoader:
         device: torch.device,
     ) -> None:
         self._split = split
-        self._keys = np.split(indices, range(runtime.eval_batch_size, len(indices), runtime.eval_batch_size))
+        size = runtime.eval_batch_size
+        self._keys = [indices[start : start + size] for start in range(0, len(indices), size)]
         self._transform = transform
         self._normalise = normalise
         self._runtime = runtime
@@ -138,8 +140,26 @@ def train_transform(data: DataConfig, augment: AugmentConfig, info: DataInfo) ->
         if augment.pad_crop:
             steps.append(transforms.RandomCrop(side, padding=augment.pad_crop))
         geometry = transforms.Compose([*steps, transforms.RandomHorizontalFlip(augment.flip)])
-    transform: Transform = transforms.Compose([geometry, colours, to_tensor])
+    transform: Transform = transforms.Compose([geometry, allow_zero_bits(colours), to_tensor])
     return transform
+
+
+def allow_zero_bits(transform: Any) -> Any:
+    """Make the RandAugment in timm's composed ``transform`` bear what Pillow 13 refuses, and return it.
+
+    From magnitude 10 on, timm posterises to 0 bits, a black image; ``ImageOps.posterize`` now starts at 1.
+    """
+    from timm.data.auto_augment import RandAugment, posterize
+
+    for step in transform.transforms:
+        for op in step.ops if isinstance(step, RandAugment) else ():
+            if op.aug_fn is posterize:
+                op.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    return Image.new(image.mode, image.size) if bits < 1 else ImageOps.posterize(image, min(bits, 8))
 
 
 def eval_transform(data: DataConfig) -> Transform:

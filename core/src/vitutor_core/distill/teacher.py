@@ -12,8 +12,15 @@ from torch.nn import functional as F
 from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.models.taps import Taps, forward_taps
-from vitutor_core.models.weights import create_model, load_model, load_strictly, read_card, weights_sha256
-from vitutor_core.schema import TeacherConfig
+from vitutor_core.models.weights import (
+    create_model,
+    load_model,
+    load_strictly,
+    pretrained_classes,
+    read_card,
+    weights_sha256,
+)
+from vitutor_core.schema import ModelConfig, TeacherConfig
 from vitutor_core.train.publish import WEIGHTS_NAME
 
 
@@ -87,18 +94,13 @@ def load_teacher(config: TeacherConfig, info: DataInfo) -> FrozenTeacher:
             )
     if config.model is None:
         raise ConfigError("teacher: no weights given; pass --teacher, or set teacher.model to a timm name")
+    if config.weights is None:
+        _check_pretrained(config.model, info)
     size = config.image_size or info.image_size
     model = create_model(config.model, num_classes=info.num_classes, image_size=size, channels=info.channels)
-    cfg = getattr(model, "pretrained_cfg", None) or {}
     if config.weights is not None:
         _load_plain(model, Path(config.weights))
-    elif not config.model.pretrained:
-        raise ConfigError("teacher.model: an untrained teacher; set teacher.model.pretrained=true or teacher.weights")
-    elif cfg.get("num_classes") != info.num_classes:
-        raise ConfigError(
-            f"teacher {config.model.name} has {cfg.get('num_classes')} classes, the data {info.name} "
-            f"{info.num_classes}; train a teacher on this data, or pass its weights"
-        )
+    cfg = getattr(model, "pretrained_cfg", None) or {}
     return FrozenTeacher(
         model,
         name=config.model.name,
@@ -116,6 +118,18 @@ def check_classes(teacher: Sequence[str], student: Sequence[str], *, where: str)
     for index, (theirs, ours) in enumerate(zip(teacher, student, strict=True)):
         if theirs != ours:
             raise ConfigError(f"{where}: class {index} is '{theirs}' for the teacher and '{ours}' in the data")
+
+
+def _check_pretrained(config: ModelConfig, info: DataInfo) -> None:
+    """Check what timm's weights know before they are downloaded."""
+    if not config.pretrained:
+        raise ConfigError("teacher.model: an untrained teacher; set teacher.model.pretrained=true or teacher.weights")
+    classes = pretrained_classes(config.name)
+    if classes != info.num_classes:
+        raise ConfigError(
+            f"teacher {config.name} has {classes} classes, the data {info.name} {info.num_classes}; "
+            "train a teacher on this data, or pass its weights"
+        )
 
 
 def _load_plain(model: nn.Module, path: Path) -> None:

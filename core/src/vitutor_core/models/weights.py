@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitutor_core.config import Config, identity, nearest
-from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
 from vitutor_core.models import cnn as _cnn  # noqa: F401  # registers our CNNs with timm
 from vitutor_core.schema import KwargValue, ModelConfig
 
@@ -54,13 +54,24 @@ def takes_image_size(name: str) -> bool:
     return bool(config is not None and config.fixed_input_size)
 
 
+def pretrained_classes(name: str) -> int | None:
+    """Return for how many classes timm's weights of a model are, or None where timm names no weights."""
+    _check_name(name)
+    config = timm.get_pretrained_cfg(name)
+    return config.num_classes if config is not None and config.has_weights else None
+
+
 def save_model(path: Path, model: nn.Module, card: ModelCard) -> None:
-    """Write a model's state dict with its card."""
+    """Write a model's state dict with its card; raises `ResourceError` if it cannot be written."""
     tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
     partial = path.with_name(path.name + ".tmp")
-    save_file(tensors, partial, metadata={_KEY: card.model_dump_json(), "format": "pt"})
-    partial.chmod(0o644)
-    partial.replace(path)
+    try:
+        save_file(tensors, partial, metadata={_KEY: card.model_dump_json(), "format": "pt"})
+        partial.chmod(0o644)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise ResourceError(f"{path.absolute()}: cannot write ({error}); free some space") from None
 
 
 def read_card(path: Path) -> ModelCard | None:
@@ -115,7 +126,7 @@ def _create(name: str, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Module
     _check_name(name)
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
         raise ConfigError(f"model {name} with {json.dumps(kwargs)}: {error}") from None
     return model
 

@@ -120,6 +120,8 @@ def read(folder: Path) -> Checkpoint:
         manifest = json.loads((folder / _MANIFEST).read_text())
         if manifest["schema_version"] != SCHEMA_VERSION:
             raise CheckpointError(f"{folder}: written by another version (schema {manifest['schema_version']})")
+        if manifest["step"] != _step(folder):
+            raise CheckpointError(f"{folder}: its manifest is of step {manifest['step']}")
         for name, expected in manifest["files"].items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != expected["bytes"]:
@@ -128,7 +130,7 @@ def read(folder: Path) -> Checkpoint:
                 raise CheckpointError(f"{path}: content differs from its manifest (SHA-256)")
         state = json.loads((folder / "state.json").read_text())
         return Checkpoint(folder, manifest["step"], manifest["identity"], state)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: no readable manifest ({type(error).__name__})") from None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
+from torch import nn
 
 from vitutor_core.data.types import Data
 from vitutor_core.errors import InterruptedRun, NonFiniteError
@@ -62,26 +63,25 @@ def fit(
                 clock = Clock(state.step, updates, clock.total_steps)
                 try:
                     updater.update(micro_batches, clock)
-                    if state.step % every.log_every_steps == 0:
+                    is_last, is_logged = state.step % updates == 0, state.step % every.log_every_steps == 0
+                    if is_logged and processes.is_main:
+                        stop.look_for_file()
+                    must_stop = not is_last and _must_stop(stop, state, every.log_every_steps, processes)
+                    if is_last or is_logged or must_stop:
                         guard.raise_if_bad()
                 except NonFiniteError:
                     state.write_crash(run, meter, micro_batches)
                     raise
-                if state.step % every.log_every_steps == 0:
+                if is_logged:
                     meter.read()
-                    if processes.is_main:
-                        stop.look_for_file()
                     progress.update(state.step, meter.note())
-                is_last = state.step % updates == 0
-                if not is_last and _must_stop(stop, state, every.log_every_steps, processes):
-                    guard.raise_if_bad()
+                if must_stop:
                     state.save(run, method, meter, processes)
                     raise InterruptedRun(
                         f"stopped at step {state.step}; run it again to go on", stop.signal_number or 15
                     )
                 waited = time.monotonic()
 
-            guard.raise_if_bad()
             meter.read()
             line: dict[str, Any] = {"epoch": epoch, "step": state.step, **meter.epoch_line()}
             line["lr"] = state.optimizer.param_groups[0]["lr"]

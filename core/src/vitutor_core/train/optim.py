@@ -16,6 +16,7 @@ from vitutor_core.schema import OptimConfig
 from vitutor_core.train.method import Clock, Method
 
 _FUSED = {"adam", "adamw", "sgd"}
+_GROUP_STEP = "/step"  # like the state of a parameter without a name
 
 
 def peak_lr(config: OptimConfig, batch_size: int) -> float:
@@ -80,8 +81,8 @@ def set_learning_rate(schedule: Scheduler, clock: Clock) -> None:
 
 
 def drop_removed_parameters(optimizer: torch.optim.Optimizer, method: nn.Module) -> None:
-    """Forget parameters that the method no longer has; the moments of the others are kept."""
-    kept = {id(parameter) for parameter in method.parameters()}
+    """Forget parameters that the method no longer has or trains; the moments of the others are kept."""
+    kept = {id(parameter) for parameter in method.parameters() if parameter.requires_grad}
     for group in optimizer.param_groups:
         group["params"] = [parameter for parameter in group["params"] if id(parameter) in kept]
     for parameter in [parameter for parameter in optimizer.state if id(parameter) not in kept]:
@@ -89,37 +90,69 @@ def drop_removed_parameters(optimizer: torch.optim.Optimizer, method: nn.Module)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, method: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the optimiser's state as ``<parameter name>/<state name>`` -> tensor."""
+    """Return the optimiser's state as ``<parameter name>/<state name>`` -> tensor.
+
+    Raises `ConfigError` for an optimiser whose state is more than tensors and numbers.
+    """
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in method.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if value is not None:
-                tensors[f"{name}/{key}"] = torch.as_tensor(value)
+                tensors[f"{name}/{key}"] = _to_tensor(value, optimizer)
+    # LAMB and Adan count updates once per group; all groups have made the same number.
+    if "step" in optimizer.param_groups[0]:
+        tensors[_GROUP_STEP] = _to_tensor(optimizer.param_groups[0]["step"], optimizer)
     return tensors
+
+
+def _to_tensor(value: Any, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    if not isinstance(value, int | float):
+        raise ConfigError(f"optim.name: the state of {type(optimizer).__name__} cannot be saved; choose another")
+    # In double precision, so that a Python number comes back exact, and told apart from the optimiser's own tensors.
+    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+
+
+def _from_tensor(value: torch.Tensor) -> Any:
+    is_number = value.ndim == 0 and value.dtype in {torch.bool, torch.int64, torch.float64}
+    return value.item() if is_number else value.clone()
 
 
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, method: nn.Module, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Restore what `optimizer_tensors` returned; hyper-parameters stay those of the config."""
+    """Restore what `optimizer_tensors` returned; hyper-parameters stay those of the config.
+
+    Raises `CheckpointError` for unknown parameters and for moments of another shape than their parameter.
+    """
     names = {id(parameter): name for name, parameter in method.named_parameters()}
     grouped: dict[str, dict[str, torch.Tensor]] = {}
     for full_name, value in tensors.items():
         name, _, key = full_name.rpartition("/")
         grouped.setdefault(name, {})[key] = value
+    of_groups = grouped.pop("", {})
     saved = optimizer.state_dict()
     saved["state"] = {}
+    for group in saved["param_groups"]:
+        group |= {key: _from_tensor(value) for key, value in of_groups.items()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, parameter in enumerate(parameters):
         state = grouped.pop(names[id(parameter)], None)
         for key, value in (state or {}).items():
-            if value.ndim > 0 and value.shape != parameter.shape:
+            if value.ndim > 0 and not _is_moment(value.shape, parameter.shape):
                 raise CheckpointError(
                     f"optimiser state {names[id(parameter)]}/{key} has shape {tuple(value.shape)}, "
                     f"the parameter {tuple(parameter.shape)}"
                 )
         if state is not None:
-            saved["state"][index] = state
+            saved["state"][index] = {key: _from_tensor(value) for key, value in state.items()}
     if grouped:
         raise CheckpointError(f"optimiser state of unknown parameters: {', '.join(sorted(grouped))}")
     optimizer.load_state_dict(saved)
+
+
+def _is_moment(shape: torch.Size, parameter: torch.Size) -> bool:
+    """Return whether a moment is the parameter's: of its shape, or, as in Adafactor, a mean over one dimension."""
+    means = [(*parameter[:axis], *kept, *parameter[axis + 1 :]) for axis in range(len(parameter)) for kept in ((), (1,))]
+    return shape == parameter or tuple(shape) in means

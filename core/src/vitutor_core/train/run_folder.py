@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -35,7 +37,7 @@ class RunFolder:
     def __init__(self, path: Path, *, owner: bool = True) -> None:
         self.path = path.absolute()
         self.checkpoints = self.path / "checkpoints"
-        self._is_new = owner and not self.path.exists()
+        self._created = [folder for folder in (self.path, *self.path.parents) if owner and not folder.exists()]
         self._lock = self._take_lock() if owner else None
 
     def __enter__(self) -> Self:
@@ -45,8 +47,11 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         started = (self.path / "run.json").exists()
-        if self._is_new and kind is not None and not started:
+        if self._created and kind is not None and not started:
             shutil.rmtree(self.path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                for folder in self._created[1:]:
+                    folder.rmdir()
         if self._lock is not None:
             os.close(self._lock)
 
@@ -102,12 +107,11 @@ class RunFolder:
     def write_curves(self, lines: list[dict[str, Any]]) -> None:
         """Write all curve lines; columns are the union of theirs, in order of appearance."""
         columns = list(dict.fromkeys(name for line in lines for name in line))
-        partial = self.path / "curves.csv.tmp"
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(lines)
-        partial.replace(self.path / "curves.csv")
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        write_whole(self.path / "curves.csv", text.getvalue())
 
     def _take_lock(self) -> int:
         try:
@@ -137,10 +141,19 @@ class RunFolder:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON through a rename, so that a reader never sees half of it."""
+    """Write JSON; see `write_whole`."""
+    write_whole(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file through a rename, so that a reader never sees half of it; raises `ResourceError`."""
     partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ResourceError(f"{path.absolute()}: cannot write ({error.strerror}); free some space") from None
 
 
 def _flat(identity: dict[str, Any]) -> dict[str, Any]:

@@ -79,13 +79,16 @@ def _fit(
 ) -> tuple[dict[str, float], nn.Module | None]:
     try:
         return fit(method, data, config, run=run, processes=group, identity=identity)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # On a CPU, torch says so in a plain RuntimeError.
+        if type(error) is RuntimeError and "DefaultCPUAllocator" not in str(error):
+            raise
         peak = torch.cuda.max_memory_allocated() / 2**30 if group.device.type == "cuda" else 0.0
         train_config = config.train
         raise ResourceError(
             f"out of memory with batch {train_config.batch_size}, {data.info.image_size} px, "
             f"{train_config.precision}, peak {peak:.1f} GiB; train.accumulate={2 * train_config.accumulate} "
-            "halves the memory and keeps the effective batch"
+            "halves the memory and keeps the effective batch, in a new --out"
         ) from None
 
 

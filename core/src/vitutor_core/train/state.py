@@ -75,9 +75,10 @@ class TrainState:
                 tensors["ema"] = dict(self.ema.module.state_dict())
             names = ("best_step", "best_top1", "last_metrics", "meter_sums")
             values = {name: getattr(self, name) for name in names}
+            # Curves first: those of epochs after a checkpoint are cut on resumption, missing ones would stay missing.
+            run.write_curves(self.curves)
             checkpoint.save(run.checkpoints, self.step, tensors, values, self.identity)
             checkpoint.prune(run.checkpoints, keep={self.best_step})
-            run.write_curves(self.curves)
         processes.barrier()
 
     def end_epoch(self, line: dict[str, Any], metrics: dict[str, float]) -> None:

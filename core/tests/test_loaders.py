@@ -1,0 +1,449 @@
+"""Both loaders: what they yield is a function of (seed, epoch, step) alone, and their failures are one line."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitutor_core.data import build, keyed, resident
+from vitutor_core.data.build import build_data
+from vitutor_core.data.digits import digits_source
+from vitutor_core.data.order import Order, join
+from vitutor_core.data.streamed import train_transform
+from vitutor_core.data.types import Source, Split
+from vitutor_core.errors import ConfigError, DataError, ResourceError
+from vitutor_core.schema import RunConfig
+
+CPU = torch.device("cpu")
+EVERYTHING = {
+    "crop_scale": [0.3, 1.0],
+    "flip": 0.5,
+    "rand_augment": "rand-m9-mstd0.5-inc1",
+    "random_erasing": 0.25,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "label_smoothing": 0.1,
+    "repeats": 2,
+}
+LOADERS = [("resident", 0), ("streamed", 0), ("streamed", 2)]
+
+
+def config(*, loader="resident", workers=0, batch_size=32, accumulate=1, timeout=60, seed=0, data=None, **augment):
+    return RunConfig.from_mapping(
+        {
+            "seed": seed,
+            "data": {"image_size": 16, "per_class": 20, "loader": loader, **(data or {})},
+            "augment": augment,
+            "student": {"name": "unused"},
+            "optim": {"lr": 1.0},
+            "train": {"epochs": 1, "batch_size": batch_size, "accumulate": accumulate},
+            "runtime": {"workers": workers, "worker_timeout_s": timeout, "eval_batch_size": 100},
+        },
+        where="test",
+    )
+
+
+@pytest.fixture
+def built():
+    """Build data that is closed at the end; no worker may be left then."""
+    opened = []
+
+    def make(settings, **kwargs):
+        opened.append(build_data(settings, device=CPU, **kwargs))
+        return opened[-1]
+
+    yield make
+    for data in opened:
+        data.train.close()
+    assert multiprocessing.active_children() == []
+
+
+def assert_same(first, second):
+    assert len(first) == len(second) > 0
+    for batches, others in zip(first, second, strict=True):
+        for batch, other in zip(batches, others, strict=True):
+            for tensor, expected in zip(batch, other, strict=True):
+                assert tensor.dtype == expected.dtype
+                assert torch.equal(tensor, expected)
+
+
+# Order
+
+
+def test_order_follows_the_definition():
+    order = Order(50, seed=3, batch_size=12, accumulate=2, repeats=3, rank=1, world_size=2)
+    assert (order.steps_per_epoch, order.micro_batch_size) == (4, 3)
+    permutation = keyed.permutation(50, 3, 7)
+    entries = [(permutation[entry // 3], entry % 3) for entry in range(50)]
+    steps = list(order.steps(7))
+    assert [step for step, _ in steps] == [0, 1, 2, 3]
+    for step, micro_batches in steps:
+        mine = entries[step * 12 : step * 12 + 12][1::2]
+        whole = join(micro_batches)
+        assert list(zip(whole.indices, whole.repeats, strict=True)) == mine
+        assert [len(views.indices) for views in micro_batches] == [3, 3]
+        assert (whole.seed, whole.epoch) == (3, 7)
+
+
+def test_an_epoch_without_repeats_sees_every_sample_once():
+    order = Order(48, seed=0, batch_size=12)
+    seen = np.concatenate([views.indices for _, (views,) in order.steps(0)])
+    assert np.array_equal(np.sort(seen), np.arange(48))
+
+
+# What a loader yields
+
+
+@pytest.mark.parametrize(("loader", "workers"), LOADERS)
+def test_batches(built, loader, workers):
+    settings = config(loader=loader, workers=workers, pad_crop=2, seed=5)
+    data = built(settings)
+    assert data.train.steps_per_epoch == 200 // 32
+    labels = digits_source().train.labels
+    assert (data.info.num_train, data.info.num_classes, data.info.image_size, data.info.channels) == (200, 10, 16, 3)
+    subset = build.subset_indices(labels, settings.data)
+    assert data.info.fingerprint == build.fingerprint(digits_source(), subset)
+    steps = list(data.train.epoch(0))
+    assert len(steps) == data.train.steps_per_epoch
+    for (batch,) in steps:
+        assert batch.images.shape == (32, 3, 16, 16)
+        assert batch.images.dtype == torch.float32
+        assert batch.images.is_contiguous()
+        assert torch.equal(batch.targets, torch.from_numpy(labels[subset])[batch.indices])
+
+
+@pytest.mark.parametrize(("loader", "workers"), LOADERS)
+@pytest.mark.parametrize("start", [1, 5])
+def test_an_epoch_can_be_entered_anywhere(built, loader, workers, start):
+    data = built(config(loader=loader, workers=workers, accumulate=2, **EVERYTHING))
+    whole = list(data.train.epoch(3))
+    assert_same(list(data.train.epoch(3, start_step=start)), whole[start:])
+
+
+def test_workers_change_nothing(built):
+    assert_same(*(list(built(config(loader="streamed", workers=n, **EVERYTHING)).train.epoch(1)) for n in (0, 2)))
+
+
+@pytest.mark.parametrize("loader", ["resident", "streamed"])
+def test_epochs_and_seeds_differ(built, loader):
+    data = built(config(loader=loader, pad_crop=2))
+    other = built(config(loader=loader, pad_crop=2, seed=1))
+    first, second, third = (
+        next(iter(x))[0].images for x in (data.train.epoch(0), data.train.epoch(1), other.train.epoch(0))
+    )
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+@pytest.mark.parametrize("loader", ["resident", "streamed"])
+def test_two_processes_share_the_batch_of_one(built, loader):
+    settings = {key: value for key, value in EVERYTHING.items() if key not in ("mixup", "cutmix")}
+    single = list(built(config(loader=loader, **settings)).train.epoch(0))
+    ranks = [list(built(config(loader=loader, **settings), rank=r, world_size=2).train.epoch(0)) for r in (0, 1)]
+    for (whole,), (first,), (second,) in zip(single, *ranks, strict=True):
+        for tensor, even, odd in zip(whole, first, second, strict=True):
+            assert torch.equal(tensor[0::2], even)
+            assert torch.equal(tensor[1::2], odd)
+
+
+@pytest.mark.parametrize("loader", ["resident", "streamed"])
+def test_micro_batches_make_up_the_batch(built, loader):
+    settings = {"crop_scale": [0.3, 1.0], "rand_augment": "rand-m9-inc1", "random_erasing": 0.5}
+    whole = built(config(loader=loader, **settings)).train.epoch(2)
+    parts = built(config(loader=loader, accumulate=4, **settings)).train.epoch(2)
+    for (batch,), micro_batches in zip(whole, parts, strict=True):
+        assert len(micro_batches) == 4
+        for tensor, pieces in zip(batch, zip(*micro_batches, strict=True), strict=True):
+            assert torch.equal(tensor, torch.cat(pieces))
+
+
+def test_augmenting_several_updates_at_once_changes_nothing(built, monkeypatch):
+    together = list(built(config(**EVERYTHING)).train.epoch(0))
+    monkeypatch.setattr(resident, "_PIXELS_AT_ONCE", 1)
+    assert_same(list(built(config(**EVERYTHING)).train.epoch(0)), together)
+
+
+def test_batches_own_their_memory(built):
+    """Mixing is in place, so a batch may share no pixel with another or with the data set."""
+    data = built(config())
+    before = [batch.images.clone() for (batch,) in data.train.epoch(0)]
+    for (batch,), expected in zip(data.train.epoch(0), before, strict=True):
+        assert torch.equal(batch.images, expected)
+        batch.images.zero_()
+        batch.targets.zero_()
+    for (batch,), expected in zip(data.train.epoch(0), before, strict=True):
+        assert torch.equal(batch.images, expected)
+
+
+def test_without_augmentation_both_loaders_yield_the_same_bits(built):
+    data = {"interpolation": "bicubic", "crop_ratio": 0.8}
+    one, other = (built(config(loader=loader, data=data)) for loader in ("resident", "streamed"))
+    assert_same(list(one.train.epoch(0)), list(other.train.epoch(0)))
+    assert_same([tuple(one.evaluation)], [tuple(other.evaluation)])
+    assert one.info == other.info
+
+
+def test_streamed_images_are_those_of_timms_transform(built):
+    augment = {"crop_scale": [0.3, 1.0], "flip": 0.5, "color_jitter": 0.4, "repeats": 2}
+    settings = config(loader="streamed", batch_size=8, seed=4, **augment)
+    data, source = built(settings), digits_source()
+    subset = build.subset_indices(source.train.labels, settings.data)
+    transform = train_transform(settings.data, settings.augment, data.info)
+    order = Order(200, seed=4, batch_size=8, repeats=2)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (source.mean, source.std))
+    for (batch,), (_, (views,)) in zip(data.train.epoch(1), order.steps(1), strict=True):
+        for image, index, repeat in zip(batch.images, views.indices, views.repeats, strict=True):
+            seed = keyed.seed_from(4, 1, int(index), int(repeat))
+            random.seed(seed)
+            torch.manual_seed(seed)
+            expected = transform(source.train.read(int(subset[index])))
+            torch.testing.assert_close(image, (expected / 255 - mean) / std, rtol=0, atol=2e-6)
+
+
+def test_repeats_are_different_views_of_the_same_samples(built):
+    (batch,) = next(iter(built(config(crop_scale=[0.3, 1.0], repeats=4)).train.epoch(0)))
+    assert torch.equal(batch.indices, batch.indices[::4].repeat_interleave(4))
+    assert all(not torch.equal(batch.images[i], batch.images[i + 1]) for i in range(31))
+
+
+def test_streamed_bears_the_highest_magnitude(built):
+    # At magnitude 10 timm posterises to 0 bits, which Pillow refuses.
+    data = built(config(loader="streamed", rand_augment="rand-m10-n3-p1-inc1"))
+    assert sum(len(batch.images) for (batch,) in data.train.epoch(0)) == 192
+
+
+@pytest.mark.parametrize(("loader", "workers"), LOADERS)
+def test_global_generators_are_left_alone(built, loader, workers):
+    def states():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+
+    data = built(config(loader=loader, workers=workers, **EVERYTHING))
+    before = states()
+    list(data.train.epoch(0))
+    list(data.evaluation)
+    assert states() == before
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize(("loader", "workers"), LOADERS)
+def test_evaluation_sees_every_image_once(built, loader, workers):
+    settings = config(loader=loader, workers=workers)
+    source = digits_source()
+    count = len(source.evaluation.labels)
+    ranks = [built(settings, rank=r, world_size=2).evaluation for r in (0, 1)]
+    labels = torch.empty(count, dtype=torch.int64)
+    images = torch.empty(count, 3, 16, 16)
+    for rank, loader_of_rank in enumerate(ranks):
+        batches = list(loader_of_rank)
+        assert [len(batch) for batch, _ in batches[:-1]] == [100] * (len(batches) - 1)
+        images[rank::2] = torch.cat([batch for batch, _ in batches])
+        labels[rank::2] = torch.cat([targets for _, targets in batches])
+    assert torch.equal(labels, torch.from_numpy(source.evaluation.labels))
+    again = torch.cat([batch for batch, _ in built(settings).evaluation])
+    assert torch.equal(again, images)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (source.mean, source.std))
+    for position in (0, 1, count - 1):
+        image = source.evaluation.read(position).resize((16, 16), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        torch.testing.assert_close(images[position], (pixels / 255 - mean) / std, rtol=0, atol=2e-6)
+
+
+def test_evaluation_can_be_repeated_and_left(built):
+    evaluation = built(config(loader="streamed", workers=2)).evaluation
+    next(iter(evaluation))
+    assert_same([tuple(evaluation)], [tuple(evaluation)])
+
+
+# The stored images
+
+
+def fake_source(sizes, *, read=None):
+    """A source of one grey level per image."""
+
+    def read_image(index):
+        return Image.new("RGB", sizes[index], (index, index, index))
+
+    labels = np.arange(len(sizes)) % 2
+    split = Split(labels=labels, read=read or read_image, where=lambda index: f"image {index}", content_hash="0")
+    return Source("fake", ("a", "b"), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), split, split)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cropped", "side"),
+    [
+        ([(20, 20)] * 6, True, 20),
+        ([(20, 20)] * 5 + [(21, 20)], True, 18),
+        ([(20, 30)] * 6, True, 18),
+        ([(20, 20)] * 6, False, 16),
+        ([(20, 30), (40, 16)], False, 16),
+    ],
+)
+def test_the_size_of_resident_images(sizes, cropped, side):
+    seen = []
+    images = resident.load_train(
+        fake_source(sizes).train,
+        np.arange(len(sizes)),
+        config().data,
+        cropped=cropped,
+        device=CPU,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert images.shape == (len(sizes), 3, side, side)
+    assert images.dtype == torch.uint8
+    assert images[:, 0, 0, 0].tolist() == list(range(len(sizes)))
+    assert seen[-1] == (len(sizes), len(sizes))
+
+
+def test_images_that_do_not_fit(monkeypatch):
+    def full(*_args, **_kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(resident.np, "empty", full)
+    with pytest.raises(ResourceError, match=r"data\.loader: 2 images of 16 x 16 pixels .* use data\.loader=streamed"):
+        resident.load_train(fake_source([(16, 16)] * 2).train, np.arange(2), config().data, cropped=False, device=CPU)
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("settings", "world_size", "message"),
+    [
+        ({"batch_size": 201}, 1, r"train\.batch_size: 201 is larger than .* 200 images"),
+        ({"batch_size": 32, "accumulate": 3}, 1, r"32 does not divide evenly into 1 processes x train\.accumulate = 3"),
+        ({"batch_size": 33}, 2, r"33 does not divide evenly into 2 processes"),
+        ({"batch_size": 30, "accumulate": 2, "mixup": 0.8}, 1, "15 images, but Mixup"),
+        ({"batch_size": 30, "cutmix": 1.0}, 2, "15 images, but Mixup"),
+        ({"pad_crop": 2, "crop_scale": [0.1, 1.0]}, 1, "exclude each other"),
+        ({"crop_scale": [0.5, 0.1]}, 1, r"augment\.crop_scale"),
+        ({"crop_scale": [0.0, 1.0]}, 1, r"augment\.crop_scale"),
+        ({"crop_scale": [0.5, 1.1]}, 1, r"augment\.crop_scale"),
+        ({"crop_scale": [0.5, 1.0], "crop_aspect": [0.0, 1.0]}, 1, r"augment\.crop_aspect"),
+        ({"rand_augment": "rand-q3"}, 1, r"augment\.rand_augment"),
+        ({"rand_augment": "rand-q3", "loader": "streamed"}, 1, r"augment\.rand_augment"),
+    ],
+)
+def test_refused_settings(settings, world_size, message):
+    with pytest.raises(ConfigError, match=message):
+        build_data(config(**settings), device=CPU, world_size=world_size)
+
+
+def test_odd_batches_are_fine_without_mixing(built):
+    data = built(config(batch_size=15, label_smoothing=0.1))
+    (batch,) = next(iter(data.train.epoch(0)))
+    assert batch.targets.shape == (15, 10)
+
+
+# Failures
+
+
+def fail_at(bad, failure):
+    def read(index):
+        if index == bad:
+            failure()
+        return Image.new("RGB", (16, 16))
+
+    return read
+
+
+def corrupt():
+    raise DataError("/data/cat.jpg: cannot read the image")
+
+
+def hang():
+    time.sleep(600)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def failing(monkeypatch, built):
+    def make(failure, **settings):
+        source = fake_source([(16, 16)] * 40, read=fail_at(21, failure))
+        monkeypatch.setattr(build, "open_source", lambda _config: source)
+        return built(config(batch_size=8, data={"per_class": None}, **settings))
+
+    return make
+
+
+@pytest.mark.parametrize(("loader", "workers"), LOADERS)
+def test_a_corrupt_image_is_one_line(failing, loader, workers):
+    with pytest.raises(DataError) as error:
+        list(failing(corrupt, loader=loader, workers=workers).train.epoch(0))
+    assert str(error.value) == "/data/cat.jpg: cannot read the image"
+
+
+@pytest.mark.parametrize("part", ["train", "evaluation"])
+def test_a_worker_that_dies(failing, part):
+    data = failing(die, loader="streamed", workers=2)
+    started = time.monotonic()
+    with pytest.raises(DataError, match=r"a data worker died \(PID \d+: killed, most likely because memory ran out\)"):
+        list(data.train.epoch(0) if part == "train" else data.evaluation)
+    assert time.monotonic() - started < 20
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_dies_between_two_batches(failing):
+    """It must not show in the middle of a training step, but when the next batch is asked for."""
+    data = failing(lambda: None, loader="streamed", workers=2)
+    batches = data.train.epoch(0)
+    next(batches)
+    victim = multiprocessing.active_children()[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join()
+    with pytest.raises(DataError, match=f"PID {victim.pid}: killed"):
+        list(batches)
+
+
+def test_a_worker_that_hangs(failing):
+    data = failing(hang, loader="streamed", workers=2, timeout=1)
+    started = time.monotonic()
+    with pytest.raises(DataError, match=r"no batch from the data workers \(PID \d+, \d+\) within .* = 1 s"):
+        list(data.train.epoch(0))
+    assert time.monotonic() - started < 20
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_ignore_the_signals_of_the_group(built):
+    data = built(config(loader="streamed", workers=2))
+    batches = data.train.epoch(0)
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+    assert len(list(batches)) == data.train.steps_per_epoch - 1
+    assert multiprocessing.active_children() == workers
+
+
+def test_an_epoch_can_be_left_and_another_begun(built):
+    data, reference = (built(config(loader="streamed", workers=n, pad_crop=2)) for n in (2, 0))
+    left = data.train.epoch(0)
+    next(left)
+    assert_same(list(data.train.epoch(1)), list(reference.train.epoch(1)))
+    workers = multiprocessing.active_children()
+    left = data.train.epoch(2)
+    next(left)
+    assert multiprocessing.active_children() == workers
+    data.train.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_the_childs_signal_handler_is_restored(built):
+    before = signal.getsignal(signal.SIGCHLD)
+    data = built(config(loader="streamed", workers=1))
+    for _ in data.train.epoch(0):
+        assert signal.getsignal(signal.SIGCHLD) == before
+    list(data.evaluation)
+    assert signal.getsignal(signal.SIGCHLD) == before
