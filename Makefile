@@ -9,7 +9,7 @@ GRAPH := $(if $(filter digits,$(SCALE)),.,scales/$(SCALE))
 PACKAGES := core dearkd
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup test lint reproduce reproduce-dearkd
+.PHONY: setup test lint reproduce
 
 setup: $(BIN)/.ready
 

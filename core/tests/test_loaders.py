@@ -76,19 +76,30 @@ def assert_same(first, second):
 # Order
 
 
-def test_order_follows_the_definition():
-    order = Order(50, seed=3, batch_size=12, accumulate=2, repeats=3, rank=1, world_size=2)
-    assert (order.steps_per_epoch, order.micro_batch_size) == (4, 3)
-    permutation = keyed.permutation(50, 3, 7)
-    entries = [(permutation[entry // 3], entry % 3) for entry in range(50)]
+@pytest.mark.parametrize("num_views", [None, 50, 170, 400])
+def test_order_follows_the_definition(num_views):
+    order = Order(50, seed=3, batch_size=12, num_views=num_views, accumulate=2, repeats=3, rank=1, world_size=2)
+    assert (order.steps_per_epoch, order.micro_batch_size) == ((num_views or 50) // 12, 3)
+    entries = [
+        (sample, number * 3 + repeat)
+        for number in range(3)
+        for sample in keyed.permutation(50, 3, 7, number)
+        for repeat in range(3)
+    ]
     steps = list(order.steps(7))
-    assert [step for step, _ in steps] == [0, 1, 2, 3]
+    assert [step for step, _ in steps] == list(range(order.steps_per_epoch))
     for step, micro_batches in steps:
         mine = entries[step * 12 : step * 12 + 12][1::2]
         whole = join(micro_batches)
         assert list(zip(whole.indices, whole.repeats, strict=True)) == mine
         assert [len(views.indices) for views in micro_batches] == [3, 3]
         assert (whole.seed, whole.epoch) == (3, 7)
+
+
+def test_no_view_comes_twice():
+    order = Order(20, seed=0, batch_size=10, num_views=130, repeats=2)
+    whole = join([views for _, (views,) in order.steps(0)])
+    assert len(set(zip(whole.indices, whole.repeats, strict=True))) == 130
 
 
 def test_an_epoch_without_repeats_sees_every_sample_once():
@@ -317,7 +328,7 @@ def test_images_that_do_not_fit(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "world_size", "message"),
     [
-        ({"batch_size": 201}, 1, r"train\.batch_size: 201 is larger than .* 200 images"),
+        ({"batch_size": 201}, 1, r"train\.batch_size: 201 is larger than an epoch of 200 images"),
         ({"batch_size": 32, "accumulate": 3}, 1, r"32 does not divide evenly into 1 processes x train\.accumulate = 3"),
         ({"batch_size": 33}, 2, r"33 does not divide evenly into 2 processes"),
         ({"batch_size": 30, "accumulate": 2, "mixup": 0.8}, 1, "15 images, but Mixup"),

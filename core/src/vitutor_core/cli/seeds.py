@@ -40,6 +40,8 @@ def reproduce_row(
 ) -> None:
     """Train one run per config, ``jobs`` at a time, then put the results of all into ``out`` by one rename."""
     teachers = teachers or work / "teachers" / scale
+    # First, because the name of a run says which teachers it had.
+    with_teachers(configs[0], scale, teachers)
     runs, commands = [], []
     for config in configs:
         name = f"{row}-seed-{config.seed}-{_work_key(config, teachers)}"
@@ -49,7 +51,6 @@ def reproduce_row(
         for setting in settings:
             arguments += ["--set", setting]
         commands.append(arguments)
-    with_teachers(configs[0], scale, teachers)
     with RunProgress(row, sum(config.train.epochs for config in configs)) as progress:
         _run_all(paper, commands, jobs or _default_jobs(), lambda: progress.update(_epochs_done(runs), "epochs"))
     partial = out.with_name(out.name + ".tmp")
@@ -103,18 +104,14 @@ def _run_all(paper: Paper, commands: list[list[str]], jobs: int, tick: Callable[
     threads = max(1, (os.cpu_count() or 1) // min(jobs, len(commands)))
     waiting = list(commands)
     running: list[BaseProcess] = []
-    stopped_by = 0
+    arrived: list[int] = []
 
-    def forward_signal(number: int, _frame: FrameType | None) -> None:
-        nonlocal stopped_by
-        stopped_by = number
-        waiting.clear()
-        for process in running:
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, signal.SIGTERM)
+    # Passed on by the loop below: while a process is being started, its handler could not reach it.
+    def note_signal(number: int, _frame: FrameType | None) -> None:
+        arrived.append(number)
 
-    before = {number: signal.signal(number, forward_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    failed = 0
+    before = {number: signal.signal(number, note_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    stopped_by = failed = 0
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -123,17 +120,29 @@ def _run_all(paper: Paper, commands: list[list[str]], jobs: int, tick: Callable[
                 running[-1].start()
             time.sleep(0.05)
             tick()
+            while arrived:
+                stopped_by = arrived.pop()
+                waiting.clear()
+                _terminate(running)
             for process in [process for process in running if not process.is_alive()]:
                 running.remove(process)
                 if process.exitcode and not failed and not stopped_by:
                     failed = process.exitcode
-                    forward_signal(0, None)
+                    waiting.clear()
+                    _terminate(running)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if stopped_by:
         raise InterruptedRun("stopped and saved; run it again to go on", stopped_by)
     if failed:
+        if failed < 0:
+            raise VitutorError(f"a seed was killed by {signal.Signals(-failed).name}; run it again to go on")
         error = VitutorError("a seed failed; its message is above")
-        error.exit_code = failed if failed > 0 else 1
+        error.exit_code = failed
         raise error
+
+
+def _terminate(running: list[BaseProcess]) -> None:
+    for process in running:
+        process.terminate()

@@ -49,15 +49,13 @@ def create_model(config: ModelConfig, *, num_classes: int, image_size: int, chan
 
 def takes_image_size(name: str) -> bool:
     """Return whether a timm model is built for one input size, as ViTs are and CNNs are not."""
-    _check_name(name)
-    config = timm.get_pretrained_cfg(name)
+    config = _pretrained_cfg(name)
     return bool(config is not None and config.fixed_input_size)
 
 
 def pretrained_classes(name: str) -> int | None:
     """Return for how many classes timm's weights of a model are, or None where timm names no weights."""
-    _check_name(name)
-    config = timm.get_pretrained_cfg(name)
+    config = _pretrained_cfg(name)
     return config.num_classes if config is not None and config.has_weights else None
 
 
@@ -129,6 +127,14 @@ def _create(name: str, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Module
     except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
         raise ConfigError(f"model {name} with {json.dumps(kwargs)}: {error}") from None
     return model
+
+
+def _pretrained_cfg(name: str) -> Any:
+    _check_name(name)
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ConfigError(f"model '{name}': {error}") from None
 
 
 def _check_name(name: str) -> None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from vitutor_core.errors import ResourceError
+
 WEIGHTS_NAME = "student.safetensors"
 EMA_WEIGHTS_NAME = "student_ema.safetensors"
 
 
 def publish(run: Path, target: Path) -> None:
-    """Copy a finished run's results to ``target`` and put them there by one rename."""
+    """Copy a finished run's results to ``target`` and put them there by one rename; raises `ResourceError`."""
     partial = target.with_name(target.name + ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name in (WEIGHTS_NAME, EMA_WEIGHTS_NAME, "metrics.json", "curves.csv"):
-        if (run / name).exists():
-            shutil.copyfile(run / name, partial / name)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name in (WEIGHTS_NAME, EMA_WEIGHTS_NAME, "metrics.json", "curves.csv"):
+            if (run / name).exists():
+                shutil.copyfile(run / name, partial / name)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ResourceError(f"{target.absolute()}: cannot write ({error.strerror}); free some space") from None

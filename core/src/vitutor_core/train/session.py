@@ -79,9 +79,8 @@ def _fit(
 ) -> tuple[dict[str, float], nn.Module | None]:
     try:
         return fit(method, data, config, run=run, processes=group, identity=identity)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # On a CPU, torch says so in a plain RuntimeError.
-        if type(error) is RuntimeError and "DefaultCPUAllocator" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
             raise
         peak = torch.cuda.max_memory_allocated() / 2**30 if group.device.type == "cuda" else 0.0
         train_config = config.train
@@ -90,6 +89,11 @@ def _fit(
             f"{train_config.precision}, peak {peak:.1f} GiB; train.accumulate={2 * train_config.accumulate} "
             "halves the memory and keeps the effective batch, in a new --out"
         ) from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # On a CPU, torch says so in a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _identity(config: RunConfig, label: RunLabel, info: DataInfo, method: Method) -> dict[str, Any]:
