@@ -1,4 +1,5 @@
 # make reproduce-dearkd [SCALE=digits]   train teacher and every row, print the table
+# make publish-dearkd [SCALE=digits]     keep its tables and figures in docs/results
 # make test                              run the whole test suite
 # make setup                             .venv with all packages, editable, and the development tools
 
@@ -30,3 +31,7 @@ test: setup
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+publish-%: setup
+	vitutor report publish $(subst -,_,$*) --folder $(GRAPH)/results --to docs/results/$(SCALE) \
+	    $(if $(filter digits,$(SCALE)),--readme README.md)

@@ -28,6 +28,7 @@ MICRO = (
     "data.fraction=0.25",
     "student.kwargs.embed_dim=32",
     "student.kwargs.drop_path_rate=0.1",
+    "optim.lr=3e-3",
     "optim.warmup_epochs=1",
     "train.epochs=3",
     "train.batch_size=64",
@@ -67,9 +68,10 @@ class Run:
 
 @pytest.fixture(scope="session")
 def dearkd_teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the CNN of the digits recipe, trained for two epochs."""
+    """A folder with the CNN of the digits recipe, trained for two short epochs."""
     folder = tmp_path_factory.mktemp("dearkd_teachers")
-    with_teachers(PAPER.resolve("digits", None, None, MICRO), "digits", folder, settings=("train.epochs=2",))
+    settings = ("train.epochs=2", "data.fraction=0.25", "runtime.eval_every_epochs=2")
+    with_teachers(PAPER.resolve("digits", None, None, MICRO), "digits", folder, settings=settings)
     return folder
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -60,6 +61,7 @@ class DearKD(Method):
         )
         if config.teacher is None:
             return cls(student, config)
+        _check_student(student, config)
         terms = config.method
         teacher = load_teacher(config.teacher, info)
         aligners = _build_aligners(student, teacher, config, info) if terms.pairs and terms.beta_loss > 0 else None
@@ -122,14 +124,13 @@ class DearKD(Method):
         return {"cnn": self._facts} if self._facts is not None else {}
 
     def diagnostics(self, images: Tensor) -> dict[str, float]:
-        """Return the mean attention distance of each block in pixels (Fig. 4)."""
-        blocks = getattr(self.student, "blocks", None)
-        if blocks is None:
+        """Return the mean attention distance of each block in pixels (Fig. 4); nothing for other models than ViTs."""
+        if not isinstance(self.student, VisionTransformer):
             return {}
         was_training = self.student.training
         self.student.eval()
         with torch.no_grad():
-            taps = forward_taps(self.student, images, attentions=range(len(blocks)))
+            taps = forward_taps(self.student, images, attentions=range(len(self.student.blocks)))
         self.student.train(was_training)
         grid, patch = self.student.patch_embed.grid_size, self.student.patch_embed.patch_size[0]
         return {
@@ -140,6 +141,14 @@ class DearKD(Method):
             .item()
             for index, attention in enumerate(taps.attentions)
         }
+
+
+def _check_student(student: nn.Module, config: DearKDConfig) -> None:
+    name, distill = config.student.name, config.method.distill
+    if distill == "pooled" and not hasattr(student, "num_prefix_tokens"):
+        raise ConfigError(f"method.distill=pooled: {name} has no patch tokens; use a vision transformer")
+    if distill == "token" and not hasattr(student, "head_dist"):
+        raise ConfigError(f"method.distill=token: {name} has no distillation token; use one of timm's deit_*_distilled")
 
 
 def _freeze_rpe(attention: MHCA) -> None:

@@ -68,6 +68,22 @@ def show(paper: str, folder: Path) -> None:
     click.echo(f"report: {(folder / 'reports' / paper / 'report.html').absolute()}")
 
 
+@report.command("publish")
+@click.argument("paper")
+@click.option("--folder", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--to", "target", required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--readme", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Replace its results block."
+)
+def publish(paper: str, folder: Path, target: Path, readme: Path | None) -> None:
+    """Keep the table and figures of a results FOLDER in the repository."""
+    from vitutor_core.report.publish import publish_results
+
+    table = _read_table(folder / "tables" / f"{paper}.json")
+    for path in publish_results(table, folder / "reports" / paper, target, readme):
+        click.echo(str(path))
+
+
 def _paper_results(paper: str) -> Path:
     try:
         return Path(str(files(paper))) / "paper_results.yaml"

@@ -120,11 +120,11 @@ def to_markdown(table: Json) -> str:
     """Render everything but the provenance as Markdown tables."""
     parts = [f"# {table['title']}", table["citation"], scope(table), *table["notes"], _bullets(headlines(table))]
     for part in table["tables"]:
-        parts += [f"## {part['title']}", part["caption"], _markdown(*line_cells(part, full=True))]
+        parts += [f"## {part['title']}", part["caption"], markdown_grid(*line_cells(part, full=True))]
         if part["comparisons"]:
-            parts.append(_markdown(*comparison_cells(part)))
+            parts.append(markdown_grid(*comparison_cells(part)))
     if table["further"]:
-        parts += ["## Further rows", _markdown(*further_cells(table))]
+        parts += ["## Further rows", markdown_grid(*further_cells(table))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -138,7 +138,8 @@ def _bullets(sentences: list[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
-def _markdown(headings: list[str], lines: list[list[str]]) -> str:
+def markdown_grid(headings: list[str], lines: list[list[str]]) -> str:
+    """Render one table as Markdown."""
     rows = [headings, ["---"] * len(headings), *lines]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 

@@ -154,5 +154,7 @@ def load_optimizer_tensors(
 
 def _is_moment(shape: torch.Size, parameter: torch.Size) -> bool:
     """Return whether a moment is the parameter's: of its shape, or, as in Adafactor, a mean over one dimension."""
-    means = [(*parameter[:axis], *kept, *parameter[axis + 1 :]) for axis in range(len(parameter)) for kept in ((), (1,))]
+    means = [
+        (*parameter[:axis], *kept, *parameter[axis + 1 :]) for axis in range(len(parameter)) for kept in ((), (1,))
+    ]
     return shape == parameter or tuple(shape) in means
