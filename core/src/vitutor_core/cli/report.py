@@ -64,7 +64,8 @@ def show(paper: str, folder: Path) -> None:
 
     from vitutor_core.report.render import print_table
 
-    print_table(_read_table(folder / "tables" / f"{paper}.json"), Console())
+    console = Console()
+    print_table(_read_table(folder / "tables" / f"{paper}.json"), console if console.is_terminal else Console(width=110))
     click.echo(f"report: {(folder / 'reports' / paper / 'report.html').absolute()}")
 
 

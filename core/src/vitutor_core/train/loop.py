@@ -84,7 +84,7 @@ def fit(
 
             meter.read()
             line: dict[str, Any] = {"epoch": epoch, "step": state.step, **meter.epoch_line()}
-            line["lr"] = state.optimizer.param_groups[0]["lr"]
+            line["lr"] = max(group["lr"] for group in state.optimizer.param_groups)  # layer decay lowers the others
             if (epoch + 1) % every.eval_every_epochs == 0 or epoch + 1 == epochs:
                 metrics = _evaluate(method, state.ema, data, config, processes, probe)
                 line |= metrics

@@ -44,17 +44,19 @@ def build_optimizer(method: Method, config: OptimConfig, batch_size: int) -> tor
 
 
 def _parameter_groups(method: Method, config: OptimConfig) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = param_groups_weight_decay(
+        method, config.weight_decay, no_weight_decay_list=method.no_weight_decay()
+    )
     if config.layer_decay is None:
-        groups: list[dict[str, Any]] = param_groups_weight_decay(
-            method, config.weight_decay, no_weight_decay_list=method.no_weight_decay()
-        )
         return groups
     own: Any = getattr(method.student, "no_weight_decay", set)
     student = param_groups_layer_decay(
         method.student, config.weight_decay, no_weight_decay_list=own(), layer_decay=config.layer_decay
     )
-    rest = nn.ModuleDict({name: child for name, child in method.named_children() if child is not method.student})
-    return [*student, *param_groups_weight_decay(rest, config.weight_decay)]
+    in_student = {id(parameter) for parameter in method.student.parameters()}
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in in_student]
+    return [*student, *groups]
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, epochs: int, updates: int) -> Scheduler:
@@ -84,9 +86,11 @@ def drop_removed_parameters(optimizer: torch.optim.Optimizer, method: nn.Module)
     """Forget parameters that the method no longer has or trains; the moments of the others are kept."""
     kept = {id(parameter) for parameter in method.parameters() if parameter.requires_grad}
     for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in kept:
+                parameter.grad = None  # of the last update; a frozen parameter would count in the gradient norm for ever
+                optimizer.state.pop(parameter, None)
         group["params"] = [parameter for parameter in group["params"] if id(parameter) in kept]
-    for parameter in [parameter for parameter in optimizer.state if id(parameter) not in kept]:
-        del optimizer.state[parameter]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, method: nn.Module) -> dict[str, torch.Tensor]:

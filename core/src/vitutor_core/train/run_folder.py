@@ -121,7 +121,7 @@ class RunFolder:
             probe.unlink()
             descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise ResourceError(f"{self.path}: cannot write there ({error.strerror}); choose another --out") from None
+            raise self._not_writable(error) from None
         deadline = time.monotonic() + _LOCK_WAIT_S
         while not _try_lock(descriptor):
             holder = _read_holder(self.path / ".lock")
@@ -130,14 +130,21 @@ class RunFolder:
                 os.close(descriptor)
                 raise BusyError(f"{self.path}: in use by {_describe(holder)}; wait for it or choose another --out")
             time.sleep(0.2)
-        os.ftruncate(descriptor, 0)
         holder = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": datetime.now(UTC).isoformat("T", "seconds"),
         }
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        except OSError as error:
+            os.close(descriptor)
+            raise self._not_writable(error) from None
         return descriptor
+
+    def _not_writable(self, error: OSError) -> ResourceError:
+        return ResourceError(f"{self.path}: cannot write there ({error.strerror}); choose another --out")
 
 
 def write_json(path: Path, value: Any) -> None:

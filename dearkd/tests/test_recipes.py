@@ -1,0 +1,231 @@
+"""The rows of the recipes are the rows of the paper's tables, at every scale, and in the graph."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from dearkd.cli import PAPER
+from dearkd.models import MHCA
+from vitutor_core.cli.options import SCALES, recipe_path
+from vitutor_core.config import parse_yaml, read_recipe
+from vitutor_core.data.build import build_data
+from vitutor_core.data.sources import open_source
+from vitutor_core.data.subsets import subset_indices
+from vitutor_core.models.weights import create_model
+from vitutor_core.train import optim
+from vitutor_core.train.method import Clock
+
+ROOT = Path(__file__).parents[2]
+TABLE_1 = {  # MHCA, hidden loss, distillation, two stages
+    "vit": (False, False, False, False),
+    "mhca": (True, False, False, False),
+    "distill": (False, False, True, False),
+    "hidden_distill": (False, True, True, False),
+    "mhca_hidden_distill": (True, True, True, False),
+    "dearkd": (True, True, True, True),
+}
+FRACTIONS = {"10": 0.1, "25": 0.25, "50": 0.5, "100": 1.0}
+TABLE_2 = {
+    **{f"vit_{percent}": fraction for percent, fraction in FRACTIONS.items() if fraction < 1},
+    **{f"deit_{percent}": fraction for percent, fraction in FRACTIONS.items()},
+    **{f"dearkd_{percent}": fraction for percent, fraction in FRACTIONS.items() if fraction < 1},
+}
+NUM_CLASSES = {"digits": 10, "cifar100": 100, "imagenet": 1000}
+
+
+@cache
+def resolve(scale, row, *settings):
+    return PAPER.resolve(scale, None, row, settings)
+
+
+@cache
+def student(scale, row):
+    config = resolve(scale, row)
+    size = config.data.image_size
+    with torch.device("meta"):
+        return create_model(config.student, num_classes=NUM_CLASSES[scale], image_size=size, channels=3)
+
+
+def ticks(scale, row):
+    """The columns of Table 1 that a row stands for, read off its config and its model."""
+    config = resolve(scale, row)
+    taught = config.teacher is not None
+    mhca = any(isinstance(module, MHCA) for module in student(scale, row).modules())
+    two_stages = 0 < config.stage1_epochs < config.train.epochs
+    return mhca, taught and bool(config.method.pairs), taught and config.method.distill == "pooled", two_stages
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_rows_are_those_of_the_tables_and_of_the_graph(scale):
+    _, rows = read_recipe(recipe_path("dearkd", scale))
+    assert set(rows) == TABLE_1.keys() | TABLE_2.keys()
+    graph = parse_yaml((ROOT / "dvc.yaml").read_text(), where="dvc.yaml")
+    assert graph["stages"]["dearkd"]["foreach"] == list(rows)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("row", TABLE_1)
+def test_table_1(scale, row):
+    assert ticks(scale, row) == TABLE_1[row]
+    config = resolve(scale, row)
+    assert config.data.fraction == 1
+    if config.teacher is not None:
+        epochs = config.train.epochs
+        assert config.stage1_epochs == (round(epochs * 5 / 6) if row == "dearkd" else epochs)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("row", TABLE_2)
+def test_table_2(scale, row):
+    config, method = resolve(scale, row), row.split("_")[0]
+    assert config.data.fraction == TABLE_2[row]
+    assert config.train.epoch_length == "full"
+    if method == "deit":
+        assert ticks(scale, row) == (False, False, False, False)
+        assert (config.method.distill, config.method.alpha_loss) == ("token", 0.5)
+        assert config.stage1_epochs == config.train.epochs
+        assert student(scale, row).dist_token is not None
+    else:
+        assert ticks(scale, row) == TABLE_1[method]
+        assert config.student == resolve(scale, method).student
+    # A row differs from its full-data one in the data alone.
+    full = resolve(scale, "deit_100" if method == "deit" else method)
+    assert config.changed(["data.fraction=1.0"]) == full
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_rows_share_the_budget(scale):
+    base = resolve(scale, "dearkd")
+    for row in TABLE_1.keys() | TABLE_2.keys():
+        config = resolve(scale, row)
+        assert (config.optim, config.train, config.augment) == (base.optim, base.train, base.augment), row
+        assert (config.teacher or base.teacher) == base.teacher
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_students_differ_in_the_attention_alone(scale):
+    dearkd, plain, deit = (student(scale, row) for row in ("dearkd", "vit", "deit_100"))
+    rpe = {name for name in dearkd.state_dict() if name.endswith((".alpha", ".delta"))}
+    assert dearkd.state_dict().keys() - rpe == plain.state_dict().keys()
+    shapes = {name: value.shape for name, value in dearkd.state_dict().items()}
+    assert all(shapes[name] == value.shape for name, value in plain.state_dict().items())
+    heads = {model.blocks[0].attn.num_heads for model in (dearkd, plain)}
+    assert len(heads) == 1
+    assert deit.embed_dim == plain.embed_dim
+    assert len(deit.blocks) == len(plain.blocks)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_hidden_pairs_end_at_the_last_block_with_mhca(scale):
+    pairs = resolve(scale, "dearkd").method.pairs
+    blocks = [isinstance(block.attn, MHCA) for block in student(scale, "dearkd").blocks]
+    assert all(blocks[block - 1] for block, _ in pairs)
+    assert not any(blocks[pairs[-1][0] :])
+
+
+def test_imagenet_is_the_papers_setting():
+    config = resolve("imagenet", "dearkd")
+    assert (config.train.epochs, config.stage1_epochs, config.train.batch_size) == (300, 250, 2048)
+    assert config.teacher.model.name == "regnety_160.deit_in1k"
+    assert config.teacher.model.pretrained
+    assert optim.peak_lr(config.optim, config.train.batch_size) == pytest.approx(2e-3)
+    flat = config.changed(["optim.lr_reference_batch=null"])
+    assert optim.peak_lr(flat.optim, flat.train.batch_size) == 5e-4
+    assert (config.optim.name, config.optim.weight_decay, config.optim.betas) == ("adamw", 0.05, None)
+    assert (config.optim.warmup_epochs, config.optim.warmup_lr, config.optim.min_lr) == (5, 1e-6, 1e-5)
+    augment = config.augment
+    assert (augment.mixup, augment.cutmix, augment.mix_probability, augment.mix_switch) == (0.8, 1.0, 1.0, 0.5)
+    assert (augment.random_erasing, augment.rand_augment) == (0.25, "rand-m9-mstd0.5-inc1")
+    assert (augment.label_smoothing, augment.repeats) == (0.1, 3)
+    assert (config.data.image_size, config.data.crop_ratio, config.data.interpolation) == (224, 0.875, "bicubic")
+    assert config.train.ema_decay == 0.99996
+    assert config.method.pairs == ((4, "s2"), (8, "s3"))
+
+
+def test_the_imagenet_teacher_is_the_one_without_extra_data():
+    cfg = timm.get_pretrained_cfg("regnety_160.deit_in1k")
+    assert (cfg.num_classes, cfg.mean, cfg.std) == (
+        1000,
+        timm.data.IMAGENET_DEFAULT_MEAN,
+        timm.data.IMAGENET_DEFAULT_STD,
+    )
+    # timm's default of this model was pre-trained on ImageNet-12k.
+    assert timm.get_pretrained_cfg("regnety_160").tag != cfg.tag
+    with torch.device("meta"):
+        teacher = timm.create_model("regnety_160.deit_in1k")
+    stages = {info["module"]: info["num_chs"] for info in teacher.feature_info}
+    assert (stages["s2"], stages["s3"]) == (448, 1232)
+
+
+def learning_rates(config, epochs):
+    updates = 10
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=optim.peak_lr(config.optim, config.train.batch_size))
+    schedule = optim.build_schedule(optimizer, config.optim, config.train.epochs, updates)
+    found = []
+    for epoch in epochs:
+        optim.set_learning_rate(schedule, Clock(epoch * updates, updates, config.train.epochs * updates))
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def test_the_learning_rate_at_the_switch():
+    config = resolve("imagenet", "dearkd")
+    assert learning_rates(config, (0, 250)) == pytest.approx([1e-6, 1.4330e-4], rel=1e-4)
+    long = config.changed(["train.epochs=1000", "method.stage1_epochs=800"])
+    assert learning_rates(long, (800,)) == pytest.approx([2.000e-4], rel=1e-3)
+    flat = config.changed(["optim.lr_reference_batch=null"])
+    assert learning_rates(flat, (250,)) == pytest.approx([4.28e-5], rel=1e-3)
+
+
+def test_fractions_are_balanced_nested_and_of_equal_length():
+    source = open_source(resolve("digits", "dearkd").data)
+    per_class = np.bincount(source.train.labels)
+    subsets = {}
+    for percent, fraction in FRACTIONS.items():
+        row = "dearkd" if percent == "100" else f"dearkd_{percent}"
+        config = resolve("digits", row)
+        indices = subset_indices(source.train.labels, config.data)
+        assert np.bincount(source.train.labels[indices]).tolist() == [int(fraction * count) for count in per_class]
+        assert np.array_equal(indices, subset_indices(source.train.labels, resolve("digits", row, "seed=7").data))
+        subsets[percent] = set(indices.tolist())
+        for other in ("vit", "deit"):
+            name = other if percent == "100" and other == "vit" else f"{other}_{percent}"
+            same = subset_indices(source.train.labels, resolve("digits", name).data)
+            assert set(same.tolist()) == subsets[percent]
+    assert subsets["10"] < subsets["25"] < subsets["50"] < subsets["100"]
+    lengths = set()
+    for row in ("dearkd_10", "dearkd"):
+        data = build_data(resolve("digits", row), device=torch.device("cpu"))
+        lengths.add(data.train.steps_per_epoch)
+        data.train.close()
+    assert len(lengths) == 1
+
+
+SWITCHES = {
+    "MHCA only": ((), "mhca", 0),
+    "distillation only": ((), "distill", 9),
+    "without MHCA and stages": ((), "hidden_distill", 9),
+    "without MHCA": (("student.kwargs.mhca_blocks=0",), None, 6),
+    "without hidden loss": (("method.pairs=[]",), None, 6),
+    "without distillation": (("method.distill=none",), None, 6),
+    "without stages": (("method.two_stage=false",), None, 9),
+    "distillation token": ((), "deit_100", 9),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_every_switch_trains(name, dearkd_config, dearkd_train, tmp_path):
+    settings, row, taught = SWITCHES[name]
+    run = dearkd_train(dearkd_config(*settings, row=row), tmp_path / "run")
+    assert [update.teacher_calls for update in run.updates] == [1] * taught + [0] * (9 - taught)
+    assert all(update.loss.isfinite() for update in run.updates)
+    assert run.result["metrics"]["images"] > 0
+    first, last = run.updates[0].weights_before, run.updates[-1].weights
+    assert not [key for key in last if torch.equal(first[key], last[key])]
