@@ -153,7 +153,7 @@ def test_no_sample_is_seen_twice_or_skipped(tmp_path, monkeypatch):
                 run(tmp_path / "run")
     run(tmp_path / "run")
     assert seen == uninterrupted
-    epoch = sum((indices for _, (indices,) in seen[:STEPS_PER_EPOCH]), [])
+    epoch = [index for _, (indices,) in seen[:STEPS_PER_EPOCH] for index in indices]
     assert sorted(epoch) == list(range(100))
 
 
@@ -168,7 +168,9 @@ DAMAGE = {
     "half a file": lambda folder: os.truncate(folder / "optimizer.safetensors", 700),
     "a lost file": lambda folder: (folder / "state.json").unlink(),
     "no manifest": lambda folder: (folder / "manifest.json").write_text(""),
-    "another manifest": lambda folder: (folder / "manifest.json").write_text('{"schema_version": 1, "step": 10, "files": []}'),
+    "another manifest": lambda folder: (folder / "manifest.json").write_text(
+        '{"schema_version": 1, "step": 10, "files": []}'
+    ),
     "another step": lambda folder: shutil.copytree(folder, folder.with_name("step-00000012")),
 }
 

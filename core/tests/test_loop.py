@@ -242,7 +242,9 @@ def test_a_part_that_leaves_is_forgotten_and_resumes_on_both_sides(tmp_path, mon
     trained = set()
     after_each_update(
         monkeypatch,
-        lambda updater: trained.add((updater.state.step, len([p for p in updater.method.parameters() if p.grad is not None]))),
+        lambda updater: trained.add(
+            (updater.state.step, len([p for p in updater.method.parameters() if p.grad is not None]))
+        ),
     )
     whole = run(tmp_path / "whole", build=method.build)
     counts = dict(trained)

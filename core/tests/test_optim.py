@@ -134,7 +134,9 @@ def test_layer_decay_lowers_the_rate_by_depth_and_spares_the_rest():
     assert decay[id(method.student.pos_embed)] == 0.0
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "adanw", "lion", "adafactor", "adafactorbv", "adabelief", "muon"])
+@pytest.mark.parametrize(
+    "name", ["adamw", "sgd", "lamb", "adanw", "lion", "adafactor", "adafactorbv", "adabelief", "muon"]
+)
 def test_a_restored_optimiser_goes_on_bit_for_bit(name):
     config = OptimConfig(name=name, lr=1e-2)
     one = Toy()
@@ -176,7 +178,9 @@ def test_moments_of_another_shape_and_unknown_names_are_refused():
     optimizer = optim.build_optimizer(method, OptimConfig(lr=1e-3), 8)
     make_steps(method, optimizer, range(1))
     saved = optim.optimizer_tensors(optimizer, method)
-    with pytest.raises(CheckpointError, match=r"student\.0\.weight/exp_avg has shape \(20, 30\), the parameter \(30, 20\)"):
+    with pytest.raises(
+        CheckpointError, match=r"student\.0\.weight/exp_avg has shape \(20, 30\), the parameter \(30, 20\)"
+    ):
         optim.load_optimizer_tensors(optimizer, method, saved | {"student.0.weight/exp_avg": torch.zeros(20, 30)})
     with pytest.raises(CheckpointError, match=r"unknown parameters: student\.9\.weight"):
         optim.load_optimizer_tensors(optimizer, method, saved | {"student.9.weight/exp_avg": torch.zeros(3)})

@@ -54,7 +54,7 @@ def tiny_config(*settings: str) -> RunConfig:
 
 def run(out: Path, *settings: str, build: BuildMethod = Supervised.build, paper: str = "supervised") -> dict[str, Any]:
     """Train the tiny run into ``out``, with a short evaluation."""
-    with mock.patch("vitutor_core.data.build.open_source", lambda _: small_digits()):
+    with mock.patch("vitutor_core.data.build.open_source", return_value=small_digits()):
         return train(tiny_config(*settings), build, label=RunLabel(paper, "test", "digits", "test"), out=out)
 
 
@@ -73,7 +73,9 @@ def curves(out: Path) -> list[dict[str, str]]:
     """Return the lines of curves.csv without what depends on the clock."""
     with (out / "curves.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    return [{name: value for name, value in line.items() if name not in {"images_per_s", "data_wait"}} for line in lines]
+    return [
+        {name: value for name, value in line.items() if name not in {"images_per_s", "data_wait"}} for line in lines
+    ]
 
 
 def steps_of(out: Path) -> list[int]:

@@ -42,7 +42,6 @@ class Stream:
                 collate_fn=_unchanged,
                 num_workers=runtime.workers,
                 timeout=runtime.worker_timeout_s,
-                worker_init_fn=_ignore_signals,
                 multiprocessing_context="fork",
                 persistent_workers=True,
                 pin_memory=pin,
@@ -60,7 +59,7 @@ class Stream:
             yield from map(self._fetch, keys)
             return
         self._keys[:] = keys
-        with self._watch():
+        with self._watch(), _deaf_children():
             others = multiprocessing.active_children()
             results = iter(self._loader)
             self._workers += [child for child in multiprocessing.active_children() if child not in others]
@@ -138,9 +137,17 @@ def _unchanged(result: Any) -> Any:
     return result
 
 
-def _ignore_signals(_worker: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Block SIGTERM and SIGINT while workers are forked: they inherit that for life, without a moment of hearing.
+
+    For the main process both are only put off until the end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _cause(exit_code: int | None) -> str:

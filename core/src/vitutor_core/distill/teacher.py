@@ -81,25 +81,23 @@ def load_teacher(config: TeacherConfig, info: DataInfo) -> FrozenTeacher:
     Raises `ConfigError` where its classes differ from the data's, in number or by name, and `CheckpointError` where
     its weights cannot be used.
     """
-    if config.weights is not None:
-        path = Path(config.weights)
-        path = path / WEIGHTS_NAME if path.is_dir() else path
-        if read_card(path) is not None:
-            model, card = load_model(path)
-            check_classes(card.class_names, info.class_names, where=str(path.absolute()))
-            size = config.image_size or card.image_size
-            top1 = card.metrics.get("top1")
-            return FrozenTeacher(
-                model, name=card.name, mean=card.mean, std=card.std, image_size=size, info=info, top1=top1
-            )
+    path = Path(config.weights) if config.weights is not None else None
+    if path is not None and path.is_dir():
+        path = path / WEIGHTS_NAME
+    if path is not None and (config.model is None or read_card(path) is not None):
+        model, card = load_model(path)
+        check_classes(card.class_names, info.class_names, where=str(path.absolute()))
+        size = config.image_size or card.image_size
+        top1 = card.metrics.get("top1")
+        return FrozenTeacher(model, name=card.name, mean=card.mean, std=card.std, image_size=size, info=info, top1=top1)
     if config.model is None:
-        raise ConfigError("teacher: no weights given; pass --teacher, or set teacher.model to a timm name")
-    if config.weights is None:
+        raise ConfigError("teacher: no weights given; set teacher.weights, or teacher.model to a timm name")
+    if path is None:
         _check_pretrained(config.model, info)
     size = config.image_size or info.image_size
     model = create_model(config.model, num_classes=info.num_classes, image_size=size, channels=info.channels)
-    if config.weights is not None:
-        _load_plain(model, Path(config.weights))
+    if path is not None:
+        _load_plain(model, path)
     cfg = getattr(model, "pretrained_cfg", None) or {}
     return FrozenTeacher(
         model,
@@ -125,6 +123,8 @@ def _check_pretrained(config: ModelConfig, info: DataInfo) -> None:
     if not config.pretrained:
         raise ConfigError("teacher.model: an untrained teacher; set teacher.model.pretrained=true or teacher.weights")
     classes = pretrained_classes(config.name)
+    if classes is None:
+        raise ConfigError(f"teacher.model: timm has no weights for {config.name}; train it, or set teacher.weights")
     if classes != info.num_classes:
         raise ConfigError(
             f"teacher {config.name} has {classes} classes, the data {info.name} {info.num_classes}; "

@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+from PIL import Image
+
+from core.tests.toy_paper import toy_paper  # noqa: F401  # a fixture
+from core.tests.train_samples import before_update, weights
+from vitutor_core.cli import teacher as teacher_command
+from vitutor_core.cli.entry import run
+from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.teacher import with_teachers
+from vitutor_core.config import identity, resolve
+from vitutor_core.errors import DataError
+from vitutor_core.models.weights import read_card
+from vitutor_core.schema import RunConfig, TeacherConfig
+from vitutor_core.train.run_folder import RunFolder
+
+VITUTOR = [sys.executable, "-c", "from vitutor_core.cli.main import main; main()"]
+
+
+@pytest.fixture
+def toypaper(toy_paper):  # noqa: F811  # the fixture
+    from toypaper.cli import cli
+
+    return cli
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command line in this process; return its exit code, output and messages."""
+
+    def called(group, *arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            run(group, [str(argument) for argument in arguments])
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return called
+
+
+def refuse(called, code, *parts):
+    """Check that a command ended with ``code`` and one line that has all ``parts``."""
+    found, _, errors = called
+    assert found == code, errors
+    assert "Traceback" not in errors
+    (line,) = errors.splitlines()
+    assert line.startswith("error: ")
+    for part in parts:
+        assert part in line
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of two classes, four images each in both splits."""
+    for split in ("train", "val"):
+        for label, name in enumerate(("blue", "green")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (20, 18), (0, 200 * label, 200 - 50 * number)).save(folder / f"{number}.jpg")
+    return tmp_path / "images"
+
+
+SMALL = ("--set", "data.per_class=null", "--set", "train.batch_size=4", "--set", "train.epochs=1")
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("train.epoch=5", ["unknown key 'train.epoch'; did you mean 'epochs'?"]),
+        ("train.epochs=many", ["train.epochs:", "integer", "'many'"]),
+        ("optim.lr=.nan", ["optim.lr:", "finite"]),
+        ("train", ["--set train: write it as field.name=value"]),
+        (
+            "student.name=vit_tinny_patch16_224",
+            ["model 'vit_tinny_patch16_224'", "did you mean 'vit_tiny_patch16_224'?"],
+        ),
+        ("student.kwargs.num_heads=5", ["model vit_tiny_patch16_224"]),
+        ("optim.name=adamm", ["optim.name: adamm"]),
+        ("train.batch_size=1000", ["train.batch_size: 1000 is larger than an epoch of 100 images"]),
+        ("runtime.device=gpu", ["runtime.device: 'gpu' is no device"]),
+    ],
+)
+def test_config_mistakes_exit_2_and_leave_no_folder(toypaper, call, tmp_path, setting, parts):
+    refuse(call(toypaper, "train", "--set", setting, "--out", tmp_path / "a" / "run"), 2, *parts)
+    if "optim.name" not in setting:  # the optimiser is made when the run is on its way
+        assert not list(tmp_path.iterdir())
+
+
+def test_all_mistakes_come_at_once_and_usage_mistakes_are_clicks(toypaper, call, tmp_path):
+    settings = ("--set", "train.epoch=5", "--set", "optim.lr=-1")
+    refuse(call(toypaper, "train", *settings, "--out", tmp_path / "run"), 2, "train.epoch", "optim.lr")
+    refuse(call(toypaper, "train", "--row", "plane", "--out", tmp_path / "run"), 2, "did you mean 'plain'?")
+    refuse(call(toypaper, "reproduce", "plain", "--seeds", "1,x", "--out", tmp_path / "run"), 2, "--seeds 1,x")
+    (tmp_path / "file").touch()
+    for arguments in (["trian"], ["train"], ["train", "--out", tmp_path / "file"], ["train", "--scale", "mnist"]):
+        code, _, errors = call(toypaper, *arguments)
+        assert (code, "Error" in errors, "Traceback" in errors) == (2, True, False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_missing_data_exit_3_with_the_absolute_path(toypaper, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "run"
+    refuse(
+        call(toypaper, "train", "--set", "data.source=folder:no/such", "--out", out), 3, f"{tmp_path}/no/such: no such"
+    )
+    (tmp_path / "empty").mkdir()
+    refuse(call(toypaper, "train", "--set", "data.source=folder:empty", "--out", out), 3, f"{tmp_path}/empty: expected")
+    assert not out.exists()
+
+
+def test_a_corrupt_image_exits_3_with_its_path(toypaper, call, tmp_path, images):
+    bad = images / "train" / "green" / "2.jpg"
+    bad.write_bytes(bad.read_bytes()[:400])
+    source = f"data.source=folder:{images}"
+    refuse(
+        call(toypaper, "train", *SMALL, "--set", source, "--out", tmp_path / "run"), 3, f"{bad}: cannot read the image"
+    )
+    assert not (tmp_path / "run").exists()
+    code, _, errors = call(vitutor, "data", "--source", f"folder:{images}")
+    assert code == 3
+    assert errors.splitlines()[-1].startswith(f"error: {bad}: cannot read")
+
+
+def test_a_run_and_what_may_be_done_with_it(toypaper, call, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    code, output, _ = call(toypaper, "train", "--row", "plain", "--seed", "4", "--out", out)
+    result = json.loads((out / "metrics.json").read_text())
+    assert (code, result["seed"], result["row"]) == (0, 4, "plain")
+    assert output == f"top-1 {result['metrics']['top1']:.2f} % on 896 images; {out}\n"
+
+    code, output, _ = call(toypaper, "evaluate", out)
+    again = json.loads(output)
+    assert {name: again[name] for name in ("top1", "loss", "images")} == {
+        name: pytest.approx(result["metrics"][name], rel=1e-6) for name in ("top1", "loss", "images")
+    }
+    code, output, _ = call(toypaper, "export", out, "--to", tmp_path / "to" / "w.safetensors")
+    assert code == 0
+    assert read_card(tmp_path / "to" / "w.safetensors").method == "toypaper"
+
+    # the same folder is refused for another config, another method and, meanwhile, another process
+    refuse(
+        call(toypaper, "train", "--row", "plain", "--out", out),
+        2,
+        f"{out}: this folder holds another run (seed: 4 -> 0",
+    )
+    refuse(call(vitutor, "teacher", "cnn", "--out", out), 4, f"{out}: a run of method toypaper, expected supervised")
+    with RunFolder(out):
+        refuse(call(toypaper, "train", "--row", "plain", "--seed", "4", "--out", out), 7, f"process {os.getpid()} on")
+    record = out / "metrics.json"
+    record.write_text(json.dumps(result | {"paper": "another"}))
+    refuse(call(toypaper, "evaluate", out), 4, f"{out}: a run of method another, expected toypaper")
+    refuse(call(toypaper, "export", out, "--to", tmp_path / "x"), 4, "expected toypaper")
+    record.unlink()
+    refuse(call(toypaper, "evaluate", out), 4, f"{record}: not a finished run")
+
+
+def test_a_damaged_weights_file_exits_4(toypaper, call, tmp_path):
+    out = tmp_path / "run"
+    call(toypaper, "train", "--set", "train.epochs=1", "--out", out)
+    path = out / "student.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    refuse(call(toypaper, "export", out, "--to", tmp_path / "x"), 4, f"{path}: not a safetensors file")
+
+
+def test_the_other_exit_codes(toypaper, call, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    refuse(call(toypaper, "train", "--out", tmp_path / "file" / "run"), 6, f"{tmp_path}/file/run: cannot write there")
+    refuse(call(toypaper, "train", "--row", "diverging", "--out", tmp_path / "nan"), 5, "NaN or infinite", "optim.lr")
+    before_update(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    refuse(call(toypaper, "train", "--out", tmp_path / "run"), 143, "stopped at step 4; run it again to go on")
+
+
+def test_debug_shows_where_an_error_comes_from(toypaper, call, tmp_path, monkeypatch):
+    arguments = ("train", "--set", "data.source=folder:none", "--out", tmp_path / "run")
+    code, _, errors = call(toypaper, *arguments, "--debug")
+    assert code == 3
+    assert errors.startswith("Traceback")
+    assert "in require_folder" in errors
+    assert errors.splitlines()[-1].startswith("error: ")
+    monkeypatch.setenv("VITUTOR_DEBUG", "1")
+    assert call(toypaper, *arguments)[2] == errors
+
+
+def test_interrupts_and_bugs(call):
+    raised = []
+
+    @click.command()
+    def command():
+        raise raised[-1]
+
+    raised.append(KeyboardInterrupt())
+    refuse(call(command), 130, "interrupted")
+    raised.append(DataError("two\n  lines"))
+    refuse(call(command), 3, "error: two lines")
+    raised.append(RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):  # exit code 1 and a traceback
+        run(command, [])
+
+
+def test_data_are_listed_and_checked(call, tmp_path, images):
+    code, output, _ = call(vitutor, "data", "--out", tmp_path / "new" / "manifest.json")
+    assert code == 0
+    assert [line.split()[:2] for line in output.splitlines()[:3]] == [
+        ["train", "901"],
+        ["evaluation", "896"],
+        ["classes", "10;"],
+    ]
+    assert json.loads((tmp_path / "new" / "manifest.json").read_text())["classes"] == list("0123456789")
+    code, output, _ = call(vitutor, "data", "--source", f"folder:{images}", "--set", "image_size=8")
+    assert "train               8 images, 4-4 per class" in output
+    refuse(call(vitutor, "data", "--set", "fraktion=0.1"), 2, "unknown key 'fraktion'; did you mean 'fraction'?")
+
+
+def test_the_doctor_finds_this_environment_well(call, monkeypatch, tmp_path):
+    monkeypatch.delenv("VITUTOR_DATA_ROOT", raising=False)
+    code, output, _ = call(vitutor, "doctor")
+    assert code == 0
+    assert [line.split()[0] for line in output.splitlines()] == [
+        "versions",
+        "device",
+        "bf16",
+        "torch.compile",
+        "data",
+        "free",
+        "commit",
+    ]
+    monkeypatch.setenv("VITUTOR_DATA_ROOT", str(tmp_path / "none"))
+    code, _, errors = call(vitutor, "doctor")
+    assert (code, errors) == (2, f"error: VITUTOR_DATA_ROOT: {tmp_path}/none is no folder\n")
+
+
+def test_the_doctor_warns_of_an_old_torch(call, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    code, _, errors = call(vitutor, "doctor")
+    assert (code, "2.10 or newer" in errors) == (2, True)
+
+
+def test_config_and_rows_are_printed(toypaper, call):
+    code, output, errors = call(toypaper, "config", "--row", "long", "--seed", "3")
+    printed = RunConfig.from_mapping(json.loads(output), where="x")
+    assert (code, printed.seed, printed.train.epochs) == (0, 3, 1000)
+    assert errors == f"fingerprint {printed.fingerprint()}\n"
+    code, output, _ = call(toypaper, "rows")
+    assert [line.split()[0] for line in output.splitlines()] == ["plain", "long", "diverging"]
+
+
+def test_help_names_every_command(toypaper, call):
+    code, output, _ = call(vitutor, "--help")
+    assert code == 0
+    for name in ("data", "teacher", "report", "doctor"):
+        assert f"\n  {name} " in output
+    code, output, _ = call(toypaper, "-h")
+    for name in ("train", "reproduce", "config", "rows", "evaluate", "export"):
+        assert f"\n  {name} " in output
+
+
+def test_help_takes_under_a_second():
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        subprocess.run([*VITUTOR, "--help"], check=True, capture_output=True)
+        times.append(time.monotonic() - started)
+    assert min(times) < 1.0
+
+
+def test_a_config_mistake_costs_no_import(toy_paper, tmp_path):  # noqa: F811  # the fixture
+    code = (
+        "import sys\nfrom toypaper.cli import main\n"
+        f"sys.argv = ['toypaper', 'train', '--set', 'train.epoch=5', '--out', {str(tmp_path / 'run')!r}]\n"
+        "try:\n    main()\nfinally:\n    print([m for m in ('torch', 'timm', 'matplotlib') if m in sys.modules])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(toy_paper)}
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    assert time.monotonic() - started < 2.0
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reader_who_goes_away_is_no_error():
+    with subprocess.Popen([*VITUTOR, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+class Student(RunConfig):
+    teacher: TeacherConfig | None = identity(None, help="a teacher")
+
+
+def student(toy_paper, *settings):  # noqa: F811  # the fixture
+    return resolve(Student, toy_paper / "toypaper" / "recipes" / "digits.yaml", settings=settings)
+
+
+def test_missing_teachers_are_trained_once_on_all_data(toy_paper, tmp_path, monkeypatch):  # noqa: F811
+    config = student(toy_paper, "teacher={recipe: cnn}")
+    found = with_teachers(config, "digits", tmp_path, settings=("train.epochs=1",))
+    assert found == config.changed([f"teacher.weights={tmp_path / 'cnn'}"])
+    result = json.loads((tmp_path / "cnn" / "metrics.json").read_text())
+    assert (result["paper"], result["row"], result["train_images"]) == ("supervised", "cnn", 901)
+    assert result["config"]["data"]["image_size"] == config.data.image_size
+    assert read_card(tmp_path / "cnn" / "student.safetensors").metrics["top1"] == result["metrics"]["top1"]
+    monkeypatch.setattr(teacher_command, "train_teacher", lambda *_, **__: pytest.fail("trained again"))
+    assert with_teachers(config, "digits", tmp_path) == found
+    alone = student(toy_paper)
+    assert with_teachers(alone, "digits", tmp_path) == alone
+
+
+def test_a_teacher_is_published_from_its_work_folder(call, tmp_path):
+    arguments = ("--set", "train.epochs=1", "--work", tmp_path / "work", "--out", tmp_path / "cnn")
+    code, output, _ = call(vitutor, "teacher", "cnn", *arguments)
+    assert code == 0
+    assert output.endswith(f"{tmp_path}/cnn\n")
+    assert sorted(path.name for path in (tmp_path / "cnn").iterdir()) == [
+        "curves.csv",
+        "metrics.json",
+        "student.safetensors",
+    ]
+    assert not [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
+    assert "fc.weight" in weights(tmp_path / "cnn")
+    refuse(call(vitutor, "teacher", "cnnn", "--out", tmp_path / "x"), 2, "no row 'cnnn'; did you mean 'cnn'?")

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
+
+from conformance.suite import assert_equal_weights
+from core.tests.train_samples import (
+    PLAIN_SGD,
+    TwoPart,
+    after_each_update,
+    curves,
+    run,
+    same,
+    small_digits,
+    steps_of,
+    weights,
+)
+from vitutor_core.errors import ConfigError, InterruptedRun
+from vitutor_core.train import checkpoint, session
+from vitutor_core.train.distributed import Processes, choose_device
+from vitutor_core.train.run_folder import RunFolder
+
+SETTINGS = (*PLAIN_SGD, "optim.lr=0.1", "train.ema_decay=0.9", "train.accumulate=2", "runtime.eval_batch_size=7")
+
+
+class Kept(TwoPart):
+    """Hands the trained method over to the test."""
+
+    @classmethod
+    def build(cls, config, info):
+        cls.last = super().build(config, info)
+        return cls.last
+
+
+def _rank(rank: int, folder: str, port: int) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    root = Path(folder)
+    patch = pytest.MonkeyPatch()
+    if rank == 1:  # only the first process may write
+        for module, name in ((checkpoint, "save"), (session, "save_model"), (session, "write_json")):
+            patch.setattr(module, name, lambda *_: pytest.fail("the second process writes"))
+        patch.setattr(RunFolder, "write_curves", lambda *_: pytest.fail("the second process writes"))
+    result = run(root / "run", *SETTINGS, build=Kept.build)
+    save_file(Kept.last.state_dict(), root / f"rank-{rank}.safetensors")
+    (root / f"rank-{rank}.json").write_text(json.dumps(result))
+
+    if rank == 1:  # a signal that reaches one process stops both
+        after_each_update(
+            patch, lambda updater: os.kill(os.getpid(), signal.SIGTERM) if updater.state.step == 7 else None
+        )
+    with pytest.raises(InterruptedRun) as caught:
+        run(root / "stopped", *SETTINGS, build=Kept.build)
+    assert caught.value.exit_code == 143
+    assert steps_of(root / "stopped") == [5, 8]
+    patch.undo()
+    run(root / "stopped", *SETTINGS, build=Kept.build)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folder in which two processes have trained together."""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_rank, args=(str(folder), port), nprocs=2)
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_same_weights(two):
+    first, second = (load_file(two / f"rank-{rank}.safetensors") for rank in range(2))
+    assert same(first, second)
+    assert same({name.removeprefix("student."): value for name, value in first.items()}, weights(two / "run"))
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does_with_the_same_batch(two, tmp_path):
+    # Dropout is off and there is no batch norm, so a batch of 20 is a batch of 20: in one process two micro-batches
+    # of 10, in two processes four of 5. Fifteen updates apart, the order of sums shows in the last digits of fp32.
+    result = run(tmp_path / "one", *SETTINGS, build=TwoPart.build)
+    for name in ("student", "student_ema"):
+        one, both = weights(tmp_path / "one", name), weights(two / "run", name)
+        for key in one:
+            torch.testing.assert_close(both[key], one[key], rtol=0, atol=5e-6, msg=key)
+    metrics = json.loads((two / "run" / "metrics.json").read_text())["metrics"]
+    assert metrics == pytest.approx(result["metrics"], rel=1e-4)
+    for line, alone in zip(curves(two / "run"), curves(tmp_path / "one"), strict=True):
+        assert line["train_loss"] != ""
+        assert float(line["train_loss"]) == pytest.approx(float(alone["train_loss"]), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_every_evaluation_image_counts_once_and_both_processes_know_the_result(two):
+    first, second = (json.loads((two / f"rank-{rank}.json").read_text()) for rank in range(2))
+    assert first == second == json.loads((two / "run" / "metrics.json").read_text())
+    assert first["metrics"]["images"] == len(small_digits().evaluation.labels)
+
+
+@pytest.mark.slow
+def test_the_folder_is_written_once(two):
+    assert len(json.loads((two / "run" / "run.json").read_text())["sessions"]) == 1
+    assert len(curves(two / "run")) == 3
+    assert not list(two.rglob("*.tmp*"))
+
+
+@pytest.mark.slow
+def test_two_stopped_processes_go_on_where_they_were(two):
+    assert_equal_weights(two / "stopped", two / "run")
+    assert curves(two / "stopped") == curves(two / "run")
+
+
+def test_devices_that_are_not_there_are_named():
+    with pytest.raises(ConfigError, match=r"runtime\.device: 'gpu' is no device"):
+        choose_device("gpu")
+    missing = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(ConfigError, match=rf"runtime\.device: {missing} asked for, \d+ CUDA devices found"):
+        choose_device(missing)
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_one_process_needs_no_group():
+    alone = Processes(0, 1, torch.device("cpu"))
+    module = torch.nn.Linear(1, 1)
+    assert alone.wrap(module) is module
+    assert alone.any(True)
+    assert not alone.any(False)
+    assert torch.equal(alone.sum(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
+    alone.barrier()

@@ -1,0 +1,61 @@
+"""A paper package made on the fly, so that the commands that papers share are tested without any paper."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+CLI = """
+from vitutor_core.cli.entry import run
+from vitutor_core.cli.paper import Paper, paper_group
+
+PAPER = Paper("toypaper", config="vitutor_core.schema:RunConfig", method="vitutor_core.train.supervised:Supervised")
+cli = paper_group(PAPER, "A paper without a method of its own.")
+
+
+def main():
+    run(cli)
+"""
+
+RECIPE = """
+base:
+  data: {source: digits, image_size: 16, per_class: 10}
+  student: {name: vit_tiny_patch16_224, kwargs: {patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}}
+  optim: {lr: 1e-2, schedule_unit: update}
+  train: {epochs: 2, batch_size: 20}
+  runtime: {device: cpu, threads: 1, log_every_steps: 1}
+rows:
+  plain: {}
+  long: {train.epochs: 1000, runtime.eval_every_epochs: 1000, runtime.checkpoint_every_epochs: 1000}
+  diverging: {optim.lr: 1e+30}
+"""
+
+COMMAND = [sys.executable, "-c", "from toypaper.cli import main; main()"]
+
+
+def write_toy_paper(folder: Path) -> Path:
+    """Write the package; ``folder`` is what goes on the path."""
+    package = folder / "toypaper"
+    (package / "recipes").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "cli.py").write_text(CLI)
+    (package / "recipes" / "digits.yaml").write_text(RECIPE)
+    return folder
+
+
+def forget_toy_paper() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "toypaper"]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+@pytest.fixture(scope="module")
+def toy_paper(tmp_path_factory):
+    folder = write_toy_paper(tmp_path_factory.mktemp("toy"))
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+    forget_toy_paper()
