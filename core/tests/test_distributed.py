@@ -25,7 +25,7 @@ from core.tests.train_samples import (
 )
 from vitutor_core.errors import ConfigError, InterruptedRun
 from vitutor_core.train import checkpoint, session
-from vitutor_core.train.distributed import Processes, choose_device
+from vitutor_core.train.distributed import Processes, choose_device, effective_precision
 from vitutor_core.train.run_folder import RunFolder
 
 SETTINGS = (*PLAIN_SGD, "optim.lr=0.1", "train.ema_decay=0.9", "train.accumulate=2", "runtime.eval_batch_size=7")
@@ -132,6 +132,12 @@ def test_devices_that_are_not_there_are_named():
     with pytest.raises(ConfigError, match=rf"runtime\.device: {missing} asked for, \d+ CUDA devices found"):
         choose_device(missing)
     assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_half_precision_is_for_accelerators():
+    for device, expected in (("cpu", "fp32"), ("cuda", "bf16")):
+        assert effective_precision("bf16", torch.device(device)) == expected
+        assert effective_precision("fp32", torch.device(device)) == "fp32"
 
 
 def test_one_process_needs_no_group():

@@ -1,26 +1,20 @@
-"""Both loaders: what they yield is a function of (seed, epoch, step) alone, and their failures are one line."""
+"""Both loaders: what they yield is a function of (seed, epoch, step) alone."""
 
-import multiprocessing
-import os
 import random
-import signal
-import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from core.tests.loader_samples import CPU, LOADERS, assert_same, builder, config, fake_source
 from vitutor_core.data import build, keyed, resident
 from vitutor_core.data.build import build_data
 from vitutor_core.data.digits import digits_source
 from vitutor_core.data.order import Order, join
 from vitutor_core.data.streamed import train_transform
-from vitutor_core.data.types import Source, Split
-from vitutor_core.errors import ConfigError, DataError, ResourceError
-from vitutor_core.schema import RunConfig
+from vitutor_core.errors import ConfigError, ResourceError
 
-CPU = torch.device("cpu")
 EVERYTHING = {
     "crop_scale": [0.3, 1.0],
     "flip": 0.5,
@@ -31,46 +25,11 @@ EVERYTHING = {
     "label_smoothing": 0.1,
     "repeats": 2,
 }
-LOADERS = [("resident", 0), ("streamed", 0), ("streamed", 2)]
-
-
-def config(*, loader="resident", workers=0, batch_size=32, accumulate=1, timeout=60, seed=0, data=None, **augment):
-    return RunConfig.from_mapping(
-        {
-            "seed": seed,
-            "data": {"image_size": 16, "per_class": 20, "loader": loader, **(data or {})},
-            "augment": augment,
-            "student": {"name": "unused"},
-            "optim": {"lr": 1.0},
-            "train": {"epochs": 1, "batch_size": batch_size, "accumulate": accumulate},
-            "runtime": {"workers": workers, "worker_timeout_s": timeout, "eval_batch_size": 100},
-        },
-        where="test",
-    )
 
 
 @pytest.fixture
 def built():
-    """Build data that is closed at the end; no worker may be left then."""
-    opened = []
-
-    def make(settings, **kwargs):
-        opened.append(build_data(settings, device=CPU, **kwargs))
-        return opened[-1]
-
-    yield make
-    for data in opened:
-        data.train.close()
-    assert multiprocessing.active_children() == []
-
-
-def assert_same(first, second):
-    assert len(first) == len(second) > 0
-    for batches, others in zip(first, second, strict=True):
-        for batch, other in zip(batches, others, strict=True):
-            for tensor, expected in zip(batch, other, strict=True):
-                assert tensor.dtype == expected.dtype
-                assert torch.equal(tensor, expected)
+    yield from builder()
 
 
 # Order
@@ -276,17 +235,6 @@ def test_evaluation_can_be_repeated_and_left(built):
 # The stored images
 
 
-def fake_source(sizes, *, read=None):
-    """A source of one grey level per image."""
-
-    def read_image(index):
-        return Image.new("RGB", sizes[index], (index, index, index))
-
-    labels = np.arange(len(sizes)) % 2
-    split = Split(labels=labels, read=read or read_image, where=lambda index: f"image {index}", content_hash="0")
-    return Source("fake", ("a", "b"), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), split, split)
-
-
 @pytest.mark.parametrize(
     ("sizes", "cropped", "side"),
     [
@@ -351,110 +299,3 @@ def test_odd_batches_are_fine_without_mixing(built):
     data = built(config(batch_size=15, label_smoothing=0.1))
     (batch,) = next(iter(data.train.epoch(0)))
     assert batch.targets.shape == (15, 10)
-
-
-# Failures
-
-
-def fail_at(bad, failure):
-    def read(index):
-        if index == bad:
-            failure()
-        return Image.new("RGB", (16, 16))
-
-    return read
-
-
-def corrupt():
-    raise DataError("/data/cat.jpg: cannot read the image")
-
-
-def hang():
-    time.sleep(600)
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.fixture
-def failing(monkeypatch, built):
-    def make(failure, **settings):
-        source = fake_source([(16, 16)] * 40, read=fail_at(21, failure))
-        monkeypatch.setattr(build, "open_source", lambda _config: source)
-        return built(config(batch_size=8, data={"per_class": None}, **settings))
-
-    return make
-
-
-@pytest.mark.parametrize(("loader", "workers"), LOADERS)
-def test_a_corrupt_image_is_one_line(failing, loader, workers):
-    with pytest.raises(DataError) as error:
-        list(failing(corrupt, loader=loader, workers=workers).train.epoch(0))
-    assert str(error.value) == "/data/cat.jpg: cannot read the image"
-
-
-@pytest.mark.parametrize("part", ["train", "evaluation"])
-def test_a_worker_that_dies(failing, part):
-    data = failing(die, loader="streamed", workers=2)
-    started = time.monotonic()
-    with pytest.raises(DataError, match=r"a data worker died \(PID \d+: killed, most likely because memory ran out\)"):
-        list(data.train.epoch(0) if part == "train" else data.evaluation)
-    assert time.monotonic() - started < 20
-    assert multiprocessing.active_children() == []
-
-
-def test_a_worker_that_dies_between_two_batches(failing):
-    """It must not show in the middle of a training step, but when the next batch is asked for."""
-    data = failing(lambda: None, loader="streamed", workers=2)
-    batches = data.train.epoch(0)
-    next(batches)
-    victim = multiprocessing.active_children()[0]
-    os.kill(victim.pid, signal.SIGKILL)
-    victim.join()
-    with pytest.raises(DataError, match=f"PID {victim.pid}: killed"):
-        list(batches)
-
-
-def test_a_worker_that_hangs(failing):
-    data = failing(hang, loader="streamed", workers=2, timeout=1)
-    started = time.monotonic()
-    with pytest.raises(DataError, match=r"no batch from the data workers \(PID \d+, \d+\) within .* = 1 s"):
-        list(data.train.epoch(0))
-    assert time.monotonic() - started < 20
-    assert multiprocessing.active_children() == []
-
-
-def test_workers_ignore_the_signals_of_the_group(built):
-    data = built(config(loader="streamed", workers=2))
-    batches = data.train.epoch(0)
-    next(batches)
-    workers = multiprocessing.active_children()
-    assert len(workers) == 2
-    for worker in workers:
-        os.kill(worker.pid, signal.SIGTERM)
-        os.kill(worker.pid, signal.SIGINT)
-    assert len(list(batches)) == data.train.steps_per_epoch - 1
-    assert multiprocessing.active_children() == workers
-
-
-def test_an_epoch_can_be_left_and_another_begun(built):
-    data, reference = (built(config(loader="streamed", workers=n, pad_crop=2)) for n in (2, 0))
-    left = data.train.epoch(0)
-    next(left)
-    assert_same(list(data.train.epoch(1)), list(reference.train.epoch(1)))
-    workers = multiprocessing.active_children()
-    left = data.train.epoch(2)
-    next(left)
-    assert multiprocessing.active_children() == workers
-    data.train.close()
-    assert multiprocessing.active_children() == []
-
-
-def test_the_childs_signal_handler_is_restored(built):
-    before = signal.getsignal(signal.SIGCHLD)
-    data = built(config(loader="streamed", workers=1))
-    for _ in data.train.epoch(0):
-        assert signal.getsignal(signal.SIGCHLD) == before
-    list(data.evaluation)
-    assert signal.getsignal(signal.SIGCHLD) == before

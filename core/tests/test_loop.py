@@ -29,7 +29,7 @@ from core.tests.train_samples import (
 )
 from vitutor_core.data.build import build_data
 from vitutor_core.errors import InterruptedRun
-from vitutor_core.train import checkpoint, loop, session
+from vitutor_core.train import checkpoint, loop, session, update
 from vitutor_core.train.distributed import Processes
 from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.meter import Meter
@@ -54,11 +54,11 @@ def whole(tmp_path_factory):
     return out
 
 
-def make_updater(tmp_path, *settings, method=None):
+def make_updater(tmp_path, *settings):
     config = tiny_config(*settings)
     data = build_data(config, device=CPU.device)
     torch.manual_seed(0)
-    method = method or Supervised.build(config, data.info)
+    method = Supervised.build(config, data.info)
     with RunFolder(tmp_path / "updater") as folder:
         clock = Clock(0, STEPS_PER_EPOCH, TOTAL_STEPS)
         state = TrainState.build(method, config, folder, clock, {})
@@ -117,7 +117,9 @@ def test_the_average_of_the_weights_follows_its_formula(tmp_path, monkeypatch, w
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_precision_is_that_of_the_forward_pass_and_not_of_the_weights(tmp_path, precision, dtype):
+def test_precision_is_that_of_the_forward_pass_and_not_of_the_weights(tmp_path, monkeypatch, precision, dtype):
+    for module in (loop, update):  # as on a GPU
+        monkeypatch.setattr(module, "effective_precision", lambda asked, _: asked)
     seen = set()
 
     class Watching(Supervised):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
-
-import pytest
 
 CLI = """
 from vitutor_core.cli.entry import run
@@ -44,18 +41,3 @@ def write_toy_paper(folder: Path) -> Path:
     (package / "cli.py").write_text(CLI)
     (package / "recipes" / "digits.yaml").write_text(RECIPE)
     return folder
-
-
-def forget_toy_paper() -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "toypaper"]:
-        del sys.modules[name]
-    importlib.invalidate_caches()
-
-
-@pytest.fixture(scope="module")
-def toy_paper(tmp_path_factory):
-    folder = write_toy_paper(tmp_path_factory.mktemp("toy"))
-    sys.path.insert(0, str(folder))
-    yield folder
-    sys.path.remove(str(folder))
-    forget_toy_paper()

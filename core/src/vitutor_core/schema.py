@@ -110,7 +110,9 @@ class TrainConfig(Config):
     )
     batch_size: int = identity(help="images per update, over all processes and accumulation steps", ge=1)
     accumulate: int = identity(1, help="micro-batches per update", ge=1)
-    precision: Literal["fp32", "bf16"] = identity("fp32", help="bf16: autocast with fp32 weights")
+    precision: Literal["fp32", "bf16"] = identity(
+        "fp32", help="bf16: autocast with fp32 weights, on GPUs; CPUs compute in fp32"
+    )
     compile: bool = identity(False, help="torch.compile the training step")
     ema_decay: float | None = identity(None, help="decay of the weight average of the student; null: none", gt=0, lt=1)
 

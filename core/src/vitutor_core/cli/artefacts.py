@@ -15,7 +15,7 @@ from vitutor_core.evaluate.accuracy import evaluate
 from vitutor_core.evaluate.complexity import complexity, throughput
 from vitutor_core.models.weights import ModelCard, load_model, save_model
 from vitutor_core.schema import RunConfig
-from vitutor_core.train.distributed import choose_device
+from vitutor_core.train.distributed import choose_device, effective_precision
 from vitutor_core.train.publish import WEIGHTS_NAME
 
 _CARD = """# {name}
@@ -43,7 +43,11 @@ def evaluate_run(run: Path, schema: type[RunConfig], package: str, *, speed: boo
     data = build_data(config, device=device)
     try:
         metrics: dict[str, Any] = evaluate(
-            model, data.evaluation, num_classes=data.info.num_classes, device=device, precision=config.train.precision
+            model,
+            data.evaluation,
+            num_classes=data.info.num_classes,
+            device=device,
+            precision=effective_precision(config.train.precision, device),
         )
     finally:
         data.train.close()

@@ -28,9 +28,6 @@ def run(group: click.Command, arguments: list[str] | None = None) -> NoReturn:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads us any more
-        sys.exit(0)
     except VitutorError as error:
         if debug:
             traceback.print_exc()

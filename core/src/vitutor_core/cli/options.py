@@ -31,14 +31,12 @@ teachers = click.option(
 )
 
 
-def out(default: str | None = None) -> Callable[[Any], Any]:
+def out() -> Callable[[Any], Any]:
     """Return the --out option."""
     return click.option(
         "--out",
         type=click.Path(file_okay=False, path_type=Path),
-        default=default,
-        required=default is None,
-        show_default=default is not None,
+        required=True,
         help="Folder of the run; the same command again resumes it.",
     )
 

@@ -65,7 +65,9 @@ def show(paper: str, folder: Path) -> None:
     from vitutor_core.report.render import print_table
 
     console = Console()
-    print_table(_read_table(folder / "tables" / f"{paper}.json"), console if console.is_terminal else Console(width=110))
+    print_table(
+        _read_table(folder / "tables" / f"{paper}.json"), console if console.is_terminal else Console(width=110)
+    )
     click.echo(f"report: {(folder / 'reports' / paper / 'report.html').absolute()}")
 
 

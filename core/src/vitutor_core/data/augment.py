@@ -38,7 +38,7 @@ class Augment:
     def __init__(
         self, data: DataConfig, augment: AugmentConfig, mean: tuple[float, float, float], device: torch.device
     ) -> None:
-        self._size = data.image_size
+        self.size = data.image_size
         self._interpolation = data.interpolation
         self._config = augment
         self._rand_augment = None
@@ -58,7 +58,7 @@ class Augment:
         mirror, crop_draws = draws[:, 0] < config.flip, draws[:, 1:]
         if config.crop_scale is not None:
             crops = boxes.crop_boxes(crop_draws, images.shape[-1], config.crop_scale, config.crop_aspect)
-            return pixelops.round_to_pixels(resized_crop(images, crops, self._size, self._interpolation, mirror=mirror))
+            return pixelops.round_to_pixels(resized_crop(images, crops, self.size, self._interpolation, mirror=mirror))
         if config.pad_crop:
             corners = (crop_draws * (2 * config.pad_crop + 1)).astype(np.int64)
             images = pad_crop(images, to_device(corners, device), config.pad_crop)

@@ -36,10 +36,11 @@ class ResidentTrainLoader:
         self.steps_per_epoch = order.steps_per_epoch
         self._images = images
         self._order = order
-        pixels_per_update = order.micro_batch_size * order.accumulate * images.shape[-1] ** 2
+        side = max(images.shape[-1], augment.size)
+        pixels_per_update = order.micro_batch_size * order.accumulate * side**2
         self._updates_at_once = max(1, _PIXELS_AT_ONCE // pixels_per_update)
         # glibc gives blocks as large as a batch back to the system whenever they are freed, and half of the time of
-        # the next batch goes into page faults, until one block just under 32 MiB has been freed.
+        # the next batch can go into page faults, until one block just under 32 MiB has been freed.
         torch.empty(2**25 - 2**16, dtype=torch.uint8)
         self._augment = augment
         self._finish = finish

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any
 
@@ -33,6 +34,8 @@ class Stream:
         self._timeout_s = runtime.worker_timeout_s
         self._keys: list[Any] = []
         self._workers: list[BaseProcess] = []
+        # At exit, multiprocessing would wait for workers that are deaf to its SIGTERM; this runs before that.
+        self._kill_workers = Finalize(self, _kill, args=(self._workers,), exitpriority=0)
         self._loader: DataLoader[Any] | None = None
         if runtime.workers:
             self._loader = DataLoader(
@@ -73,10 +76,7 @@ class Stream:
     def close(self) -> None:
         """Shut the workers down; none is left when this returns."""
         self._loader = None
-        for worker in self._workers:
-            worker.kill()
-            worker.join()
-        self._workers.clear()
+        self._kill_workers()
 
     @contextmanager
     def _watch(self) -> Iterator[None]:
@@ -135,6 +135,13 @@ class _Fetched(Dataset[Tensor | str]):
 
 def _unchanged(result: Any) -> Any:
     return result
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
+        worker.join()
+    workers.clear()
 
 
 @contextmanager

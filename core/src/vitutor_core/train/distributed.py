@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -64,6 +65,11 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
             raise ConfigError(f"runtime.device: {name} asked for, {torch.cuda.device_count()} CUDA devices found")
         return torch.device("cuda", index)
     return device
+
+
+def effective_precision(precision: Literal["fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
+    """Return the precision to compute in: bf16 is for GPUs, most CPUs emulate it several times slower than fp32."""
+    return precision if device.type == "cuda" else "fp32"
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from vitutor_core.errors import InterruptedRun, NonFiniteError
 from vitutor_core.evaluate.accuracy import evaluate
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
-from vitutor_core.train.distributed import Processes
+from vitutor_core.train.distributed import Processes, effective_precision
 from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock, Method
@@ -72,7 +72,7 @@ def fit(
                 except NonFiniteError:
                     state.write_crash(run, meter, micro_batches)
                     raise
-                if is_logged:
+                if is_logged or progress.is_due():
                     meter.read()
                     progress.update(state.step, meter.note())
                 if must_stop:
@@ -83,13 +83,13 @@ def fit(
                 waited = time.monotonic()
 
             meter.read()
+            progress.update(state.step, meter.note())
             line: dict[str, Any] = {"epoch": epoch, "step": state.step, **meter.epoch_line()}
             line["lr"] = max(group["lr"] for group in state.optimizer.param_groups)  # layer decay lowers the others
             if (epoch + 1) % every.eval_every_epochs == 0 or epoch + 1 == epochs:
                 metrics = _evaluate(method, state.ema, data, config, processes, probe)
                 line |= metrics
             state.end_epoch(line, metrics)
-            progress.update(state.step, meter.note())
             progress.epoch(_summary(line, epochs), last=epoch + 1 == epochs)
             must_stop = processes.any(bool(stop)) if processes.world_size > 1 else bool(stop)
             if (epoch + 1) % every.checkpoint_every_epochs == 0 or epoch + 1 == epochs or must_stop:
@@ -112,7 +112,7 @@ def _evaluate(
     options: dict[str, Any] = {
         "num_classes": data.info.num_classes,
         "device": processes.device,
-        "precision": config.train.precision,
+        "precision": effective_precision(config.train.precision, processes.device),
     }
     metrics: dict[str, float] = evaluate(method.inference_model(), data.evaluation, **options)
     if ema is not None:

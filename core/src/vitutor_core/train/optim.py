@@ -88,7 +88,7 @@ def drop_removed_parameters(optimizer: torch.optim.Optimizer, method: nn.Module)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if id(parameter) not in kept:
-                parameter.grad = None  # of the last update; a frozen parameter would count in the gradient norm for ever
+                parameter.grad = None  # the last one of a frozen parameter would stay in the gradient norm
                 optimizer.state.pop(parameter, None)
         group["params"] = [parameter for parameter in group["params"] if id(parameter) in kept]
 

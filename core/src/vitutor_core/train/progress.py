@@ -15,6 +15,7 @@ QUIET = "VITUTOR_QUIET"
 """Environment variable that silences progress, set for the seeds of a row, whose parent shows one bar for all."""
 
 _LOG_EVERY_S = 15.0
+_SHOW_EVERY_S = 5.0
 
 
 class RunProgress:
@@ -25,7 +26,7 @@ class RunProgress:
         self._enabled = enabled = enabled and os.environ.get(QUIET) != "1"
         self._console = Console(stderr=True, soft_wrap=True)
         self._live = enabled and sys.stderr.isatty()
-        self._start = self._last_line = time.monotonic()
+        self._start = self._last_line = self._last_update = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -46,10 +47,14 @@ class RunProgress:
     ) -> None:
         self._bar.stop()
 
+    def is_due(self) -> bool:
+        """Return whether nothing was shown for a while, as when a single step takes seconds."""
+        return time.monotonic() - self._last_update >= _SHOW_EVERY_S
+
     def update(self, done: int, note: str) -> None:
         """Show that ``done`` steps are done; in a log, at most one line every 15 seconds."""
         self._bar.update(self._task, completed=done, note=note)
-        now = time.monotonic()
+        now = self._last_update = time.monotonic()
         if not self._live and now - self._last_line >= _LOG_EVERY_S:
             self._last_line = now
             left = (now - self._start) / max(done - self._first, 1) * (self._total - done)

@@ -14,7 +14,7 @@ from vitutor_core.data import keyed
 from vitutor_core.data.types import Batch
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
-from vitutor_core.train.distributed import Processes
+from vitutor_core.train.distributed import Processes, effective_precision
 from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock, Method, StepOutput
@@ -70,8 +70,9 @@ class Updater:
         state.step += 1
 
     def _forward(self, batch: Batch, clock: Clock) -> StepOutput:
-        bf16 = self.config.train.precision == "bf16"
-        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=bf16):
+        device = self.processes.device
+        bf16 = effective_precision(self.config.train.precision, device) == "bf16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             output: StepOutput = self._wrapped(batch, clock)
         self.guard.check(output.loss, "loss")
         return output
