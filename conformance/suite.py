@@ -196,6 +196,12 @@ class MethodConformance:
         assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
         assert "timm.create_model" in (tmp_path / "student.md").read_text()
 
+    @pytest.mark.slow
+    def test_evaluate_in_a_fresh_process_finds_the_model(self, finished: Path) -> None:
+        done = subprocess.run(self.command("evaluate", str(finished)), capture_output=True, text=True, check=True)
+        expected = json.loads((finished / "metrics.json").read_text())["metrics"]["top1"]
+        assert json.loads(done.stdout)["top1"] == pytest.approx(expected)
+
     @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
     def test_help_takes_under_a_second(self, arguments: list[str]) -> None:
         times = []

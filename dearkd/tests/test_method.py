@@ -114,8 +114,8 @@ def reached(method):
     for name, parameter in method.named_parameters():
         if parameter.grad is None or not parameter.grad.any():
             continue
-        first, second, *_ = name.removeprefix("student.").split(".") + [""]
-        part = f"{first}.{second}" if first in {"blocks", "aligners"} else first
+        words = name.removeprefix("student.").split(".")
+        part = ".".join(words[:2]) if words[0] in {"blocks", "aligners"} else words[0]
         found.add("embed" if part in {"patch_embed", "pos_embed", "cls_token"} else part)
     return found
 

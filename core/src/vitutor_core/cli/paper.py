@@ -158,6 +158,7 @@ def _evaluate(paper: Paper) -> click.Command:
         """Evaluate the finished RUN again, from its weights: accuracy, calibration, parameters, FLOPs."""
         from vitutor_core.cli.artefacts import evaluate_run
 
+        options.load(paper.method)  # registers the paper's models with timm
         click.echo(json.dumps(evaluate_run(run, options.load(paper.config), paper.package, speed=speed), indent=2))
 
     return evaluate
@@ -171,6 +172,7 @@ def _export(paper: Paper) -> click.Command:
         """Write the student of RUN as safetensors for timm.create_model, with a model card beside it."""
         from vitutor_core.cli.artefacts import export_run
 
+        options.load(paper.method)  # registers the paper's models with timm
         for line in export_run(run, target, paper.package):
             click.echo(line)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def effective_precision(precision: Literal["fp32", "bf16"], device: torch.device
 
 @contextlib.contextmanager
 def processes(device_name: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started, if it did; leave the group at the end."""
+    """Join the processes that torchrun started, if it did; the group is left when this process ends."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda":
@@ -82,8 +83,9 @@ def processes(device_name: str) -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(0, 1, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Processes(dist.get_rank(), world_size, device)
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        # Once per process, also for several runs (a teacher, then its student): joining anew would meet the addresses
+        # that the first time left in the store, and wait for ever.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    yield Processes(dist.get_rank(), world_size, device)
