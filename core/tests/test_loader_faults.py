@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from core.tests.loader_samples import LOADERS, assert_same, builder, config, fake_source
-from vitutor_core.data import build
+from vitutor_core.data import build, stream
 from vitutor_core.errors import DataError
 
 
@@ -46,7 +46,8 @@ def failing(monkeypatch, built):
     def make(failure, **settings):
         source = fake_source([(16, 16)] * 40, read=fail_at(21, failure))
         monkeypatch.setattr(build, "open_source", lambda _config: source)
-        return built(config(batch_size=8, data={"per_class": None}, **settings))
+        monkeypatch.setattr(stream, "_LOOK_S", 0.5)
+        return built(config(batch_size=2, data={"per_class": None}, **settings))
 
     return make
 
@@ -78,6 +79,12 @@ def test_a_worker_that_dies_between_two_batches(failing):
     victim.join()
     with pytest.raises(DataError, match=f"PID {victim.pid}: killed"):
         list(batches)
+
+
+def test_a_slow_image_is_waited_for(failing):
+    """Also where it takes longer than the time between two looks at the workers."""
+    data = failing(lambda: time.sleep(1.6), loader="streamed", workers=2)
+    assert len(list(data.train.epoch(0))) == 20
 
 
 def test_a_worker_that_hangs(failing):

@@ -7,6 +7,7 @@ A package makes its whole command line with `paper_group`; config and method are
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from vitutor_core.cli import options
 from vitutor_core.config import read_recipe, resolve
 from vitutor_core.errors import ConfigError
 from vitutor_core.schema import RunConfig
+from vitutor_core.train.progress import QUIET
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def _train(paper: Paper) -> click.Command:
         config = with_teachers(config, scale, teachers or out / "teachers")
         label = RunLabel(paper.package, row or "train", scale, options.command_line(paper.command))
         result = run_session(config, options.load(paper.method).build, label=label, out=out)
-        click.echo(f"top-1 {result['metrics']['top1']:.2f} % on {result['metrics']['images']:.0f} images; {out}")
+        if os.environ.get("RANK", "0") == "0" and os.environ.get(QUIET) != "1":
+            click.echo(f"top-1 {result['metrics']['top1']:.2f} % on {result['metrics']['images']:.0f} images; {out}")
 
     return train
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitutor_core.errors import DataError
 from vitutor_core.schema import RuntimeConfig
+
+_LOOK_S = 5
+"""How often a wait is interrupted to see whether all workers live."""
 
 _ADVICE = "lower runtime.workers, free memory, or use data.loader=resident"
 
@@ -31,26 +35,15 @@ class Stream:
 
     def __init__(self, fetch: Callable[[Any], Tensor], runtime: RuntimeConfig, *, pin: bool) -> None:
         self._fetch = fetch
+        self._num_workers = runtime.workers
         self._timeout_s = runtime.worker_timeout_s
+        self._pin = pin
         self._keys: list[Any] = []
+        self._loader: DataLoader[Any] | None = None
+        self._idle = True
         self._workers: list[BaseProcess] = []
         # At exit, multiprocessing would wait for workers that are deaf to its SIGTERM; this runs before that.
-        self._kill_workers = Finalize(self, _kill, args=(self._workers,), exitpriority=0)
-        self._loader: DataLoader[Any] | None = None
-        if runtime.workers:
-            self._loader = DataLoader(
-                _Fetched(fetch),
-                batch_size=None,
-                sampler=self._keys,
-                collate_fn=_unchanged,
-                num_workers=runtime.workers,
-                timeout=runtime.worker_timeout_s,
-                multiprocessing_context="fork",
-                persistent_workers=True,
-                pin_memory=pin,
-                # Without one of its own, DataLoader would advance torch's global generator at every start.
-                generator=torch.Generator(),
-            )
+        Finalize(self, _kill, args=(self._workers,), exitpriority=0)
 
     def __call__(self, keys: Sequence[Any]) -> Iterator[Tensor]:
         """Yield ``fetch(key)`` for each key.
@@ -58,66 +51,74 @@ class Stream:
         Raises DataError if a worker dies, if no result comes within ``runtime.worker_timeout_s`` seconds, or with the
         message of the DataError that ``fetch`` raised.
         """
-        if self._loader is None:
+        if not self._num_workers:
             yield from map(self._fetch, keys)
             return
-        self._keys[:] = keys
-        with self._watch(), _deaf_children():
-            others = multiprocessing.active_children()
-            results = iter(self._loader)
-            self._workers += [child for child in multiprocessing.active_children() if child not in others]
+        results = self._start(keys)
         for _ in keys:
-            with self._watch():
-                result = next(results)
+            result = self._next(results)
             if isinstance(result, str):
                 raise DataError(result)
             yield result
+        self._idle = True
 
     def close(self) -> None:
         """Shut the workers down; none is left when this returns."""
         self._loader = None
-        self._kill_workers()
+        self._idle = True
+        _kill(self._workers)
 
-    @contextmanager
-    def _watch(self) -> Iterator[None]:
-        """Notice a worker's death at once, but only here.
-
-        torch would raise from its SIGCHLD handler wherever the main thread is, for instance in the middle of an
-        optimiser step; between two batches the state of a run is consistent.
-        """
-        failure = None
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        previous = signal.signal(signal.SIGCHLD, self._raise_if_dead) if in_main_thread else None
-        try:
-            self._raise_if_dead()
-            yield
-        except RuntimeError as error:
-            failure = error
-        finally:
-            if in_main_thread:
-                signal.signal(signal.SIGCHLD, previous)
-        if failure is not None:
-            raise self._explain(failure) from None
-
-    def _raise_if_dead(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
-        if not all(worker.is_alive() for worker in self._workers):
-            raise RuntimeError("a worker has died")
-
-    def _explain(self, error: RuntimeError) -> Exception:
-        dead = [worker for worker in self._workers if not worker.is_alive()]
-        if dead:
-            deaths = ", ".join(f"PID {worker.pid}: {_cause(worker.exitcode)}" for worker in dead)
-            explained = DataError(f"a data worker died ({deaths}); {_ADVICE}")
-        elif str(error).startswith("DataLoader timed out"):
-            pids = ", ".join(str(worker.pid) for worker in self._workers)
-            explained = DataError(
-                f"no batch from the data workers (PID {pids}) within runtime.worker_timeout_s = {self._timeout_s} s: "
-                f"reading hangs, or shared memory is too small; raise the timeout, {_ADVICE}"
+    def _start(self, keys: Sequence[Any]) -> Iterator[Any]:
+        if not self._idle:
+            # The list before was left early. DataLoader would wait for what is under way as long as it takes.
+            self.close()
+        if self._loader is None:
+            self._loader = DataLoader(
+                _Fetched(self._fetch),
+                batch_size=None,
+                sampler=self._keys,
+                collate_fn=_unchanged,
+                num_workers=self._num_workers,
+                timeout=min(_LOOK_S, self._timeout_s),
+                multiprocessing_context="fork",
+                persistent_workers=True,
+                pin_memory=self._pin,
+                # Without one of its own, DataLoader would advance torch's global generator at every start.
+                generator=torch.Generator(),
             )
-        else:
-            return error
-        self.close()
-        return explained
+        self._keys[:] = keys
+        self._idle = False
+        with _signals_set_for_workers():
+            others = multiprocessing.active_children()
+            results = iter(self._loader)
+            self._workers += [child for child in multiprocessing.active_children() if child not in others]
+        return results
+
+    def _next(self, results: Iterator[Any]) -> Any:
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                return next(results)
+            except (RuntimeError, OSError, EOFError) as error:
+                timed_out = str(error).startswith("DataLoader timed out")
+                # A connection to a worker can break a moment before its end shows.
+                dead = wait([worker.sentinel for worker in self._workers], timeout=0 if timed_out else 1)
+                if not dead and not timed_out:
+                    raise
+                if dead or time.monotonic() >= deadline:
+                    failure = self._failure()
+                    self.close()
+                    raise failure from None
+
+    def _failure(self) -> DataError:
+        dead = [f"PID {worker.pid}: {_cause(worker.exitcode)}" for worker in self._workers if not worker.is_alive()]
+        if dead:
+            return DataError(f"a data worker died ({', '.join(dead)}); {_ADVICE}")
+        pids = ", ".join(str(worker.pid) for worker in self._workers)
+        return DataError(
+            f"no batch from the data workers (PID {pids}) within runtime.worker_timeout_s = {self._timeout_s} s: "
+            f"reading hangs, or shared memory is too small; raise the timeout, {_ADVICE}"
+        )
 
 
 class _Fetched(Dataset[Tensor | str]):
@@ -145,15 +146,20 @@ def _kill(workers: list[BaseProcess]) -> None:
 
 
 @contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Block SIGTERM and SIGINT while workers are forked: they inherit that for life, without a moment of hearing.
+def _signals_set_for_workers() -> Iterator[None]:
+    """Fork workers that are deaf to SIGTERM and SIGINT, and keep torch's SIGCHLD handler out.
 
-    For the main process both are only put off until the end.
+    Blocked signals are inherited for life, so that there is no moment of hearing as there would be if the workers
+    switched them off themselves; for the main process they are only put off. torch's handler would raise wherever the
+    main thread is when a worker dies: in the middle of an optimiser step, or of closing a file.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    handler = signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
