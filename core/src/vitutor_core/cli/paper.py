@@ -17,7 +17,6 @@ from vitutor_core.cli import options
 from vitutor_core.config import read_recipe, resolve
 from vitutor_core.errors import ConfigError
 from vitutor_core.schema import RunConfig
-from vitutor_core.train.progress import QUIET
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,7 @@ def _train(paper: Paper) -> click.Command:
         """Train one run into OUT; the same command again resumes it."""
         config = paper.resolve(scale, recipe, row, _settings(settings, seed))
         from vitutor_core.cli.teacher import with_teachers
+        from vitutor_core.train.progress import QUIET
         from vitutor_core.train.session import RunLabel
         from vitutor_core.train.session import train as run_session
 
