@@ -117,7 +117,8 @@ class DearKD(Method):
         if self._terms.freeze_rpe:
             for module in self.student.modules():
                 if isinstance(module, MHCA):
-                    _freeze_rpe(module)
+                    module.alpha.requires_grad_(False)
+                    module.delta.requires_grad_(False)
         return True
 
     def teachers(self) -> dict[str, dict[str, Any]]:
@@ -149,17 +150,6 @@ def _check_student(student: nn.Module, config: DearKDConfig) -> None:
         raise ConfigError(f"method.distill=pooled: {name} has no patch tokens; use a vision transformer")
     if distill == "token" and not hasattr(student, "head_dist"):
         raise ConfigError(f"method.distill=token: {name} has no distillation token; use one of timm's deit_*_distilled")
-
-
-def _freeze_rpe(attention: MHCA) -> None:
-    """Turn alpha and delta into buffers of the same names.
-
-    Parameters without gradients would stay in the optimiser, whose saved moments a resumed run could not place.
-    """
-    for name in ("alpha", "delta"):  # the order they have in the state dict, which the weight average goes by
-        value = getattr(attention, name).detach()
-        delattr(attention, name)
-        attention.register_buffer(name, value)
 
 
 def _build_aligners(student: Any, teacher: FrozenTeacher, config: DearKDConfig, info: DataInfo) -> nn.ModuleList:

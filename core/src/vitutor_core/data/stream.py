@@ -55,12 +55,12 @@ class Stream:
             yield from map(self._fetch, keys)
             return
         results = self._start(keys)
-        for _ in keys:
+        for number, _ in enumerate(keys, start=1):
             result = self._next(results)
+            self._idle = number == len(keys)
             if isinstance(result, str):
                 raise DataError(result)
             yield result
-        self._idle = True
 
     def close(self) -> None:
         """Shut the workers down; none is left when this returns."""
@@ -102,18 +102,20 @@ class Stream:
             except (RuntimeError, OSError, EOFError) as error:
                 timed_out = str(error).startswith("DataLoader timed out")
                 # A connection to a worker can break a moment before its end shows.
-                dead = wait([worker.sentinel for worker in self._workers], timeout=0 if timed_out else 1)
-                if not dead and not timed_out:
+                ended = wait([worker.sentinel for worker in self._workers], timeout=0 if timed_out else 1)
+                if not ended and not timed_out:
                     raise
-                if dead or time.monotonic() >= deadline:
-                    failure = self._failure()
+                if ended or time.monotonic() >= deadline:
+                    failure = self._failure([worker for worker in self._workers if worker.sentinel in ended])
                     self.close()
                     raise failure from None
 
-    def _failure(self) -> DataError:
-        dead = [f"PID {worker.pid}: {_cause(worker.exitcode)}" for worker in self._workers if not worker.is_alive()]
+    def _failure(self, dead: Sequence[BaseProcess]) -> DataError:
         if dead:
-            return DataError(f"a data worker died ({', '.join(dead)}); {_ADVICE}")
+            for worker in dead:
+                worker.join()
+            deaths = ", ".join(f"PID {worker.pid}: {_cause(worker.exitcode)}" for worker in dead)
+            return DataError(f"a data worker died ({deaths}); {_ADVICE}")
         pids = ", ".join(str(worker.pid) for worker in self._workers)
         return DataError(
             f"no batch from the data workers (PID {pids}) within runtime.worker_timeout_s = {self._timeout_s} s: "
