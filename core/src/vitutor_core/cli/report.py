@@ -83,7 +83,7 @@ def publish(paper: str, folder: Path, target: Path, readme: Path | None) -> None
     from vitutor_core.report.publish import publish_results
 
     table = _read_table(folder / "tables" / f"{paper}.json")
-    for path in publish_results(table, folder / "reports" / paper, target, readme):
+    for path in publish_results(table, folder, target, readme):
         click.echo(str(path))
 
 

@@ -11,17 +11,20 @@ from vitutor_core.report.render import headlines, line_cells, markdown_grid, sco
 from vitutor_core.report.verdict import Json
 
 
-def publish_results(table: Json, report: Path, target: Path, readme: Path | None) -> list[Path]:
-    """Copy table and figures to ``target``; replace the paper's block of ``readme``; return what was written.
+def publish_results(table: Json, folder: Path, target: Path, readme: Path | None) -> list[Path]:
+    """Copy table, figures and the record of each run from the results ``folder`` to ``target``.
 
-    Raises `DataError` if the README has no ``<!-- results:PAPER -->`` ... ``<!-- end -->`` block.
+    Replaces the paper's block of ``readme`` and returns what was written. Raises `DataError` if the README has no
+    ``<!-- results:PAPER -->`` ... ``<!-- end -->`` block.
     """
     target.mkdir(parents=True, exist_ok=True)
     paper = table["paper"]
-    written = [target / f"{paper}.json", target / f"{paper}.md"]
+    runs = [json.loads(path.read_text()) for path in sorted((folder / paper).glob("*/seed-*/metrics.json"))]
+    written = [target / f"{paper}.json", target / f"{paper}.md", target / f"{paper}-runs.json"]
     written[0].write_text(json.dumps(table, indent=1) + "\n")
     written[1].write_text(to_markdown(table))
-    for figure in sorted(report.glob("*.png")):
+    written[2].write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
+    for figure in sorted((folder / "reports" / paper).glob("*.png")):
         written.append(target / f"{paper}-{figure.name}")
         shutil.copyfile(figure, written[-1])
     if readme is not None:
