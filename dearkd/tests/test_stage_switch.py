@@ -175,6 +175,9 @@ def test_curves_hold_the_unweighted_terms(switched):
     losses = torch.stack([update.loss for update in switched.updates]).double()
     for line, updates in zip(lines, losses.split(3), strict=True):
         assert float(line["train_loss"]) == pytest.approx(updates.mean().item(), rel=1e-6)
+    for block in range(4):
+        name = f"attention_distance_block{block}"
+        assert float(lines[-1][name]) == switched.result["metrics"][name] > 0
 
 
 @pytest.mark.parametrize(("stop_at", "freeze"), RESUMPTIONS)
