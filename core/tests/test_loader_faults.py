@@ -114,6 +114,8 @@ def test_an_epoch_can_be_left_and_another_begun(built):
     left = data.train.epoch(0)
     next(left)
     assert_same(list(data.train.epoch(1)), list(reference.train.epoch(1)))
+    with pytest.raises(RuntimeError, match="began another list"):
+        next(left)
     workers = multiprocessing.active_children()
     left = data.train.epoch(2)
     next(left)

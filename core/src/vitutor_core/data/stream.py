@@ -39,7 +39,10 @@ class Stream:
         self._timeout_s = runtime.worker_timeout_s
         self._pin = pin
         self._keys: list[Any] = []
+        self._current: Sequence[Any] | None = None
         self._loader: DataLoader[Any] | None = None
+        # The only reference: without it the iterator ends, and its workers with it.
+        self._results: Iterator[Any] | None = None
         self._idle = True
         self._workers: list[BaseProcess] = []
         # At exit, multiprocessing would wait for workers that are deaf to its SIGTERM; this runs before that.
@@ -54,9 +57,9 @@ class Stream:
         if not self._num_workers:
             yield from map(self._fetch, keys)
             return
-        results = self._start(keys)
+        self._start(keys)
         for number, _ in enumerate(keys, start=1):
-            result = self._next(results)
+            result = self._next(keys)
             self._idle = number == len(keys)
             if isinstance(result, str):
                 raise DataError(result)
@@ -64,11 +67,11 @@ class Stream:
 
     def close(self) -> None:
         """Shut the workers down; none is left when this returns."""
-        self._loader = None
+        self._results = self._loader = self._current = None
         self._idle = True
         _kill(self._workers)
 
-    def _start(self, keys: Sequence[Any]) -> Iterator[Any]:
+    def _start(self, keys: Sequence[Any]) -> None:
         if not self._idle:
             # The list before was left early. DataLoader would wait for what is under way as long as it takes.
             self.close()
@@ -86,29 +89,33 @@ class Stream:
                 # Without one of its own, DataLoader would advance torch's global generator at every start.
                 generator=torch.Generator(),
             )
-        self._keys[:] = keys
+        self._keys[:] = self._current = keys
         self._idle = False
         with _signals_set_for_workers():
             others = multiprocessing.active_children()
-            results = iter(self._loader)
+            self._results = iter(self._loader)
             self._workers += [child for child in multiprocessing.active_children() if child not in others]
-        return results
 
-    def _next(self, results: Iterator[Any]) -> Any:
+    def _next(self, keys: Sequence[Any]) -> Any:
+        if self._results is None or self._current is not keys:
+            raise RuntimeError("the stream was closed or began another list")
         deadline = time.monotonic() + self._timeout_s
         while True:
             try:
-                return next(results)
+                return next(self._results)
             except (RuntimeError, OSError, EOFError) as error:
                 timed_out = str(error).startswith("DataLoader timed out")
                 # A connection to a worker can break a moment before its end shows.
                 ended = wait([worker.sentinel for worker in self._workers], timeout=0 if timed_out else 1)
                 if not ended and not timed_out:
                     raise
-                if ended or time.monotonic() >= deadline:
-                    failure = self._failure([worker for worker in self._workers if worker.sentinel in ended])
-                    self.close()
-                    raise failure from None
+            if ended or time.monotonic() >= deadline:
+                # Outside of the `except`: an error with a traceback into DataLoader would keep its iterator alive,
+                # to be inherited and finalised by workers forked later.
+                failure = self._failure([worker for worker in self._workers if worker.sentinel in ended])
+                _kill(self._workers)  # first, because shutting down waits for workers that hang
+                self.close()
+                raise failure
 
     def _failure(self, dead: Sequence[BaseProcess]) -> DataError:
         if dead:

@@ -45,13 +45,10 @@ class StreamedTrainLoader:
         device: torch.device,
     ) -> None:
         self.steps_per_epoch = order.steps_per_epoch
-        self._split = split
-        self._indices = indices
-        self._transform = transform
         self._order = order
         self._finish = finish
         self._device = device
-        self._stream = Stream(self._augmented, runtime, pin=device.type == "cuda")
+        self._stream = Stream(partial(_augment, split, indices, transform), runtime, pin=device.type == "cuda")
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[tuple[Batch, ...]]:
         steps = list(self._order.steps(epoch, start_step))
@@ -61,16 +58,6 @@ class StreamedTrainLoader:
 
     def close(self) -> None:
         self._stream.close()
-
-    def _augmented(self, views: Views) -> Tensor:
-        """Decode and augment one micro-batch: (B, 3, S, S) uint8."""
-        images = []
-        with _private_generators():
-            for index, repeat in zip(views.indices, views.repeats, strict=True):
-                image = self._split.read(int(self._indices[index]))
-                _seed_generators(keyed.seed_from(views.seed, views.epoch, int(index), int(repeat)))
-                images.append(self._transform(image))
-        return torch.stack(images)
 
     def _batch(self, images: Tensor, views: Views, step: int, micro: int) -> Batch:
         pixels = self._finish.pixels(images.to(self._device, non_blocking=True), views)
@@ -93,13 +80,13 @@ class StreamedEvalLoader:
         self._split = split
         size = runtime.eval_batch_size
         self._keys = [indices[start : start + size] for start in range(0, len(indices), size)]
-        self._transform = transform
+        self._decode = partial(_decode, split, transform)
         self._normalise = normalise
         self._runtime = runtime
         self._device = device
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        stream = Stream(self._decoded, self._runtime, pin=self._device.type == "cuda")
+        stream = Stream(self._decode, self._runtime, pin=self._device.type == "cuda")
         try:
             for indices, images in zip(self._keys, stream(self._keys), strict=True):
                 labels = to_device(self._split.labels[indices], self._device)
@@ -107,8 +94,21 @@ class StreamedEvalLoader:
         finally:
             stream.close()
 
-    def _decoded(self, indices: NDArray[np.int64]) -> Tensor:
-        return torch.stack([self._transform(self._split.read(int(index))) for index in indices])
+
+def _augment(split: Split, subset: NDArray[np.int64], transform: Transform, views: Views) -> Tensor:
+    """Decode and augment one micro-batch of the images ``subset`` of ``split``: (B, 3, S, S) uint8."""
+    images = []
+    with _private_generators():
+        for index, repeat in zip(views.indices, views.repeats, strict=True):
+            image = split.read(int(subset[index]))
+            _seed_generators(keyed.seed_from(views.seed, views.epoch, int(index), int(repeat)))
+            images.append(transform(image))
+    return torch.stack(images)
+
+
+def _decode(split: Split, transform: Transform, indices: NDArray[np.int64]) -> Tensor:
+    """Decode the images ``indices`` of ``split``: (B, 3, S, S) uint8."""
+    return torch.stack([transform(split.read(int(index))) for index in indices])
 
 
 def train_transform(data: DataConfig, augment: AugmentConfig, info: DataInfo) -> Transform:
