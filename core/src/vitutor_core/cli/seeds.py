@@ -21,6 +21,7 @@ from vitutor_core.cli.teacher import with_teachers
 from vitutor_core.errors import InterruptedRun, VitutorError
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.progress import QUIET, RunProgress
+from vitutor_core.train.publish import publish
 
 if TYPE_CHECKING:
     from vitutor_core.cli.paper import Paper
@@ -55,8 +56,6 @@ def reproduce_row(
         _run_all(paper, commands, jobs or _default_jobs(), lambda: progress.update(_epochs_done(runs), "epochs"))
     partial = out.with_name(out.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
-    from vitutor_core.train.publish import publish
-
     for config, run in zip(configs, runs, strict=True):
         publish(run, partial / f"seed-{config.seed}")
     shutil.rmtree(out, ignore_errors=True)

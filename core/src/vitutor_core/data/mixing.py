@@ -83,10 +83,10 @@ class Mix:
             return images, self._soften(labels)
         epoch, step, micro = place
         # timm draws from NumPy's global generator, which is not ours to change.
-        state = np.random.get_state()  # noqa: NPY002
-        np.random.seed(keyed.seed_from(self._seed, epoch, step, self._rank, micro))  # noqa: NPY002
+        state = np.random.get_state()  # noqa: NPY002  # timm's generator
+        np.random.seed(keyed.seed_from(self._seed, epoch, step, self._rank, micro))  # noqa: NPY002  # timm's generator
         try:
             mixed, targets = self._mixup(images, labels)
         finally:
-            np.random.set_state(state)  # noqa: NPY002
+            np.random.set_state(state)  # noqa: NPY002  # timm's generator
         return mixed, targets

@@ -171,17 +171,17 @@ def eval_transform(data: DataConfig) -> Transform:
 @contextmanager
 def _private_generators() -> Iterator[None]:
     """Leave the global generators as they were; without workers, this is the process that trains."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # timm's generator
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
+        np.random.set_state(numpy_state)  # noqa: NPY002  # timm's generator
 
 
 def _seed_generators(seed: int) -> None:
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002  # timm's generator
     # torch.manual_seed would reseed CUDA as well, which dropout draws from.
     torch.default_generator.manual_seed(seed)

@@ -88,7 +88,7 @@ def read_card(path: Path) -> ModelCard | None:
         raise CheckpointError(f"{path.absolute()}: its model card is not readable") from None
 
 
-def load_model(path: Path, config: ModelConfig | None = None) -> tuple[nn.Module, ModelCard]:
+def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
     """Rebuild the model of a weights file from its card."""
     card = read_card(path)
     if card is None:

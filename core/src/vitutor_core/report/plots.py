@@ -196,6 +196,7 @@ def _mean_curve(runs: Sequence[Run], column: str) -> tuple[list[float], list[flo
     """Return epochs done, means and standard deviations over the runs where all of them measured ``column``."""
     points: dict[float, list[float]] = {}
     for run in runs:
+        # strict=False: a column that was never measured is absent, so its list is empty
         for epoch, value in zip(run.curves["epoch"], run.curves.get(column, []), strict=False):
             if epoch is not None and value is not None:
                 points.setdefault(epoch + 1, []).append(value)

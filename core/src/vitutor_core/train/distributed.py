@@ -31,6 +31,8 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Return whether ``flag`` is set in any process; all must call it at the same point."""
+        if self.world_size == 1:
+            return flag
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
 
     def sum(self, values: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class FiniteGuard:
         self.deferred = device.type == "cuda" and fused
         if self.deferred:
             optimizer.found_inf = self._bad  # type: ignore[attr-defined]  # read by torch's fused kernels
-            optimizer.grad_scale = None  # type: ignore[attr-defined]
+            optimizer.grad_scale = None  # type: ignore[attr-defined]  # likewise
 
     def check(self, value: Tensor, what: str) -> None:
         """Note whether ``value``, a scalar, is finite; raises `NonFiniteError` now or at the next reading."""

@@ -91,7 +91,7 @@ def fit(
                 line |= metrics
             state.end_epoch(line, metrics)
             progress.epoch(_summary(line, epochs), last=epoch + 1 == epochs)
-            must_stop = processes.any(bool(stop)) if processes.world_size > 1 else bool(stop)
+            must_stop = processes.any(bool(stop))
             if (epoch + 1) % every.checkpoint_every_epochs == 0 or epoch + 1 == epochs or must_stop:
                 state.save(run, method, meter, processes)
             if must_stop and epoch + 1 < epochs:
@@ -101,9 +101,7 @@ def fit(
 
 def _must_stop(stop: StopRequest, state: TrainState, interval: int, processes: Processes) -> bool:
     """Ask this process alone every step; several processes must agree, which costs a sync, so once an interval."""
-    if processes.world_size == 1:
-        return bool(stop)
-    return state.step % interval == 0 and processes.any(bool(stop))
+    return (processes.world_size == 1 or state.step % interval == 0) and processes.any(bool(stop))
 
 
 def _evaluate(

@@ -33,10 +33,6 @@ class Clock:
         return self.step // self.steps_per_epoch
 
     @property
-    def total_epochs(self) -> int:
-        return self.total_steps // self.steps_per_epoch
-
-    @property
     def fraction(self) -> float:
         """Share of the run that is done, in [0, 1)."""
         return self.step / self.total_steps
