@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from vitutor_core.config import identity_fields, leaves, nearest, parse_yaml, read_recipe, resolve
+from vitutor_core.cli.teacher import teacher_recipes
+from vitutor_core.config import identity, identity_fields, leaves, nearest, parse_yaml, read_recipe, resolve
 from vitutor_core.errors import ConfigError
-from vitutor_core.schema import RunConfig
+from vitutor_core.schema import RunConfig, TeacherConfig
 
 RECIPE = """
 base:
@@ -12,6 +13,8 @@ base:
   student: {name: vit_tiny_patch16_224, kwargs: {depth: 4}}
   optim: {lr: 1e-3}
   train: {epochs: 2, batch_size: 8}
+presets:
+  official: {optim.lr: 2e-3, data.fraction: 0.25}
 rows:
   small: {student.kwargs.depth: 2, data.fraction: 0.5}
   other: {data: {image_size: 8}}
@@ -31,6 +34,38 @@ def test_rows_and_settings_override_in_order(recipe):
     assert config.data.fraction == 0.5
     assert config.augment.crop_scale == (0.5, 1.0)
     assert config.optim.lr == 1e-3
+
+
+def test_a_preset_comes_before_the_row(recipe):
+    preset = resolve(RunConfig, recipe, preset="official")
+    assert (preset.optim.lr, preset.data.fraction) == (2e-3, 0.25)
+    both = resolve(RunConfig, recipe, preset="official", row="small", settings=["optim.lr=3e-3"])
+    assert (both.optim.lr, both.data.fraction, both.student.kwargs) == (3e-3, 0.5, {"depth": 2})
+    with pytest.raises(ConfigError, match=r"no preset 'oficial'; did you mean 'official'\?; presets: official"):
+        resolve(RunConfig, recipe, preset="oficial")
+
+
+class TwoTeachers(RunConfig):
+    teachers: dict[str, TeacherConfig] = identity({}, help="teachers by role")
+
+
+def test_a_mapping_of_sections_has_leaves_of_its_own(recipe):
+    settings = ["teachers.cnn={recipe: cnn}", "teachers.inn={recipe: inn}"]
+    config = resolve(TwoTeachers, recipe, settings=settings)
+    paths = {path: (tag, value) for path, tag, value in leaves(config) if path.startswith("teachers")}
+    assert paths["teachers.inn.recipe"] == ("identity", "inn")
+    assert paths["teachers.cnn.weights"] == ("runtime", None)
+    assert config.changed(["teachers.cnn.weights=x"]).fingerprint() == config.fingerprint()
+    assert config.changed(["teachers.cnn.recipe=x"]).fingerprint() != config.fingerprint()
+    assert teacher_recipes(config) == ["cnn", "inn"]
+    with pytest.raises(ConfigError, match=r"unknown key 'teachers\.cnn\.recip'; did you mean 'recipe'\?"):
+        resolve(TwoTeachers, recipe, settings=["teachers.cnn={recip: cnn}"])
+
+
+def test_a_schedule_is_not_shorter_than_the_run(recipe):
+    assert resolve(RunConfig, recipe, settings=["train.schedule_epochs=2"]).train.schedule_epochs == 2
+    with pytest.raises(ConfigError, match="schedule_epochs is 1, but the run has 2 epochs"):
+        resolve(RunConfig, recipe, settings=["train.schedule_epochs=1"])
 
 
 def test_a_row_may_replace_a_whole_section(recipe):
@@ -80,7 +115,7 @@ def test_duplicate_keys_and_yaml_1_2(tmp_path):
     assert parse_yaml("a: 1e-3\nb: no\nc: 010", where="x") == {"a": 1e-3, "b": "no", "c": 10}
     path = tmp_path / "bad.yaml"
     path.write_text("bases: {}")
-    with pytest.raises(ConfigError, match="'base' and 'rows'"):
+    with pytest.raises(ConfigError, match="'base', 'presets' and 'rows'"):
         read_recipe(path)
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         read_recipe(tmp_path / "nowhere.yaml")

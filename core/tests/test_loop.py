@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import signal
 from contextlib import nullcontext
@@ -28,7 +29,7 @@ from core.tests.train_samples import (
     weights,
 )
 from vitutor_core.data.build import build_data
-from vitutor_core.errors import InterruptedRun
+from vitutor_core.errors import ConfigError, InterruptedRun
 from vitutor_core.train import checkpoint, loop, session, update
 from vitutor_core.train.distributed import Processes
 from vitutor_core.train.guard import FiniteGuard
@@ -212,6 +213,39 @@ def test_losses_parts_and_diagnostics_are_in_the_curves(tmp_path, monkeypatch):
         assert float(line["half_loss"]) == pytest.approx(mean / 2, rel=1e-6)
     assert [bool(line["top1"]) for line in lines] == [False, True, True]
     assert float(lines[-1]["share_of_ink"]) == result["metrics"]["share_of_ink"]
+
+
+def test_final_metrics_are_taken_once_at_the_end_and_survive_a_resume(tmp_path, monkeypatch):
+    seen = []
+
+    class Final(Supervised):
+        def final_metrics(self, evaluation):
+            seen.append(sum(len(targets) for _, targets in evaluation))
+            return {"images_twice": 2.0 * seen[-1]}
+
+    result = run(tmp_path / "run", build=Final.build)
+    assert seen == [97]
+    assert result["metrics"]["images_twice"] == 194.0
+    assert "images_twice" not in curves(tmp_path / "run")[-1]
+    (tmp_path / "run" / "metrics.json").unlink()  # as if it was killed after its last checkpoint
+    assert run(tmp_path / "run", build=Final.build)["metrics"] == result["metrics"]
+
+
+def test_a_run_may_stop_before_the_end_of_its_schedule(tmp_path):
+    run(tmp_path / "run", "train.schedule_epochs=30", "optim.schedule_unit=epoch", "optim.min_lr=0.0")
+    lr = tiny_config().optim.lr
+    rates = [float(line["lr"]) for line in curves(tmp_path / "run")]
+    assert rates == pytest.approx([lr * (1 + math.cos(math.pi * epoch / 30)) / 2 for epoch in range(3)])
+
+
+def test_the_weights_that_a_run_starts_from_are_part_of_its_identity(tmp_path):
+    run(tmp_path / "first")
+    start = f"student.weights={tmp_path / 'first'}"
+    run(tmp_path / "second", start)
+    assert not same(weights(tmp_path / "first"), weights(tmp_path / "second"))
+    run(tmp_path / "second", f"student.weights={tmp_path / 'first' / 'student.safetensors'}")  # the same ones
+    with pytest.raises(ConfigError, match="start"):
+        run(tmp_path / "second", f"student.weights={tmp_path / 'second'}")
 
 
 def test_a_compiled_run_has_the_same_losses(tmp_path, monkeypatch):

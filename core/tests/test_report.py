@@ -68,6 +68,44 @@ def test_numbers_by_hand(paper: PaperResults, tmp_path: Path) -> None:
     assert [part["id"] for part in table["tables"]] == ["ablation", "data"]
 
 
+def test_another_metric_of_a_row_in_another_unit(tmp_path: Path) -> None:
+    text = PAPER.replace("methods: {", 'methods: {"ours:agent": the agent of OURS, ')
+    text += """
+  - id: distance
+    title: Table D
+    caption: distances
+    metric: distance
+    unit: nats
+    decimals: 3
+    columns: {distance: Distance}
+    measured: [distance]
+    baseline: ours
+    rows:
+      - {label: own, cells: {distance: 0.25}, row: ours}
+      - {label: agent, cells: {distance: 0.21}, row: "ours:agent"}
+    comparisons: [{row: "ours:agent", to: ours}]
+"""
+    path = tmp_path / "paper_results.yaml"
+    path.write_text(text)
+    paper = load_paper_results(path)
+    for seed, distance in enumerate((0.25, 0.27)):
+        metrics = {"top1": 90.0 + seed, "images": 900.0, "distance": distance, "agent": distance - 0.04}
+        write_run(tmp_path, "ours", seed, 0.0, {"metrics": metrics})
+    table = build(paper, tmp_path)
+    (agent,) = [line for part in table["tables"] for line in part["lines"] if line["row"] == "ours:agent"]
+    assert agent["ours"]["mean"] == pytest.approx(0.22)
+    assert agent["difference"]["mean"] == pytest.approx(-0.04)
+    assert agent["train_images"] == 898
+    # Both have a standard deviation of sqrt(2) / 100 over 2 seeds: sqrt(1e-4 + 1e-4).
+    sentence = "the agent of OURS is 0.040 +- 0.014 nats below OURS."
+    assert pair_of(table, "ours:agent", "ours")["sentence"] == sentence
+    assert table["further"] == []
+    markdown = to_markdown(table)
+    assert "| agent | 0.210 | -0.040 | 0.220 +- 0.014 | -0.040 +- 0.014 | 2 | 898 | 56 |" in markdown
+    assert paper.title_of("ours_10:agent") == "the agent of OURS"
+    assert paper.title_of("ours_10:other") == "OURS"
+
+
 def test_rows_without_results_are_kept_empty(paper: PaperResults, tmp_path: Path) -> None:
     write_row(tmp_path, "plain", [90.0, 91.0])
     table = build(paper, tmp_path)

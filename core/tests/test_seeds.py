@@ -13,9 +13,9 @@ from conformance.suite import assert_equal_weights
 from core.tests.toy_paper import COMMAND, write_toy_paper
 from vitutor_core.cli import options, seeds
 from vitutor_core.cli.paper import Paper
-from vitutor_core.config import resolve
-from vitutor_core.errors import InterruptedRun, VitutorError
-from vitutor_core.schema import RunConfig
+from vitutor_core.config import identity, resolve
+from vitutor_core.errors import ConfigError, InterruptedRun, VitutorError
+from vitutor_core.schema import RunConfig, TeacherConfig
 from vitutor_core.train.session import RunLabel, train
 from vitutor_core.train.supervised import Supervised
 
@@ -176,6 +176,42 @@ def test_signal_handlers_are_restored(monkeypatch):
     assert len(run_fakes.made) == 3
 
 
+class Taught(RunConfig):
+    teacher: TeacherConfig = identity(TeacherConfig(recipe="cnn"), help="a teacher")
+
+
+def test_a_row_starts_from_the_students_of_another_row(toy, tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(seeds, "_run_all", lambda paper, arguments, *_: commands.extend(arguments))
+    monkeypatch.setattr(seeds, "publish", lambda *_: None)
+    monkeypatch.setattr(seeds.shutil, "rmtree", lambda *_, **__: None)
+    recipe = toy / "toypaper" / "recipes" / "digits.yaml"
+    configs = [resolve(RunConfig, recipe, settings=["student.start_row=plain", f"seed={seed}"]) for seed in (3, 4)]
+
+    def reproduce():
+        (tmp_path / "out" / "long.tmp").mkdir(parents=True, exist_ok=True)
+        options = {"preset": "p", "settings": (), "teachers": None, "work": tmp_path, "jobs": 1}
+        seeds.reproduce_row(PAPER, "long", "digits", configs, out=tmp_path / "out" / "long", **options)
+
+    with pytest.raises(ConfigError, match="reproduce the row 'plain' first"):
+        reproduce()
+    for seed in (3, 4):
+        folder = tmp_path / "out" / "plain" / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        (folder / "student.safetensors").write_bytes(b"same")
+    reproduce()
+    for seed, command in zip((3, 4), commands, strict=True):
+        assert f'student.weights="{tmp_path}/out/plain/seed-{seed}"' in command
+        assert command[command.index("--preset") + 1] == "p"
+    before = commands.copy()
+    (tmp_path / "out" / "plain" / "seed-3" / "student.safetensors").write_bytes(b"others")
+    commands.clear()
+    reproduce()
+    outs = [[command[command.index("--out") + 1] for command in group] for group in (before, commands)]
+    assert outs[0][0] != outs[1][0]
+    assert outs[0][1] == outs[1][1]
+
+
 def test_a_run_keeps_its_work_folder_when_its_teacher_had_to_be_trained_first(toy, tmp_path, monkeypatch):
     commands = []
 
@@ -190,7 +226,7 @@ def test_a_run_keeps_its_work_folder_when_its_teacher_had_to_be_trained_first(to
 
     monkeypatch.setattr(seeds, "with_teachers", train_the_teacher)
     monkeypatch.setattr(seeds, "_run_all", interrupted)
-    config = resolve(RunConfig, toy / "toypaper" / "recipes" / "digits.yaml", row="plain")
+    config = resolve(Taught, toy / "toypaper" / "recipes" / "digits.yaml", row="plain")
 
     def reproduce(config):
         with pytest.raises(InterruptedRun):
@@ -199,6 +235,7 @@ def test_a_run_keeps_its_work_folder_when_its_teacher_had_to_be_trained_first(to
                 "plain",
                 "digits",
                 [config],
+                preset=None,
                 settings=(),
                 teachers=None,
                 work=tmp_path,

@@ -111,6 +111,33 @@ def test_a_full_disk_keeps_the_file_that_was_there(saved):
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
+def start_from(path, classes):
+    config = ModelConfig(name="resnet8_tiny", weights=str(path))
+    return create_model(config, num_classes=classes, image_size=16, channels=3)
+
+
+def test_a_model_starts_from_weights_and_keeps_a_fresh_head_for_other_classes(saved, tmp_path):
+    assert same(start_from(saved, 3).state_dict(), small().state_dict())
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "student.safetensors").write_bytes(saved.read_bytes())
+    fresh = small(7).state_dict()
+    torch.manual_seed(0)  # as `small` does
+    started = start_from(run, 7).state_dict()
+    assert torch.equal(started["fc.weight"], fresh["fc.weight"])
+    assert torch.equal(started["fc.bias"], fresh["fc.bias"])
+    body = {name: value for name, value in started.items() if not name.startswith("fc.")}
+    assert same(body, {name: value for name, value in small().state_dict().items() if not name.startswith("fc.")})
+
+
+def test_weights_of_another_model_are_no_start(saved):
+    config = ModelConfig(name="resnet18_cifar", weights=str(saved))
+    with pytest.raises(CheckpointError, match="weights of another model"):
+        create_model(config, num_classes=3, image_size=16, channels=3)
+    with pytest.raises(ConfigError, match=r"--set student\.weights=RUN"):
+        create_model(ModelConfig(name="resnet8_tiny", start_row="plain"), num_classes=3, image_size=16, channels=3)
+
+
 def test_a_file_without_a_card_needs_its_architecture(tmp_path):
     save_file(small().state_dict(), tmp_path / "plain.safetensors")
     assert read_card(tmp_path / "plain.safetensors") is None

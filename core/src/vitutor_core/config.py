@@ -13,7 +13,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -77,6 +77,9 @@ def leaves(config: Config, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
         value = getattr(config, name)
         if isinstance(value, Config):
             yield from leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, Mapping) and value and all(isinstance(child, Config) for child in value.values()):
+            for key, child in value.items():
+                yield from leaves(child, f"{prefix}{name}.{key}.")
         else:
             extra = field.json_schema_extra
             yield prefix + name, str(extra["tag"]) if isinstance(extra, dict) else "", dumped[name]
@@ -102,26 +105,44 @@ def parse_yaml(text: str, *, where: str) -> Any:
         raise ConfigError(f"{where}: not valid YAML: {reason}") from None
 
 
-def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Read a recipe file: ``base`` (nested values) and ``rows`` (name -> dotted overrides)."""
+class Recipe(NamedTuple):
+    """A recipe file: ``base`` has nested values, each of ``presets`` and ``rows`` dotted overrides of it."""
+
+    base: dict[str, Any]
+    presets: dict[str, dict[str, Any]]
+    rows: dict[str, dict[str, Any]]
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file; raises `ConfigError` if it is none."""
     try:
         loaded = parse_yaml(path.read_text(encoding="utf-8"), where=path.name)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    unknown = set(loaded or {}) - {"base", "rows"}
+    unknown = set(loaded or {}) - {"base", "presets", "rows"}
     if not isinstance(loaded, dict) or "base" not in loaded or unknown:
-        raise ConfigError(f"{path}: a recipe has the keys 'base' and 'rows', found {sorted(loaded or {})}")
-    return loaded["base"], loaded.get("rows") or {}
+        raise ConfigError(f"{path}: a recipe has the keys 'base', 'presets' and 'rows', found {sorted(loaded or {})}")
+    return Recipe(loaded["base"], loaded.get("presets") or {}, loaded.get("rows") or {})
 
 
-def resolve(schema: type[ConfigT], recipe: Path, *, row: str | None = None, settings: Iterable[str] = ()) -> ConfigT:
-    """Build a config from a recipe, one of its rows, and ``a.b=c`` settings, in this order."""
-    base, rows = read_recipe(recipe)
+def resolve(
+    schema: type[ConfigT],
+    recipe: Path,
+    *,
+    preset: str | None = None,
+    row: str | None = None,
+    settings: Iterable[str] = (),
+) -> ConfigT:
+    """Build a config from a recipe, one of its presets, one of its rows, and ``a.b=c`` settings, in this order."""
+    base, presets, rows = read_recipe(recipe)
     values = json.loads(json.dumps(base))
-    if row is not None:
-        if row not in rows:
-            raise ConfigError(f"{recipe.name}: no row '{row}'{nearest(row, rows)}; rows: {', '.join(rows)}")
-        for path, value in rows[row].items():
+    for kind, name, known in (("preset", preset, presets), ("row", row, rows)):
+        if name is None:
+            continue
+        if name not in known:
+            found = f"{kind}s: {', '.join(known)}" if known else f"it has no {kind}s"
+            raise ConfigError(f"{recipe.name}: no {kind} '{name}'{nearest(name, known)}; {found}")
+        for path, value in known[name].items():
             _assign(values, path, value)
     apply_settings(values, settings)
     return schema.from_mapping(values, where=recipe.name)
@@ -162,7 +183,7 @@ def _explain(detail: ErrorDetails, schema: type[Config]) -> str:
     section: Any = schema
     for part in detail["loc"][:-1]:
         field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
-        section = _config_type(field.annotation) if field else None
+        section = _config_type(field.annotation) if field else section  # a key of a mapping of sections
     names = section.model_fields if section is not None and hasattr(section, "model_fields") else {}
     return f"unknown key '{path}'{nearest(str(detail['loc'][-1]), names)}"
 

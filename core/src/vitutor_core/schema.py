@@ -63,6 +63,11 @@ class ModelConfig(Config):
     name: str = identity(help="any name timm.create_model takes, with its pretrained tag if it matters")
     kwargs: dict[str, KwargValue] = identity({}, help="further arguments of timm.create_model")
     pretrained: bool = identity(False, help="start from the weights that timm names")
+    start_row: str | None = identity(None, help="start from this row's student of the same seed (reproduce finds it)")
+    weights: str | None = runtime(
+        None,
+        help="start from a run folder or safetensors file (identity: sha256); its head only if the classes are as many",
+    )
 
 
 class TeacherConfig(Config):
@@ -77,6 +82,8 @@ class TeacherConfig(Config):
     def _has_a_source(self) -> Self:
         if self.recipe is None and self.model is None and self.weights is None:
             raise ValueError("a teacher needs `recipe`, `model` or `weights`")
+        if self.model is not None and self.model.weights is not None:
+            raise ValueError("the weights of a teacher are `teacher.weights`, not `teacher.model.weights`")
         return self
 
 
@@ -104,6 +111,9 @@ class TrainConfig(Config):
     """Length of the run and how a step is computed."""
 
     epochs: int = identity(help="epochs; see epoch_length", ge=1)
+    schedule_epochs: int | None = identity(
+        None, help="length of the learning-rate schedule, where the run stops before its end; null: epochs", ge=1
+    )
     epoch_length: Literal["subset", "full"] = identity(
         "subset",
         help="full: an epoch has as many updates as on the full training set, so a fraction f of it is seen 1/f times",
@@ -115,6 +125,12 @@ class TrainConfig(Config):
     )
     compile: bool = identity(False, help="torch.compile the training step")
     ema_decay: float | None = identity(None, help="decay of the weight average of the student; null: none", gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _stops_within_the_schedule(self) -> Self:
+        if self.schedule_epochs is not None and self.schedule_epochs < self.epochs:
+            raise ValueError(f"schedule_epochs is {self.schedule_epochs}, but the run has {self.epochs} epochs")
+        return self
 
 
 class RuntimeConfig(Config):

@@ -22,7 +22,7 @@ def data(scale: str, source: str | None, settings: tuple[str, ...], out: Path | 
     Sizes and counts are listed, a corrupt image is named. --set changes fields of the data section, e.g.
     --set fraction=0.1.
     """
-    base, _ = read_recipe(options.recipe_path("vitutor_core", scale))
+    base = read_recipe(options.recipe_path("vitutor_core", scale)).base
     config = DataConfig.from_mapping(base["data"], where=f"{scale}.yaml")
     config = config.changed((*(() if source is None else (f"source={source}",)), *settings))
 

@@ -20,6 +20,7 @@ scale = click.option(
 recipe = click.option(
     "--recipe", type=click.Path(dir_okay=False, path_type=Path), help="A recipe file of your own, instead of --scale's."
 )
+preset = click.option("--preset", help="A preset of the recipe, such as the paper's or the released code's reading.")
 settings = click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Override a field, e.g. train.epochs=5; repeatable."
 )

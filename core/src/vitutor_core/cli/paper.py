@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +32,19 @@ class Paper:
     def command(self) -> str:
         return self.package.replace("_", "-")
 
-    def resolve(self, scale: str, recipe: Path | None, row: str | None, settings: tuple[str, ...]) -> RunConfig:
+    def resolve(
+        self,
+        scale: str,
+        recipe: Path | None,
+        row: str | None,
+        settings: tuple[str, ...],
+        *,
+        preset: str | None = None,
+    ) -> RunConfig:
         """Return the validated config of a run."""
         schema: type[RunConfig] = options.load(self.config)
-        return resolve(schema, options.recipe_path(self.package, scale, recipe), row=row, settings=settings)
+        path = options.recipe_path(self.package, scale, recipe)
+        return resolve(schema, path, preset=preset, row=row, settings=settings)
 
 
 def paper_group(paper: Paper, summary: str) -> click.Group:
@@ -58,6 +68,7 @@ def _train(paper: Paper) -> click.Command:
     @click.command("train")
     @options.scale
     @options.recipe
+    @options.preset
     @click.option("--row", help="A row of the paper's tables, as `rows` lists them.")
     @options.seed
     @options.settings
@@ -66,6 +77,7 @@ def _train(paper: Paper) -> click.Command:
     def train(
         scale: str,
         recipe: Path | None,
+        preset: str | None,
         row: str | None,
         seed: int | None,
         settings: tuple[str, ...],
@@ -73,7 +85,7 @@ def _train(paper: Paper) -> click.Command:
         out: Path,
     ) -> None:
         """Train one run into OUT; the same command again resumes it."""
-        config = paper.resolve(scale, recipe, row, _settings(settings, seed))
+        config = paper.resolve(scale, recipe, row, _settings(settings, seed), preset=preset)
         from vitutor_core.cli.teacher import with_teachers
         from vitutor_core.train.progress import QUIET
         from vitutor_core.train.session import RunLabel
@@ -93,6 +105,7 @@ def _reproduce(paper: Paper) -> click.Command:
     @click.argument("row")
     @options.scale
     @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, separated by commas.")
+    @options.preset
     @options.settings
     @options.teachers
     @click.option("--work", type=click.Path(file_okay=False, path_type=Path), default=Path("work"), show_default=True)
@@ -102,6 +115,7 @@ def _reproduce(paper: Paper) -> click.Command:
         row: str,
         scale: str,
         seeds: str,
+        preset: str | None,
         settings: tuple[str, ...],
         teachers: Path | None,
         work: Path,
@@ -119,8 +133,19 @@ def _reproduce(paper: Paper) -> click.Command:
             numbers = tuple(int(seed) for seed in seeds.split(","))
         except ValueError:
             raise ConfigError(f"--seeds {seeds}: write whole numbers separated by commas") from None
-        configs = [paper.resolve(scale, None, row, _settings(settings, seed)) for seed in numbers]
-        reproduce_row(paper, row, scale, configs, settings=settings, teachers=teachers, work=work, jobs=jobs, out=out)
+        configs = [paper.resolve(scale, None, row, _settings(settings, seed), preset=preset) for seed in numbers]
+        reproduce_row(
+            paper,
+            row,
+            scale,
+            configs,
+            preset=preset,
+            settings=settings,
+            teachers=teachers,
+            work=work,
+            jobs=jobs,
+            out=out,
+        )
 
     return reproduce
 
@@ -129,12 +154,20 @@ def _config(paper: Paper) -> click.Command:
     @click.command("config")
     @options.scale
     @options.recipe
+    @options.preset
     @click.option("--row", help="A row of the paper's tables.")
     @options.seed
     @options.settings
-    def config(scale: str, recipe: Path | None, row: str | None, seed: int | None, settings: tuple[str, ...]) -> None:
+    def config(
+        scale: str,
+        recipe: Path | None,
+        preset: str | None,
+        row: str | None,
+        seed: int | None,
+        settings: tuple[str, ...],
+    ) -> None:
         """Print the resolved config as JSON, and its fingerprint."""
-        resolved = paper.resolve(scale, recipe, row, _settings(settings, seed))
+        resolved = paper.resolve(scale, recipe, row, _settings(settings, seed), preset=preset)
         click.echo(resolved.model_dump_json(indent=2))
         click.echo(f"fingerprint {resolved.fingerprint()}", err=True)
 
@@ -145,12 +178,23 @@ def _rows(paper: Paper) -> click.Command:
     @click.command("rows")
     @options.scale
     def rows(scale: str) -> None:
-        """List the rows of the paper's tables that a scale's recipe has, with what each changes."""
-        _, found = read_recipe(options.recipe_path(paper.package, scale))
-        for name, changes in found.items():
-            click.echo(f"{name:24}{', '.join(f'{path}={value}' for path, value in changes.items())}")
+        """List the rows and presets that a scale's recipe has, with what each changes."""
+        recipe = read_recipe(options.recipe_path(paper.package, scale))
+        for name, changes in recipe.rows.items():
+            click.echo(f"{name:28}{_brief(changes)}")
+        for name, changes in recipe.presets.items():
+            click.echo(f"{'--preset ' + name:28}{_brief(changes)}")
 
     return rows
+
+
+def _brief(changes: Mapping[str, object]) -> str:
+    """Show what a row changes; of a whole section only its first value, which names it."""
+    shown = {
+        path: next(iter(value.values()), None) if isinstance(value, Mapping) else value
+        for path, value in changes.items()
+    }
+    return ", ".join(f"{path}={'null' if value is None else value}" for path, value in shown.items())
 
 
 def _evaluate(paper: Paper) -> click.Command:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -17,11 +18,11 @@ from typing import TYPE_CHECKING
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.cli.teacher import with_teachers
-from vitutor_core.errors import InterruptedRun, VitutorError
+from vitutor_core.cli.teacher import teacher_recipes, with_teachers
+from vitutor_core.errors import ConfigError, InterruptedRun, VitutorError
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.progress import QUIET, RunProgress
-from vitutor_core.train.publish import publish
+from vitutor_core.train.publish import WEIGHTS_NAME, publish
 
 if TYPE_CHECKING:
     from vitutor_core.cli.paper import Paper
@@ -33,6 +34,7 @@ def reproduce_row(
     scale: str,
     configs: list[RunConfig],
     *,
+    preset: str | None,
     settings: tuple[str, ...],
     teachers: Path | None,
     work: Path,
@@ -43,12 +45,17 @@ def reproduce_row(
     teachers = teachers or work / "teachers" / scale
     # First, because the name of a run says which teachers it had.
     with_teachers(configs[0], scale, teachers)
+    configs = [_with_start(config, out.parent) for config in configs]
     runs, commands = [], []
     for config in configs:
         name = f"{row}-seed-{config.seed}-{_work_key(config, teachers)}"
         runs.append(work / paper.package / scale / name)
         arguments = ["train", "--scale", scale, "--row", row, "--seed", str(config.seed), "--out", str(runs[-1])]
         arguments += ["--teachers", str(teachers)]
+        if preset is not None:
+            arguments += ["--preset", preset]
+        if config.student.start_row is not None:
+            arguments += ["--set", f"student.weights={json.dumps(config.student.weights)}"]
         for setting in settings:
             arguments += ["--set", setting]
         commands.append(arguments)
@@ -65,11 +72,25 @@ def reproduce_row(
     click.echo(f"{row}: {len(runs)} seeds in {out}")
 
 
+def _with_start(config: RunConfig, results: Path) -> RunConfig:
+    """Fill in where the student's ``start_row`` was published; raises `ConfigError` if it was not."""
+    row = config.student.start_row
+    if row is None or config.student.weights is not None:
+        return config
+    folder = (results / row / f"seed-{config.seed}").absolute()
+    if not (folder / WEIGHTS_NAME).exists():
+        raise ConfigError(f"student.start_row: no {folder / WEIGHTS_NAME}; reproduce the row '{row}' first")
+    return config.changed([f"student.weights={json.dumps(str(folder))}"])
+
+
 def _work_key(config: RunConfig, teachers: Path) -> str:
-    """Name a run by everything that decides its result: config and teacher weights."""
+    """Name a run by everything that decides its result: config, teacher weights and starting weights."""
     digest = hashlib.sha256(config.fingerprint().encode())
-    for weights in sorted(teachers.glob("*/*.safetensors")):
-        digest.update(weights.read_bytes())
+    folders = [teachers / recipe for recipe in teacher_recipes(config)]
+    folders += [Path(config.student.weights)] if config.student.weights is not None else []
+    for folder in folders:
+        for weights in [folder] if folder.is_file() else sorted(folder.glob("*.safetensors")):
+            digest.update(weights.read_bytes())
     return digest.hexdigest()[:12]
 
 

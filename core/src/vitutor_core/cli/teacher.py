@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,12 +85,20 @@ def with_teachers(config: RunConfigT, scale: str, folder: Path, *, settings: tup
     return config.changed(found)
 
 
+def teacher_recipes(config: RunConfig) -> list[str]:
+    """Return the teacher recipes that a config names, each once, in alphabetical order."""
+    return sorted({teacher.recipe for _, teacher in _teachers(config) if teacher.recipe is not None})
+
+
 def _teachers(config: Config, prefix: str = "") -> list[tuple[str, TeacherConfig]]:
     found: list[tuple[str, TeacherConfig]] = []
     for name in type(config).model_fields:
         value = getattr(config, name)
-        if isinstance(value, TeacherConfig):
-            found.append((prefix + name, value))
-        elif isinstance(value, Config):
-            found.extend(_teachers(value, f"{prefix}{name}."))
+        children = value.items() if isinstance(value, Mapping) else [(None, value)]
+        for key, child in children:
+            path = prefix + name if key is None else f"{prefix}{name}.{key}"
+            if isinstance(child, TeacherConfig):
+                found.append((path, child))
+            elif isinstance(child, Config):
+                found.extend(_teachers(child, f"{path}."))
     return found

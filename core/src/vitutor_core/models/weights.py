@@ -22,6 +22,7 @@ from vitutor_core.config import Config, identity, nearest
 from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
 from vitutor_core.models import cnn as _cnn  # noqa: F401  # registers our CNNs with timm
 from vitutor_core.schema import KwargValue, ModelConfig
+from vitutor_core.train.publish import WEIGHTS_NAME
 
 _KEY = "vitutor"
 
@@ -40,11 +41,39 @@ class ModelCard(Config):
 
 
 def create_model(config: ModelConfig, *, num_classes: int, image_size: int, channels: int) -> nn.Module:
-    """Build a timm model for the data at hand; raises `ConfigError` for an unknown name or argument."""
+    """Build a timm model for the data at hand, and load the weights that it starts from, if any.
+
+    Raises `ConfigError` for an unknown name or argument, and `CheckpointError` for weights of another model.
+    """
     kwargs: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels, **config.kwargs}
     if takes_image_size(config.name):
         kwargs.setdefault("img_size", image_size)
-    return _create(config.name, kwargs, pretrained=config.pretrained)
+    model = _create(config.name, kwargs, pretrained=config.pretrained)
+    if config.weights is not None:
+        _start_from(model, config.weights)
+    elif config.start_row is not None:
+        raise ConfigError(f"student.start_row: say where '{config.start_row}' was trained: --set student.weights=RUN")
+    return model
+
+
+def starting_weights(where: str) -> dict[str, Tensor]:
+    """Read the weights to start from: a run folder or a safetensors file; raises `CheckpointError`."""
+    path = Path(where)
+    if path.is_dir():
+        path /= WEIGHTS_NAME
+    read_card(path)  # says what is wrong with the file
+    return load_file(path)
+
+
+def _start_from(model: nn.Module, where: str) -> None:
+    """Load weights into a model; its classifier stays as it is where theirs is for another number of classes."""
+    tensors = starting_weights(where)
+    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
+    own = model.state_dict()
+    if any(name.startswith(heads) and tensors[name].shape != own[name].shape for name in own.keys() & tensors.keys()):
+        tensors = {name: own[name] if name.startswith(heads) else value for name, value in tensors.items()}
+    load_strictly(model, tensors, where=str(Path(where).absolute()))
 
 
 def takes_image_size(name: str) -> bool:

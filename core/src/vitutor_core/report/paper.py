@@ -17,12 +17,18 @@ from vitutor_core.report.results import Record, parse_record
 Cell = bool | int | float | str | None
 
 
+def split_row(name: str) -> tuple[str, str | None]:
+    """Split ``row:metric`` into the package's row and the metric of its own, None for the table's."""
+    row, _, metric = name.partition(":")
+    return row, metric or None
+
+
 class PaperRow(Record):
     """A row of a printed table.
 
     ``cells`` maps column ids to what is printed (null: nothing). ``row`` names the package's row that reproduces
-    the measured cell, or one row per measured column. ``fraction`` is the share of the training data, if rows differ
-    in it.
+    the measured cell, or one row per measured column; ``row:metric`` takes another of its metrics than the table's.
+    ``fraction`` is the share of the training data, if rows differ in it.
     """
 
     label: str
@@ -52,7 +58,8 @@ class MeasuredCell:
 class PaperTable(Record):
     """A table of the paper.
 
-    ``columns`` maps ids to headings; those in ``measured`` hold ``metric`` (a name in metrics.json, in percent).
+    ``columns`` maps ids to headings; those in ``measured`` hold ``metric``, a name in metrics.json, in ``unit`` and
+    shown with ``decimals``.
     Differences are taken to the package's row ``baseline``. ``figure`` asks for a plot: the metric against
     ``fraction``, or the gain of each row over the baseline.
     """
@@ -63,6 +70,8 @@ class PaperTable(Record):
     metric: str
     columns: dict[str, str]
     measured: tuple[str, ...]
+    unit: str = "points"
+    decimals: int = Field(1, ge=0)
     rows: tuple[PaperRow, ...]
     baseline: str | None = None
     comparisons: tuple[Comparison, ...] = ()
@@ -104,8 +113,9 @@ class PaperResults(Record):
     """What a paper reports.
 
     ``methods`` maps the names of the package's methods to their titles, in the order of their colours; the rows of
-    method ``m`` are ``m`` itself and ``m_<anything>``. ``scale`` is the scale of the printed numbers and ``setting``
-    describes it. ``curves`` and ``attention`` name the rows drawn in those figures.
+    method ``m`` are ``m`` itself and ``m_<anything>``; ``m:metric`` names what else was measured of them. ``scale`` is
+    the scale of the printed numbers and ``setting`` describes it. ``curves`` and ``attention`` name the rows drawn in
+    those figures.
     """
 
     paper: str
@@ -120,8 +130,13 @@ class PaperResults(Record):
 
     def method_of(self, row: str) -> str | None:
         """Return the method that ``row`` is a row of: the longest name that fits."""
-        fitting = [name for name in self.methods if row == name or row.startswith(f"{name}_")]
-        return max(fitting, key=len, default=None)
+        own, metric = split_row(row)
+        fitting = []
+        for name in self.methods:
+            stem, of = split_row(name)
+            if of in (None, metric) and (own == stem or own.startswith(f"{stem}_")):
+                fitting.append((of is not None, len(stem), name))
+        return max(fitting)[-1] if fitting else None
 
     def title_of(self, row: str) -> str:
         """Return the title of the row's method, or the row's name where no method fits."""

@@ -14,29 +14,29 @@ from vitutor_core.report.verdict import Json
 NOTHING = "-"
 
 
-def number(value: float | None) -> str:
-    """Format a printed number with one decimal."""
-    return NOTHING if value is None else f"{value:.1f}"
+def number(value: float | None, decimals: int = 1) -> str:
+    """Format a printed number."""
+    return NOTHING if value is None else f"{value:.{decimals}f}"
 
 
-def signed(value: float | None) -> str:
+def signed(value: float | None, decimals: int = 1) -> str:
     """Format a printed difference with its sign."""
-    return NOTHING if value is None else f"{value:+.1f}"
+    return NOTHING if value is None else f"{value:+.{decimals}f}"
 
 
-def measured(stats: Json | None) -> str:
+def measured(stats: Json | None, decimals: int = 1) -> str:
     """Format mean and standard deviation of a row."""
     if stats is None:
         return NOTHING
-    return number(stats["mean"]) + ("" if stats["sd"] is None else f" +- {stats['sd']:.1f}")
+    return number(stats["mean"], decimals) + ("" if stats["sd"] is None else f" +- {stats['sd']:.{decimals}f}")
 
 
-def gap(found: Json | None) -> str:
+def gap(found: Json | None, decimals: int = 1) -> str:
     """Format a measured difference and its standard error."""
     if found is None:
         return NOTHING
     error = found["standard_error"]
-    return signed(found["mean"]) + ("" if error is None else f" +- {error:.1f}")
+    return signed(found["mean"], decimals) + ("" if error is None else f" +- {error:.{decimals}f}")
 
 
 def feature(value: Any) -> str:
@@ -49,7 +49,7 @@ def feature(value: Any) -> str:
 def line_cells(table: Json, *, full: bool) -> tuple[list[str], list[list[str]]]:
     """Return the headings and the cells of a table's lines, as text; ``full`` adds the paper's feature columns."""
     with_column = any(line["column"] for line in table["lines"])
-    features = table["features"] if full else {}
+    features, decimals = table["features"] if full else {}, table["decimals"]
     headings = ["row", *(["method"] if with_column else []), *features.values()]
     headings += ["paper", "to base", "ours", "to base", "seeds", "images", "updates"]
     return headings, [
@@ -57,10 +57,10 @@ def line_cells(table: Json, *, full: bool) -> tuple[list[str], list[list[str]]]:
             line["label"],
             *([line["column"]] if with_column else []),
             *(feature(line["features"][name]) for name in features),
-            number(line["paper"]),
-            "base" if line["is_baseline"] else signed(line["paper_difference"]),
-            measured(line["ours"]),
-            "base" if line["is_baseline"] else gap(line["difference"]),
+            number(line["paper"], decimals),
+            "base" if line["is_baseline"] else signed(line["paper_difference"], decimals),
+            measured(line["ours"], decimals),
+            "base" if line["is_baseline"] else gap(line["difference"], decimals),
             *budget(line),
         ]
         for line in table["lines"]
@@ -79,8 +79,8 @@ def comparison_cells(table: Json) -> tuple[list[str], list[list[str]]]:
     lines = [
         [
             f"{pair['subject']} minus {pair['reference']}{pair['where']}",
-            signed(pair["paper"]),
-            gap(pair["ours"]),
+            signed(pair["paper"], table["decimals"]),
+            gap(pair["ours"], table["decimals"]),
             verdict(pair),
         ]
         for pair in table["comparisons"]

@@ -17,8 +17,9 @@ from vitutor_core.errors import DataError
 Curves = dict[str, list[float | None]]
 """Column name to one value per epoch; None where nothing was measured."""
 
-# The seeds of a row may differ in these fields and in nothing else.
-_FREE_FIELDS = frozenset({"seed", "data.subset_seed"})
+# The seeds of a row may differ in these fields and in nothing else. Where a seed starts from another row's students,
+# it starts from that of the same number.
+_FREE_FIELDS = frozenset({"seed", "data.subset_seed", "student.weights"})
 
 
 class Record(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vitutor_core.report.paper import Comparison, MeasuredCell, PaperResults, PaperTable
+from vitutor_core.report.paper import Comparison, MeasuredCell, PaperResults, PaperTable, split_row
 from vitutor_core.report.results import Run
 from vitutor_core.report.verdict import Json, agrees, difference, outcome_of, sentence, summarise, summary
 
@@ -21,7 +21,7 @@ def build_table(paper: PaperResults, rows: Rows) -> Json:
     """
     runs = [run for same_row in rows.values() for run in same_row]
     tables = [_table(paper, table, rows) for table in paper.tables if table.reproduced()]
-    printed = {line["row"] for table in tables for line in table["lines"]}
+    printed = {split_row(line["row"])[0] for table in tables for line in table["lines"] if line["row"]}
     further = [row for row in rows if row not in printed]
     comparisons = {(pair["row"], pair["to"]): pair for table in tables for pair in table["comparisons"]}
     images = sorted({int(run.result.metrics["images"]) for run in runs if "images" in run.result.metrics})
@@ -47,6 +47,8 @@ def _table(paper: PaperResults, table: PaperTable, rows: Rows) -> Json:
         "title": table.title,
         "caption": table.caption,
         "metric": table.metric,
+        "unit": table.unit,
+        "decimals": table.decimals,
         "baseline": table.baseline,
         "figure": table.figure,
         "features": {name: title for name, title in table.columns.items() if name not in table.measured},
@@ -56,11 +58,10 @@ def _table(paper: PaperResults, table: PaperTable, rows: Rows) -> Json:
 
 
 def _line(paper: PaperResults, table: PaperTable, cell: MeasuredCell, rows: Rows) -> Json:
-    runs = rows.get(cell.row, []) if cell.row else []
-    ours = summarise(runs, table.metric)
+    runs, ours = _measured(cell.row, table, rows)
     is_baseline = cell.row is not None and cell.row == table.baseline
     baseline = table.reproduced()[table.baseline] if table.baseline and not is_baseline else None
-    reference = summarise(rows.get(table.baseline, []), table.metric) if table.baseline and not is_baseline else None
+    _, reference = _measured(table.baseline if not is_baseline else None, table, rows)
     return {
         "label": cell.printed.label,
         "column": table.columns[cell.column] if len(table.measured) > 1 else None,
@@ -75,6 +76,15 @@ def _line(paper: PaperResults, table: PaperTable, cell: MeasuredCell, rows: Rows
         "difference": difference(ours, reference),
         **_budget(runs),
     }
+
+
+def _measured(name: str | None, table: PaperTable, rows: Rows) -> tuple[Sequence[Run], Json | None]:
+    """Return the runs of ``row`` or ``row:metric``, and the summary of that metric over them."""
+    if name is None:
+        return [], None
+    row, metric = split_row(name)
+    runs = rows.get(row, [])
+    return runs, summarise(runs, metric or table.metric)
 
 
 def _budget(runs: Sequence[Run]) -> Json:
@@ -92,7 +102,7 @@ def _printed_difference(cell: MeasuredCell, reference: MeasuredCell | None) -> f
 
 def _comparison(paper: PaperResults, table: PaperTable, pair: Comparison, rows: Rows) -> Json:
     first, second = (table.reproduced()[row] for row in (pair.row, pair.to))
-    ours = [summarise(rows.get(row, []), table.metric) for row in (pair.row, pair.to)]
+    ours = [_measured(row, table, rows)[1] for row in (pair.row, pair.to)]
     printed, found = _printed_difference(first, second), difference(ours[0], ours[1])
     subject, reference, where = _names(paper, pair, first.printed.fraction, second.printed.fraction)
     outcome = outcome_of(found)
@@ -108,7 +118,7 @@ def _comparison(paper: PaperResults, table: PaperTable, pair: Comparison, rows: 
         "seeds": [stats["n"] if stats else 0 for stats in ours],
         "outcome": outcome,
         "agrees": agrees(printed, outcome),
-        "sentence": sentence(subject, reference, where, found),
+        "sentence": sentence(subject, reference, where, found, unit=table.unit, decimals=table.decimals),
     }
 
 

@@ -58,17 +58,20 @@ def outcome_of(found: Json | None) -> str:
     return "above" if found["mean"] > 0 else "below"
 
 
-def sentence(subject: str, reference: str, where: str, found: Json | None) -> str:
+def sentence(
+    subject: str, reference: str, where: str, found: Json | None, *, unit: str = "points", decimals: int = 1
+) -> str:
     """Say in words how ``subject`` stands to ``reference``; ``where`` is empty or says at which share of the data."""
     outcome = outcome_of(found)
     if found is None:
         return f"{subject} against {reference}{where}: not measured."
     if outcome == "one seed":
-        return f"{subject} minus {reference}{where} is {found['mean']:+.1f} points, from one seed: not to be judged."
-    mean, error = found["mean"], found["standard_error"]
+        value = f"{found['mean']:+.{decimals}f} {unit}"
+        return f"{subject} minus {reference}{where} is {value}, from one seed: not to be judged."
+    mean, error = found["mean"], f"{found['standard_error']:.{decimals}f} {unit}"
     if outcome == "unclear":
-        return f"No clear difference between {subject} and {reference}{where} ({mean:+.1f} +- {error:.1f} points)."
-    return f"{subject} is {abs(mean):.1f} +- {error:.1f} points {outcome} {reference}{where}."
+        return f"No clear difference between {subject} and {reference}{where} ({mean:+.{decimals}f} +- {error})."
+    return f"{subject} is {abs(mean):.{decimals}f} +- {error} {outcome} {reference}{where}."
 
 
 def agrees(printed: float | None, outcome: str) -> bool | None:

@@ -89,6 +89,8 @@ def fit(
             if (epoch + 1) % every.eval_every_epochs == 0 or epoch + 1 == epochs:
                 metrics = _evaluate(method, state.ema, data, config, processes, probe)
                 line |= metrics
+            if epoch + 1 == epochs:
+                metrics |= method.final_metrics(data.evaluation)
             state.end_epoch(line, metrics)
             progress.epoch(_summary(line, epochs), last=epoch + 1 == epochs)
             must_stop = processes.any(bool(stop))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from vitutor_core.data.types import Batch
+from vitutor_core.data.types import Batch, EvalLoader
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,13 @@ class Method(nn.Module, ABC):
 
     def diagnostics(self, images: Tensor) -> dict[str, float]:
         """Return figures to log after each evaluation, from a fixed batch of evaluation images."""
+        return {}
+
+    def final_metrics(self, evaluation: EvalLoader) -> dict[str, float]:
+        """Return the method's own figures over the whole evaluation set; called once, after the last epoch.
+
+        Every process calls it, with its share of the images.
+        """
         return {}
 
     def teachers(self) -> dict[str, dict[str, Any]]:

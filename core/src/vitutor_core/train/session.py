@@ -18,7 +18,7 @@ from vitutor_core.config import identity_fields
 from vitutor_core.data.build import build_data
 from vitutor_core.data.types import Data, DataInfo
 from vitutor_core.errors import ResourceError
-from vitutor_core.models.weights import ModelCard, save_model, takes_image_size
+from vitutor_core.models.weights import ModelCard, save_model, starting_weights, takes_image_size, weights_sha256
 from vitutor_core.provenance import git_state, machine, versions
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.distributed import Processes, processes
@@ -103,7 +103,7 @@ def _identity(config: RunConfig, label: RunLabel, info: DataInfo, method: Method
         "classes": hashlib.sha256("\n".join(info.class_names).encode()).hexdigest(),
         "teachers": {role: teacher["sha256"] for role, teacher in method.teachers().items()},
         "config": identity_fields(config),
-    }
+    } | ({"start": weights_sha256(starting_weights(start))} if (start := config.student.weights) is not None else {})
 
 
 def _session(label: RunLabel) -> dict[str, Any]:

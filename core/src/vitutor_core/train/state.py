@@ -43,9 +43,10 @@ class TrainState:
             method.on_epoch(Clock(found.step - 1, clock.steps_per_epoch, clock.total_steps))
         optimizer = optim.build_optimizer(method, config.optim, config.train.batch_size)
         decay = config.train.ema_decay
+        epochs = config.train.schedule_epochs or config.train.epochs
         state = cls(
             optimizer,
-            optim.build_schedule(optimizer, config.optim, config.train.epochs, clock.steps_per_epoch),
+            optim.build_schedule(optimizer, config.optim, epochs, clock.steps_per_epoch),
             ModelEmaV3(method.inference_model(), decay=decay) if decay is not None else None,
             identity,
         )
