@@ -7,7 +7,7 @@ SCALE ?= digits
 PYTHON ?= python3
 BIN := .venv/bin
 GRAPH := $(if $(filter digits,$(SCALE)),.,scales/$(SCALE))
-PACKAGES := core dearkd bootstrapping_vit drloc coadvise
+PACKAGES := core dearkd bootstrapping_vit drloc coadvise mae_lite_distill
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: setup test lint reproduce
