@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from core.tests.report_samples import PAPER, write_row
 from vitutor_core.errors import DataError
-from vitutor_core.report.publish import replace_block
+from vitutor_core.report.paper import load_paper_results
+from vitutor_core.report.plots import draw_figures
+from vitutor_core.report.publish import publish_results, replace_block
+from vitutor_core.report.results import load_results
+from vitutor_core.report.table import build_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,3 +27,25 @@ def test_only_the_named_block_is_replaced():
 def test_the_scales_share_one_graph():
     graphs = [(ROOT / folder / "dvc.yaml").read_text() for folder in (".", "scales/cifar100", "scales/imagenet")]
     assert graphs[0] == graphs[1] == graphs[2]
+
+
+def test_what_is_published_can_be_read_in_the_repository(tmp_path):
+    path = tmp_path / "paper_results.yaml"
+    path.write_text(PAPER)
+    results, target = tmp_path / "results", tmp_path / "repository" / "docs" / "results" / "digits"
+    for row, value in (("plain", 90.0), ("part", 91.0), ("ours", 93.0)):
+        write_row(results, row, [value, value + 1])
+    paper, rows = load_paper_results(path), load_results(results, "demo")
+    table = build_table(paper, rows)
+    draw_figures(paper, table, rows, results / "reports" / "demo")
+    readme = tmp_path / "repository" / "README.md"
+    readme.parent.mkdir()
+    readme.write_text("# x\n<!-- results:demo -->\n<!-- end -->\n")
+    written = publish_results(table, results, target, readme)
+    assert all(path.exists() for path in written)
+    shown = re.findall(r"!?\[[^]]*\]\(([^)]*)\)", readme.read_text())
+    assert shown == ["docs/results/digits/demo-ablation-ablation.png", "docs/results/digits/demo.md"]
+    assert "- OURS is 3.0 +- 0.7 points above plain model." in readme.read_text()
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (target / "demo.md").read_text())
+    assert len(pictures) == len(list(target.glob("*.png"))) / 2 == 3
+    assert all((target / name).exists() for name in pictures)

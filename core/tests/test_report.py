@@ -232,9 +232,9 @@ def test_figures(paper: PaperResults, full: Path, tmp_path: Path) -> None:
     table = build(paper, full)
     pictures = draw_figures(paper, table, load_results(full, "demo"), tmp_path / "figures")
     names = [picture.light.stem for picture in pictures]
-    assert names == ["data-fraction", "ablation", "learning-curves", "attention-distance"]
-    assert "OURS at 10 %: 81.3" in pictures[0].alt
-    assert "all: +4.0, paper +2.3" in pictures[1].alt
+    assert names == ["ablation-ablation", "fraction-data", "learning-curves", "attention-distance"]
+    assert "OURS at 10 %: 81.3" in pictures[1].alt
+    assert "all: +4.0 +- 0.8, paper +2.3" in pictures[0].alt
     assert "OURS: 95.0" in pictures[2].alt
     assert "OURS: 1.5, 2.5" in pictures[3].alt
     for picture in pictures:

@@ -11,6 +11,7 @@ from typing import Any
 
 from vitutor_core.report.drawing import COLOURS, Picture, draw_legend, save_picture, style_of
 from vitutor_core.report.paper import PaperResults
+from vitutor_core.report.render import gap, signed
 from vitutor_core.report.results import Run
 from vitutor_core.report.table import Rows
 from vitutor_core.report.verdict import Json
@@ -23,13 +24,9 @@ _DISTANCE = re.compile(r"attention_distance_block(\d+)")
 def draw_figures(paper: PaperResults, table: Json, rows: Rows, folder: Path) -> list[Picture]:
     """Draw every figure whose data are there into ``folder``, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {part["figure"]: part for part in table["tables"] if part["figure"]}
-    pictures = [
-        fraction_figure(paper, parts["fraction"], folder) if "fraction" in parts else None,
-        ablation_figure(paper, parts["ablation"], folder) if "ablation" in parts else None,
-        curves_figure(paper, rows, folder),
-        attention_figure(paper, rows, folder),
-    ]
+    kinds = {"fraction": fraction_figure, "ablation": ablation_figure}
+    pictures = [kinds[part["figure"]](paper, part, folder) for part in table["tables"] if part["figure"]]
+    pictures += [curves_figure(paper, rows, folder), attention_figure(paper, rows, folder)]
     return [picture for picture in pictures if picture is not None]
 
 
@@ -67,9 +64,9 @@ def fraction_figure(paper: PaperResults, part: Json, folder: Path) -> Picture | 
         f"{paper.title_of(line['row'])} at {100 * line['fraction']:g} %: {line['ours']['mean']:.1f}" for line in done
     )
     return save_picture(
-        folder / "data-fraction",
+        folder / f"fraction-{part['id']}",
         draw,
-        title="Accuracy against the amount of training data",
+        title=f"{part['title']}: accuracy against the amount of training data",
         caption="Mean over seeds with the standard deviation; small dots are single seeds. Note the different axes: "
         "the panels share no scale, only the order and the gaps of the curves can be compared.",
         alt=f"Line chart of the measured top-1 accuracy in percent. {listed}. A second panel shows the paper's curves.",
@@ -94,26 +91,28 @@ def ablation_figure(paper: PaperResults, part: Json, folder: Path) -> Picture | 
                     colour = style_of(paper, line["method"])["color"]
                     axes.barh(place, found["mean"], xerr=error, color=colour, ecolor=axes.xaxis.label.get_color())
                     beyond = max(0.0, found["mean"] + (error or 0.0))
-                    text = f"{found['mean']:+.1f}".replace("-", "\N{MINUS SIGN}")
+                    text = f"{found['mean']:+.{part['decimals']}f}".replace("-", "\N{MINUS SIGN}")
                     axes.annotate(text, (beyond, place), (4, 0), textcoords="offset points", va="center")
         for axes, title in ((left, "measured here"), (right, f"paper ({paper.scale})")):
             axes.axvline(0, color="0.5", linewidth=1)
-            axes.set(title=title, xlabel="gain over the baseline (points)")
+            axes.set(title=title, xlabel=f"gain over the baseline ({part['unit']})")
             axes.margins(x=0.16)
         left.set_yticks(range(len(lines)), [line["label"] for line in lines])
         left.invert_yaxis()
 
     listed = "; ".join(
-        f"{line['label']}: {line['difference']['mean']:+.1f}, paper {line['paper_difference']:+.1f}"
+        f"{line['label']}: {gap(line['difference'], part['decimals'])}, "
+        f"paper {signed(line['paper_difference'], part['decimals'])}"
         for line in lines
         if line["difference"]
     )
     return save_picture(
-        folder / "ablation",
+        folder / f"ablation-{part['id']}",
         draw,
-        title="What each part adds",
-        caption=f"Top-1 minus that of {paper.title_of(part['baseline'])}, in points; whiskers are one standard error.",
-        alt=f"Bar chart of gains over the baseline in points. {listed}.",
+        title=f"{part['title']}: what each part adds",
+        caption=f"{'Top-1' if part['metric'] == 'top1' else part['metric']} minus that of "
+        f"{paper.title_of(part['baseline'])}, in {part['unit']}; whiskers are one standard error.",
+        alt=f"Bar chart of gains over the baseline in {part['unit']}. {listed}.",
     )
 
 

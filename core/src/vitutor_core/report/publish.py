@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from vitutor_core.errors import DataError
-from vitutor_core.report.render import headlines, line_cells, markdown_grid, scope, to_markdown
+from vitutor_core.report.render import headlines, scope, to_markdown
 from vitutor_core.report.verdict import Json
 
 
@@ -22,22 +22,38 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
     runs = [json.loads(path.read_text()) for path in sorted((folder / paper).glob("*/seed-*/metrics.json"))]
     written = [target / f"{paper}.json", target / f"{paper}.md", target / f"{paper}-runs.json"]
     written[0].write_text(json.dumps(table, indent=1) + "\n")
-    written[1].write_text(to_markdown(table))
     written[2].write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
     for figure in sorted((folder / "reports" / paper).glob("*.png")):
         written.append(target / f"{paper}-{figure.name}")
         shutil.copyfile(figure, written[-1])
+    shown = [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in written[3:] if "-dark" not in path.stem]
+    written[1].write_text(
+        "\n\n".join([to_markdown(table).rstrip("\n"), *(["## Figures", *shown] if shown else [])]) + "\n"
+    )
     if readme is not None:
-        readme.write_text(replace_block(readme.read_text(), paper, readme_block(table), where=str(readme)))
+        where = target.absolute().relative_to(readme.absolute().parent)
+        block = readme_block(table, where / f"{paper}.md", _main_figure(table, target), where)
+        readme.write_text(replace_block(readme.read_text(), paper, block, where=str(readme)))
         written.append(readme)
     return written
 
 
-def readme_block(table: Json) -> str:
-    """Return what the README shows of a paper: scope, verdicts, and its table by data fraction, else its first."""
-    main = next((part for part in table["tables"] if part["figure"] == "fraction"), table["tables"][0])
-    bullets = "\n".join(f"- {sentence}" for sentence in headlines(table))
-    return "\n\n".join([scope(table), bullets, markdown_grid(*line_cells(main, full=True))])
+def readme_block(table: Json, page: Path, figure: str | None, where: Path) -> str:
+    """Return what the README shows of a paper: scope, verdicts, a figure, and where the tables are.
+
+    ``page`` and ``where``, the folder of the ``figure``, are relative to the README.
+    """
+    parts = [scope(table), "\n".join(f"- {sentence}" for sentence in headlines(table))]
+    if figure is not None:
+        parts.append(f"![{figure.replace('-', ' ')}]({where / figure}.png)")
+    return "\n\n".join([*parts, f"[All tables and figures]({page})"])
+
+
+def _main_figure(table: Json, target: Path) -> str | None:
+    """Return the published figure that shows most of a paper: the first of its tables' figures, else the curves."""
+    names = [f"{part['figure']}-{part['id']}" for part in table["tables"] if part["figure"]]
+    published = (f"{table['paper']}-{name}" for name in [*names, "learning-curves"])
+    return next((name for name in published if (target / f"{name}.png").exists()), None)
 
 
 def replace_block(text: str, name: str, block: str, *, where: str) -> str:
