@@ -14,26 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from vitutor_core.data.sources import open_source
-from vitutor_core.data.types import Source, Split
+from core.tests.source_samples import opened, shades
 from vitutor_core.errors import ConfigError, DataError
-from vitutor_core.schema import DataConfig
 
+pytestmark = pytest.mark.usefixtures("data_root")
 NAMES = ["ant", "bee"]
-
-
-@pytest.fixture(autouse=True)
-def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("VITUTOR_DATA_ROOT", str(tmp_path))
-    return tmp_path
-
-
-def opened(source: str) -> Source:
-    return open_source(DataConfig(source=source, image_size=8))
-
-
-def shades(split: Split) -> list[int]:
-    return [split.read(index).getpixel((0, 0))[0] for index in range(len(split.labels))]
 
 
 def write_shard(

@@ -18,27 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import datasets
 
-from vitutor_core.data.sources import open_source
-from vitutor_core.data.types import Source, Split
+from core.tests.source_samples import opened, shades
 from vitutor_core.errors import ConfigError, DataError
-from vitutor_core.schema import DataConfig
 
+pytestmark = pytest.mark.usefixtures("data_root")
 SPLITS = {"train": [3, 0, 9, 1, 4, 7, 2, 5, 8, 6], "test": [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]}
 """Labels of the tiny copies: ten classes, one image of each."""
-
-
-@pytest.fixture(autouse=True)
-def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("VITUTOR_DATA_ROOT", str(tmp_path))
-    return tmp_path
-
-
-def opened(source: str) -> Source:
-    return open_source(DataConfig(source=source, image_size=8))
-
-
-def shades(split: Split) -> list[int]:
-    return [split.read(index).getpixel((0, 0))[0] for index in range(len(split.labels))]
 
 
 def grey(split: str, index: int) -> int:
