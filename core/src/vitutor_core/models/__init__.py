@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitutor_core.models import cnn
+from vitutor_core.models import cnn, cvt, rednet, t2t
 from vitutor_core.models.taps import Taps, forward_taps
 
-__all__ = ["Taps", "cnn", "forward_taps"]
+__all__ = ["Taps", "cnn", "cvt", "forward_taps", "rednet", "t2t"]

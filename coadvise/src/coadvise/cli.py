@@ -1,0 +1,37 @@
+"""The coadvise command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from vitutor_core.cli import options
+from vitutor_core.cli.entry import run
+from vitutor_core.cli.paper import Paper, paper_group
+
+PAPER = Paper("coadvise", config="coadvise.config:CoadviseConfig", method="coadvise.method:Coadvise")
+
+cli = paper_group(PAPER, "Co-advise: cross inductive bias distillation from two unlike teachers (CVPR 2022).")
+
+
+@cli.command("robustness")
+@click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--images",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder per class, some or all of the model's: ImageNet-A, -R, or one set of -C.  [default: corrupt RUN's own]",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
+def robustness(run_folder: Path, images: Path | None, device: str) -> None:
+    """Evaluate the finished RUN, a student's or a teacher's, out of distribution."""
+    options.load(PAPER.method)  # registers the paper's models with timm
+    measure = options.load("vitutor_core.cli.robustness:evaluate_robustness")
+    click.echo(json.dumps(measure(run_folder, images, device), indent=2))
+
+
+def main() -> NoReturn:
+    """Entry point of the coadvise command."""
+    run(cli)

@@ -1,0 +1,70 @@
+"""The config of a Co-advise run: the shared sections, any number of teachers, and the paper's own terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
+
+from vitutor_core.config import Config, identity
+from vitutor_core.schema import RunConfig, TeacherConfig
+
+
+class ObjectiveConfig(Config):
+    """Terms and weights of eq. 1; docs/fidelity/coadvise.md says why these are the defaults."""
+
+    label_weight: float = identity(1.0, help="lambda_0, weight of the label term", ge=0)
+    weights: dict[str, float] = identity({}, help="lambda of each teacher's term by role; 1 where not given")
+    temperatures: dict[str, float] = identity({}, help="tau of each teacher's term by role; 1 where not given")
+    direction: Literal["teacher_student", "student_teacher"] = identity(
+        "teacher_student", help="of the divergence: KL(teacher || student), or the order in which eq. 1 is written"
+    )
+    label_tokens: Literal["class", "all"] = identity(
+        "class", help="tokens that learn from labels: the class token, or, without teachers, all of them"
+    )
+    order: tuple[str, ...] | None = identity(
+        None, help="roles of the teachers, in the order of the student's tokens; null: as in `teachers`"
+    )
+    corruption_severities: tuple[int, ...] = identity(
+        (), help="severities (1 to 5) at which the corruption error is measured after the last epoch; empty: not at all"
+    )
+
+
+class CoadviseConfig(RunConfig):
+    """Everything that a Co-advise run needs. A student with one output takes all terms there."""
+
+    teachers: dict[str, TeacherConfig] = identity({}, help="the frozen teachers by role; none: plain training")
+    method: ObjectiveConfig = identity(ObjectiveConfig(), help="the paper's objective")
+
+    @model_validator(mode="after")
+    def _terms_and_teachers_fit(self) -> Self:
+        terms = self.method
+        for name, named in (("weights", terms.weights), ("temperatures", terms.temperatures)):
+            if unknown := sorted(set(named) - set(self.teachers)):
+                raise ValueError(f"method.{name} names {', '.join(unknown)}, but the teachers are {self._roles()}")
+        if min([*terms.temperatures.values(), 1.0]) <= 0 or min([*terms.weights.values(), 0.0]) < 0:
+            raise ValueError("method.temperatures must be above 0, and no method.weights below it")
+        if terms.order is not None and sorted(terms.order) != sorted(self.teachers):
+            raise ValueError(f"method.order must name each teacher once: {self._roles()}")
+        if terms.label_tokens == "all" and self.teachers:
+            raise ValueError("method.label_tokens=all is for runs without teachers: their tokens learn from them")
+        if not set(terms.corruption_severities) <= {1, 2, 3, 4, 5}:
+            raise ValueError("method.corruption_severities are whole numbers from 1 to 5")
+        return self
+
+    def _roles(self) -> str:
+        return ", ".join(self.teachers) or "none"
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, where: str) -> Self:
+        """Validate, then write into the config what depends on the teachers: their order, and CiT's tokens."""
+        config = super().from_mapping(values, where=where)
+        found = []
+        if config.method.order is None:
+            found.append(f"method.order=[{', '.join(config.teachers)}]")
+        if config.student.name.startswith("cit_") and "teacher_tokens" not in config.student.kwargs:
+            stems = config.student.kwargs.get("stems", ("conv", "inv") if "_aligned_" in config.student.name else ())
+            tokens = len(stems) if isinstance(stems, tuple) and stems else len(config.teachers)
+            found.append(f"student.kwargs.teacher_tokens={tokens}")
+        return config.changed(found) if found else config

@@ -1,0 +1,109 @@
+"""Co-advise (Ren et al., CVPR 2022, arXiv 2106.12378): each teacher has its own token of the student.
+
+L = lambda_0 CE(class token, label) + sum over teachers i of lambda_i tau_i^2 KL(teacher_i || token_i)    (eq. 1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from coadvise import models as _models  # noqa: F401  # registers the students with timm
+from coadvise.config import CoadviseConfig
+from coadvise.evaluation import token_metrics
+from coadvise.losses import divergence, label_loss, total_loss
+from vitutor_core.data.types import Batch, DataInfo, EvalLoader
+from vitutor_core.distill import FrozenTeacher
+from vitutor_core.distill.teacher import load_teacher
+from vitutor_core.errors import ConfigError
+from vitutor_core.evaluate.robustness import corruption_errors
+from vitutor_core.models.weights import create_model
+from vitutor_core.train.method import Clock, Method, StepOutput
+
+CLASS = "class"
+
+
+class Coadvise(Method):
+    """The student and its frozen teachers; without teachers, plain supervised training.
+
+    A student with one output (a one-token CiT, a CNN, an MLP) learns all terms there.
+    """
+
+    def __init__(
+        self, student: nn.Module, config: CoadviseConfig, teachers: Mapping[str, FrozenTeacher], info: DataInfo
+    ) -> None:
+        super().__init__()
+        self.student: Any = student
+        self._teachers = dict(teachers)
+        self._terms = config.method
+        self._info = info
+
+    @classmethod
+    def build(cls, config: CoadviseConfig, info: DataInfo) -> Self:
+        """Build student and teachers for the data at hand; raises `ConfigError` where they do not fit."""
+        student = create_model(
+            config.student, num_classes=info.num_classes, image_size=info.image_size, channels=info.channels
+        )
+        roles = config.method.order or ()
+        tokens = len(getattr(student, "teacher_heads", ()))
+        if roles and tokens not in (0, len(roles)):
+            raise ConfigError(
+                f"teachers: {len(roles)} for the {tokens} teacher tokens of {config.student.name}; set "
+                f"student.kwargs.teacher_tokens to {len(roles)}, or to 0 for all terms on the class token"
+            )
+        return cls(student, config, {role: load_teacher(config.teachers[role], info) for role in roles}, info)
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        output = self.student(batch.images)
+        logits = output if isinstance(output, tuple) else (output,)
+        divergences = {}
+        for index, (role, teacher) in enumerate(self._teachers.items(), start=1):
+            divergences[role] = divergence(
+                logits[index if len(logits) > 1 else 0],
+                teacher(batch.images).logits,
+                temperature=self._terms.temperatures.get(role, 1.0),
+                direction=self._terms.direction,
+            )
+        label = label_loss(logits if self._terms.label_tokens == "all" else logits[:1], batch.targets)
+        loss = total_loss(label, divergences, label_weight=self._terms.label_weight, weights=self._terms.weights)
+        return StepOutput(loss, {"label_loss": label} | {f"{role}_loss": term for role, term in divergences.items()})
+
+    def teachers(self) -> dict[str, dict[str, Any]]:
+        return {role: teacher.facts for role, teacher in self._teachers.items()}
+
+    def final_metrics(self, evaluation: EvalLoader) -> dict[str, float]:
+        """Return `token_metrics` of the student, and its corruption errors where the config asks for them."""
+        device = next(self.student.parameters()).device
+        was_training = self.student.training
+        self.student.eval()
+        teachers = {role: _logits_of(teacher) for role, teacher in self._teachers.items()}
+        metrics = token_metrics(self._tokens, teachers, evaluation, device)
+        if self._terms.corruption_severities:
+            metrics |= corruption_errors(
+                self.student,
+                evaluation,
+                num_classes=self._info.num_classes,
+                mean=self._info.mean,
+                std=self._info.std,
+                device=device,
+                severities=self._terms.corruption_severities,
+            )
+        self.student.train(was_training)
+        return metrics
+
+    def _tokens(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the logits (B, K) of every head of the student in evaluation mode, by the name of its token."""
+        if not hasattr(self.student, "token_logits"):
+            return {CLASS: self.student(images)}
+        logits = self.student.token_logits(self.student.forward_features(images))
+        names = [CLASS, *(f"token{index}" for index in range(1, len(logits)))]
+        if self._teachers and len(logits) > 1:
+            names = [CLASS, *self._teachers]
+        return dict(zip(names, logits, strict=True))
+
+
+def _logits_of(teacher: FrozenTeacher) -> Any:
+    return lambda images: teacher(images).logits
