@@ -264,7 +264,7 @@ def test_config_and_rows_are_printed(toypaper, call):
     assert (code, printed.seed, printed.train.epochs) == (0, 3, 1000)
     assert errors == f"fingerprint {printed.fingerprint()}\n"
     code, output, _ = call(toypaper, "rows")
-    assert [line.split()[0] for line in output.splitlines()] == ["plain", "long", "diverging"]
+    assert [line.split()[0] for line in output.splitlines()] == ["plain", "long", "diverging", "warm", "tuned"]
 
 
 def test_help_names_every_command(toypaper, call):

@@ -28,6 +28,8 @@ rows:
   plain: {}
   long: {train.epochs: 1000, runtime.eval_every_epochs: 1000, runtime.checkpoint_every_epochs: 1000}
   diverging: {optim.lr: 1e+30}
+  warm: {}
+  tuned: {student.start_row: warm}
 """
 
 COMMAND = [sys.executable, "-c", "from toypaper.cli import main; main()"]

@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import click
 
+from vitutor_core.cli.compare import compare
 from vitutor_core.cli.data import data
 from vitutor_core.cli.doctor import doctor
 from vitutor_core.cli.entry import run
@@ -19,7 +20,7 @@ def vitutor() -> None:
     """ViTutor's shared tools. Each paper has its own command, such as dearkd."""
 
 
-for command in (data, teacher, report, doctor):
+for command in (data, teacher, compare, report, doctor):
     vitutor.add_command(command)
 
 

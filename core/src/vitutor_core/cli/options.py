@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from vitutor_core.errors import ConfigError
+
 SCALES = ("digits", "cifar100", "imagenet")
 
 scale = click.option(
@@ -45,6 +47,14 @@ def out() -> Callable[[Any], Any]:
 def recipe_path(package: str, scale_name: str, own: Path | None = None) -> Path:
     """Return the recipe file of a package at a scale."""
     return own if own is not None else Path(str(files(package))) / "recipes" / f"{scale_name}.yaml"
+
+
+def seed_numbers(text: str) -> tuple[int, ...]:
+    """Read the seeds of --seeds; raises `ConfigError`."""
+    try:
+        return tuple(int(seed) for seed in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--seeds {text}: write whole numbers separated by commas") from None
 
 
 def load(reference: str) -> Any:

@@ -16,17 +16,22 @@ import click
 
 from vitutor_core.cli import options
 from vitutor_core.config import read_recipe, resolve
-from vitutor_core.errors import ConfigError
 from vitutor_core.schema import RunConfig
 
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper package: its folder name, and where its config and its method are (``module:name``)."""
+    """A paper package: its folder name, and where its config and its method are (``module:name``).
+
+    For `vitutor compare`: ``plain_row`` is the row of the student without the method; of ``method_rows`` the last is
+    the method's, and those before it are pre-training.
+    """
 
     package: str
     config: str
     method: str
+    plain_row: str | None = None
+    method_rows: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
@@ -95,9 +100,16 @@ def _train(paper: Paper) -> click.Command:
         label = RunLabel(paper.package, row or "train", scale, options.command_line(paper.command))
         result = run_session(config, options.load(paper.method).build, label=label, out=out)
         if os.environ.get("RANK", "0") == "0" and os.environ.get(QUIET) != "1":
-            click.echo(f"top-1 {result['metrics']['top1']:.2f} % on {result['metrics']['images']:.0f} images; {out}")
+            click.echo(f"{_measured(result['metrics'])} on {result['metrics']['images']:.0f} images; {out}")
 
     return train
+
+
+def _measured(metrics: dict[str, float]) -> str:
+    """Say what was measured: the accuracy, or of a model that is no classifier yet its own figures."""
+    if "top1" in metrics:
+        return f"top-1 {metrics['top1']:.2f} %"
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "images")
 
 
 def _reproduce(paper: Paper) -> click.Command:
@@ -129,10 +141,7 @@ def _reproduce(paper: Paper) -> click.Command:
         """
         from vitutor_core.cli.seeds import reproduce_row
 
-        try:
-            numbers = tuple(int(seed) for seed in seeds.split(","))
-        except ValueError:
-            raise ConfigError(f"--seeds {seeds}: write whole numbers separated by commas") from None
+        numbers = options.seed_numbers(seeds)
         configs = [paper.resolve(scale, None, row, _settings(settings, seed), preset=preset) for seed in numbers]
         reproduce_row(
             paper,

@@ -1,0 +1,157 @@
+"""Several papers' methods on one budget: which helps most with these images? Imports nothing heavy itself."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vitutor_core.cli import options
+from vitutor_core.config import nearest, parse_yaml
+from vitutor_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitutor_core.cli.paper import Paper
+
+GROUP = "vitutor.papers"
+
+
+@click.command("compare")
+@options.scale
+@click.option("--papers", help="Package names, separated by commas.  [default: all that are installed]")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, separated by commas.")
+@options.settings
+@options.out()
+def compare(scale: str, papers: str | None, seeds: str, settings: tuple[str, ...], out: Path) -> None:
+    """Train each paper's method and its plain student on one budget, and show what each method adds.
+
+    Images, augmentation, optimiser and number of updates are the same for all; --set changes them for all, e.g.
+    --set data.source=folder:my_images --set data.fraction=0.1. What a method needs besides (teachers, pre-training)
+    comes from its own recipe and is listed. Interrupted, the same command goes on; changed, it trains what changed.
+    """
+    from vitutor_core.cli.seeds import reproduce_row
+
+    chosen, numbers = _choose(papers), options.seed_numbers(seeds)
+    budget = _budget(scale)
+    for paper in chosen:
+        for row in _rows(paper):
+            shared = {"data": budget["data"]} if row in paper.method_rows[:-1] else budget
+            changes = (*(f"{name}={json.dumps(value)}" for name, value in shared.items()), *settings)
+            configs = [paper.resolve(scale, None, row, (*changes, f"seed={seed}")) for seed in numbers]
+            folder = out / "results" / paper.package / row
+            if _is_done(folder, configs):
+                continue
+            reproduce_row(
+                paper,
+                row,
+                scale,
+                configs,
+                preset=None,
+                settings=changes,
+                teachers=out / "teachers",
+                work=out / "work",
+                jobs=None,
+                out=folder,
+            )
+    lines = [_line(paper, out / "results") for paper in chosen]
+    _show(lines, out)
+
+
+def _choose(names: str | None) -> list[Paper]:
+    """Return the papers that are asked for, or all that are installed; raises `ConfigError` where there is none."""
+    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
+    wanted = sorted(installed) if names is None else names.split(",")
+    for name in wanted:
+        if name not in installed:
+            raise ConfigError(f"--papers: '{name}' is not installed{nearest(name, installed)}; pip install ./{name}")
+    if not wanted:
+        raise ConfigError("no paper is installed; pip install ./dearkd, for example")
+    return [installed[name].load() for name in wanted]
+
+
+def _rows(paper: Paper) -> tuple[str, ...]:
+    if paper.plain_row is None or not paper.method_rows:
+        raise ConfigError(f"--papers: {paper.package} does not say which of its rows to compare (Paper.plain_row)")
+    return paper.plain_row, *paper.method_rows
+
+
+def _budget(scale: str) -> dict[str, Any]:
+    path = Path(str(files("vitutor_core"))) / "recipes" / "budget" / f"{scale}.yaml"
+    budget: dict[str, Any] = parse_yaml(path.read_text(encoding="utf-8"), where=path.name)
+    return budget
+
+
+def _is_done(folder: Path, configs: list[Any]) -> bool:
+    """Return whether a row's results are there, for these seeds and configs."""
+    for config in configs:
+        path = folder / f"seed-{config.seed}" / "metrics.json"
+        if not path.exists():
+            return False
+        saved = type(config).from_mapping(json.loads(path.read_text())["config"], where=str(path))
+        if saved.fingerprint() != config.fingerprint():
+            return False
+    return True
+
+
+def _line(paper: Paper, results: Path) -> dict[str, Any]:
+    """Summarise what a method adds to its plain student, and what that costs in training time."""
+    from vitutor_core.report.results import load_results
+    from vitutor_core.report.verdict import difference, outcome_of, summarise
+
+    rows = load_results(results, paper.package)
+    plain_row, *_, method_row = _rows(paper)
+    plain, method = summarise(rows[plain_row], "top1"), summarise(rows[method_row], "top1")
+    gain = difference(method, plain)
+
+    def seconds(*names: str) -> float:
+        return sum(run.result.seconds for name in names for run in rows[name]) / len(rows[names[0]])
+
+    first = rows[method_row][0].result
+    return {
+        "paper": paper.package,
+        "student": first.config["student"]["name"],
+        "teachers": {role: teacher.name for role, teacher in first.teachers.items()},
+        "plain": plain,
+        "method": method,
+        "gain": gain,
+        "outcome": outcome_of(gain),
+        "updates": first.updates,
+        "train_images": first.train_images,
+        "pretraining_updates": sum(rows[name][0].result.updates for name in paper.method_rows[:-1]),
+        "cost": seconds(*paper.method_rows) / seconds(plain_row),
+    }
+
+
+def _show(lines: list[dict[str, Any]], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vitutor_core.report.render import gap, measured
+    from vitutor_core.train.run_folder import write_json
+
+    lines = sorted(lines, key=lambda line: -line["gain"]["mean"])
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("method", "plain student", "with it", "gain", "verdict", "updates", "before", "time", "teachers"):
+        table.add_column(heading, justify="left" if heading in {"method", "verdict", "teachers"} else "right")
+    for line in lines:
+        table.add_row(
+            line["paper"],
+            measured(line["plain"]),
+            measured(line["method"]),
+            gap(line["gain"]),
+            line["outcome"],
+            f"{line['updates']:,}",
+            f"{line['pretraining_updates']:,}",
+            f"{line['cost']:.1f}x",
+            ", ".join(f"{role}: {name}" for role, name in line["teachers"].items()),
+        )
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(table)
+    click.echo("top-1 in %, mean +- sd over seeds; gain +- standard error; before: updates of pre-training;")
+    click.echo("time: of the method's runs over that of the plain student's, teachers not counted")
+    write_json(out / "compare.json", {"lines": lines})
+    click.echo(f"written {out / 'compare.json'}")

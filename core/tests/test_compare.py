@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from core.tests.toy_paper import write_toy_paper
+from vitutor_core.cli import compare, seeds
+from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.paper import Paper
+from vitutor_core.errors import ConfigError
+
+PAPER = Paper(
+    "toypaper",
+    config="vitutor_core.schema:RunConfig",
+    method="vitutor_core.train.supervised:Supervised",
+    plain_row="plain",
+    method_rows=("warm", "tuned"),
+)
+BUDGET = {
+    "data": {"source": "digits", "image_size": 16, "per_class": 4},
+    "optim": {"lr": 0.01, "schedule_unit": "update"},
+    "train": {"epochs": 1, "batch_size": 20},
+}
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    folder = write_toy_paper(tmp_path / "toy")
+    monkeypatch.syspath_prepend(folder)
+    entry = SimpleNamespace(name="toypaper", load=lambda: PAPER)
+    monkeypatch.setattr(compare, "entry_points", lambda group: [entry] if group == "vitutor.papers" else [])
+    monkeypatch.setattr(compare, "_budget", lambda scale: BUDGET)
+    yield tmp_path
+    for name in ("toypaper", "toypaper.cli"):
+        sys.modules.pop(name, None)
+
+
+def run(where, *arguments):
+    vitutor.main(["compare", "--seeds", "0,1", "--out", str(where / "out"), *arguments], standalone_mode=False)
+
+
+def test_every_row_gets_the_budget_and_a_finished_one_is_kept(toy, monkeypatch, capsys):
+    made = []
+
+    def in_process(paper, commands, *_):
+        from toypaper.cli import cli
+
+        made.append(commands[0][commands[0].index("--row") + 1])
+        for command in commands:
+            cli.main(command, standalone_mode=False)
+
+    monkeypatch.setattr(seeds, "run_commands", in_process)
+    run(toy)
+    assert made == ["plain", "warm", "tuned"]
+    (line,) = json.loads((toy / "out" / "compare.json").read_text())["lines"]
+    assert (line["paper"], line["updates"], line["pretraining_updates"], line["train_images"]) == ("toypaper", 2, 4, 40)
+    tuned = json.loads((toy / "out" / "results" / "toypaper" / "tuned" / "seed-1" / "metrics.json").read_text())
+    assert tuned["config"]["optim"]["lr"] == 0.01
+    assert tuned["config"]["student"]["weights"].endswith("results/toypaper/warm/seed-1")
+    warm = json.loads((toy / "out" / "results" / "toypaper" / "warm" / "seed-1" / "metrics.json").read_text())
+    assert (warm["config"]["optim"]["lr"], warm["config"]["data"]["per_class"]) == (1e-2, 4)
+    mean = line["method"]["mean"] - line["plain"]["mean"]
+    assert line["gain"]["mean"] == pytest.approx(mean)
+    assert "toypaper" in capsys.readouterr().out
+
+    made.clear()
+    run(toy)
+    assert made == []
+    run(toy, "--set", "data.per_class=5")
+    assert made == ["plain", "warm", "tuned"]
+
+
+def test_a_paper_that_is_not_there(toy):
+    with pytest.raises(ConfigError, match=r"'toypapr' is not installed; did you mean 'toypaper'\?; pip install"):
+        run(toy, "--papers", "toypapr")
+
+
+def test_a_row_changed_by_the_budget_keeps_what_is_its_own(toy):
+    changes = [f"{name}={json.dumps(value)}" for name, value in BUDGET.items()]
+    config = PAPER.resolve("digits", None, "tuned", tuple(changes))
+    assert config.student.start_row == "warm"
+    assert config.train.epochs == 1
