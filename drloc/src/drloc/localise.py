@@ -1,0 +1,145 @@
+"""The dense relative localisation loss for any timm backbone (DRLoc, arXiv 2106.03746, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from drloc.config import LossConfig
+from drloc.losses import ce_loss, l1_loss, reg_loss
+from drloc.models.grid import as_grid, block_names, pool_grid
+from drloc.models.head import OffsetClassHead, OffsetHead, init_head
+from drloc.pairs import offsets, pair_tokens, sample_pairs, scale
+from vitutor_core.errors import ConfigError
+from vitutor_core.models.taps import Taps, forward_taps
+
+
+class Localisation(NamedTuple):
+    """``loss``: scalar, unweighted, the sum over grids. ``error``: mean absolute error of an axis in cells, detached.
+
+    A constant guess cannot have a smaller error than 66 / 49 cells on a 7 x 7 grid.
+    """
+
+    loss: Tensor
+    error: Tensor
+
+
+class Output(NamedTuple):
+    """One forward pass: ``logits`` (B, K) of the backbone, and what `Localisation` has."""
+
+    logits: Tensor
+    loss: Tensor
+    error: Tensor
+
+
+class DRLoc(nn.Module):
+    """Heads that predict, from two tokens of a grid, how far apart they are; the model itself is no part of it.
+
+    Args:
+        model: a timm model. It is run once on an empty image, in evaluation mode, to learn the shapes of its grids.
+        config: what is predicted and from which grids; by default the paper's loss on the final grid.
+        image_size: side of the images in pixels; null: what the model was built for.
+
+    Raises:
+        ConfigError: the model has no such grid, or one of a single cell.
+
+    """
+
+    def __init__(self, model: nn.Module, config: LossConfig | None = None, *, image_size: int | None = None) -> None:
+        super().__init__()
+        self.config = config or LossConfig()
+        grids = self.config.grids
+        self._places: tuple[int | str, ...] = (-1,)
+        if grids != "final":
+            self._places = block_names(model) if grids == "blocks" else tuple(grids)
+        shapes = [tuple(grid.shape[1:]) for grid in self._dry_run(model, image_size)]
+        self.heads = nn.ModuleList(self._head(*shape) for shape in shapes)
+
+    def forward(self, model: nn.Module, images: Tensor, generator: torch.Generator | None = None) -> Output:
+        """Run ``model`` once on images (B, C, H, W) and return its logits with the loss.
+
+        ``generator`` draws the pairs, on the images' device; None: torch's own.
+        """
+        taps = self._taps(model, images)
+        return Output(taps.logits, *self.localise(self._grids(model, taps), generator))
+
+    def localise(self, grids: Sequence[Tensor], generator: torch.Generator | None = None) -> Localisation:
+        """Return the loss on grids (B, d, H, W), one per head, that are already at hand."""
+        found = [self._one(head, grid, generator) for head, grid in zip(self.heads, grids, strict=True)]
+        losses, errors = zip(*found, strict=True)
+        return Localisation(torch.stack(losses).sum(), torch.stack(errors).mean())
+
+    def _one(self, head: nn.Module, grid: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        config, side = self.config, (grid.shape[2], grid.shape[3])
+        pairs = sample_pairs(len(grid), side, config.pairs, device=grid.device, generator=generator)
+        found = head(pair_tokens(grid, pairs))
+        cells = offsets(pairs, signed=config.signed)
+        if config.variant == "l1":
+            units = scale(side, unit=config.unit, signed=config.signed)
+            # Under autocast the head computes in half precision, the loss in single.
+            predicted, targets = found.float(), units.targets(cells)
+            error = units.in_cells(predicted.detach() - targets).abs().mean()
+            return l1_loss(predicted, targets, reduction=config.reduction), error
+        logits = found[0].float(), found[1].float()
+        # Class ids are the released code's targets in cells: signed offsets begin at 0.
+        classes = scale(side, unit="cells", signed=config.signed).targets(cells).long()
+        error = (_expected_class(logits) - classes).abs().mean()
+        if config.variant == "ce":
+            return ce_loss(logits, classes, reduction=config.reduction), error
+        return reg_loss(logits, classes, alpha=config.reg_alpha, reduction=config.reduction), error
+
+    def _taps(self, model: nn.Module, images: Tensor) -> Taps:
+        return forward_taps(model, images, features=() if self.config.after_norm else self._places)
+
+    def _grids(self, model: Any, taps: Taps) -> list[Tensor]:
+        if self.config.after_norm:
+            found = [as_grid(model, taps.tokens)]
+        else:
+            listed = {entry["module"] for entry in model.feature_info}
+            found = [
+                # timm gives listed features as (B, d, H, W) whatever the model's own layout.
+                feature if isinstance(place, int) or place in listed else as_grid(model, feature)
+                for place, feature in zip(self._places, taps.features, strict=True)
+            ]
+        return [pool_grid(grid, max_side=self.config.max_side, kind=self.config.pool) for grid in found]
+
+    def _dry_run(self, model: Any, image_size: int | None) -> list[Tensor]:
+        channels, height, width = model.default_cfg["input_size"]
+        built_for = getattr(getattr(model, "patch_embed", None), "img_size", None) or (height, width)
+        size = built_for if image_size is None else (image_size, image_size)
+        first = next(model.parameters())
+        channels = getattr(model, "in_chans", None) or channels
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            grids = self._grids(model, self._taps(model, first.new_zeros(1, channels, *size)))
+        model.train(was_training)
+        for place, grid in zip(self._places, grids, strict=True):
+            if min(grid.shape[2:]) < 2:
+                raise ConfigError(
+                    f"drloc: the grid {place} is {grid.shape[2]} x {grid.shape[3]}: no offsets to predict"
+                )
+        return grids
+
+    def _head(self, dim: int, height: int, width: int) -> nn.Module:
+        config = self.config
+        head: nn.Module
+        if config.variant == "l1":
+            head = OffsetHead(dim, hidden=config.hidden)
+        else:
+            classes = (2 * height - 1, 2 * width - 1) if config.signed else (height, width)
+            head = OffsetClassHead(dim, classes, hidden=config.hidden)
+        if config.head_init == "trunc_normal":
+            init_head(head)
+        return head
+
+
+def _expected_class(logits: tuple[Tensor, Tensor]) -> Tensor:
+    means = [
+        (axis.detach().softmax(dim=-1) * torch.arange(axis.shape[-1], device=axis.device)).sum(dim=-1)
+        for axis in logits
+    ]
+    return torch.stack(means, dim=-1)

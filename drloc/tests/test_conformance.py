@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from conformance.suite import MethodConformance
+
+
+class TestDRLoc(MethodConformance):
+    package = "drloc"
+    micro = (
+        "train.epochs=3",
+        "train.batch_size=256",
+        "student.kwargs.embed_dim=32",
+        "student.kwargs.depth=2",
+        "student.kwargs.drop_path_rate=0.1",
+        "method.hidden=32",
+        "method.weight_schedule=ramp",
+        "method.warmup_epochs=2",
+        "runtime.threads=1",
+        "runtime.eval_every_epochs=1",
+        "runtime.checkpoint_every_epochs=1",
+    )
