@@ -1,0 +1,91 @@
+"""The config of a MAE-Lite run: the shared sections, what the run is for, and the settings of each pre-training."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from vitutor_core.config import Config, identity
+from vitutor_core.schema import RunConfig, TeacherConfig
+
+
+class ObjectiveConfig(Config):
+    """What a run is for; docs/fidelity/mae_lite_distill.md says where the numbers come from."""
+
+    objective: Literal["mae", "moco", "supervised", "probe"] = identity(
+        "supervised",
+        help="mae, moco: pre-train an encoder; supervised: train or fine-tune it; probe: train a linear head on it",
+    )
+    keep_blocks: int | None = identity(
+        None, help="supervised: keep the first k pre-trained blocks, the others start fresh; null: keep all", ge=0
+    )
+
+
+class MAEConfig(Config):
+    """Masked pre-training (section 2), and the distillation of attention maps during it (eq. 3)."""
+
+    mask_ratio: float = identity(0.75, help="share of the patches that the encoder does not see", gt=0, lt=1)
+    normalise_pixels: bool = identity(True, help="predict patches of mean 0 and variance 1")
+    decoder_width: int = identity(96, help="width of the decoder", ge=4)
+    decoder_depth: int = identity(1, help="blocks of the decoder", ge=1)
+    decoder_heads: int = identity(3, help="attention heads of the decoder", ge=1)
+    distill_layers: tuple[int, ...] = identity(
+        (), help="blocks (from 1) whose attention is distilled, each against the teacher's block of the same number"
+    )
+    distill_weight: float = identity(1.0, help="weight alpha of the attention loss", gt=0)
+    distill_quantity: Literal["logits", "probs"] = identity(
+        "logits", help="attention before the softmax, as released, or after it"
+    )
+    head_map_init: Literal["random", "identity"] = identity("random", help="start of the map between heads")
+    decouple_after: int | None = identity(
+        None,
+        help="decoupled distillation: the decoder sees the tokens after this block, and an extra block behind the "
+        "last gives the logits that the one layer of distill_layers teaches; null: off",
+        ge=1,
+    )
+
+
+class MoCoConfig(Config):
+    """Contrastive pre-training by MoCo-v3; the defaults are the released ones."""
+
+    temperature: float = identity(0.2, help="temperature of the contrastive loss", gt=0)
+    momentum: float = identity(0.99, help="momentum of the key encoder at the start; it rises to 1", ge=0, lt=1)
+    hidden: int = identity(4096, help="hidden width of projector and predictor", ge=1)
+    features: int = identity(256, help="features that are compared", ge=1)
+    crop_scale: tuple[float, float] = identity((0.08, 1.0), help="area range of the random resized crop of a view")
+    flip: float = identity(0.5, help="probability of a horizontal flip", ge=0, le=1)
+    jitter: tuple[float, float, float, float] = identity(
+        (0.4, 0.4, 0.2, 0.1), help="strength of the jitter of brightness, contrast, saturation and hue"
+    )
+    jitter_probability: float = identity(0.8, help="probability of the colour jitter", ge=0, le=1)
+    blur: tuple[float, float] = identity((1.0, 0.1), help="probability of blurring the first and the second view")
+    grey: float = identity(0.2, help="probability of a grey view", ge=0, le=1)
+    solarise: float = identity(0.2, help="probability of solarising the second view", ge=0, le=1)
+
+
+class MAELiteConfig(RunConfig):
+    """Everything that a MAE-Lite run needs."""
+
+    teacher: TeacherConfig | None = identity(None, help="the frozen MAE teacher of the distillation; null: none")
+    method: ObjectiveConfig = identity(ObjectiveConfig(), help="what the run is for")
+    mae: MAEConfig = identity(MAEConfig(), help="masked pre-training")
+    moco: MoCoConfig = identity(MoCoConfig(), help="contrastive pre-training")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        objective, mae = self.method.objective, self.mae
+        starts = self.student.weights is not None or self.student.start_row is not None
+        if (objective == "mae" and bool(mae.distill_layers)) != (self.teacher is not None):
+            raise ValueError("a teacher and mae.distill_layers go together, in a run with method.objective=mae")
+        if len(set(mae.distill_layers)) != len(mae.distill_layers) or min(mae.distill_layers, default=1) < 1:
+            raise ValueError(f"mae.distill_layers: {list(mae.distill_layers)}; name each block once, from 1")
+        if mae.decouple_after is not None and len(mae.distill_layers) != 1:
+            raise ValueError("mae.decouple_after needs one layer in mae.distill_layers")
+        if mae.decoder_width % 4 or mae.decoder_width % mae.decoder_heads:
+            raise ValueError("mae.decoder_width must be a multiple of 4 and of mae.decoder_heads")
+        if self.method.keep_blocks is not None and not (objective == "supervised" and starts):
+            raise ValueError("method.keep_blocks: keeps blocks of an encoder to fine-tune; set student.weights")
+        if objective in {"mae", "moco"} and (starts or self.augment.mixup or self.augment.cutmix):
+            raise ValueError(f"method.objective={objective} starts fresh, and needs images that are not mixed")
+        return self

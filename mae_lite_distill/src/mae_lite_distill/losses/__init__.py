@@ -1,0 +1,9 @@
+"""The losses of MAE-Lite, one file per term."""
+
+from __future__ import annotations
+
+from mae_lite_distill.losses.attention import attention_loss
+from mae_lite_distill.losses.contrast import contrastive_loss
+from mae_lite_distill.losses.pixels import patchify, pixel_loss, unpatchify
+
+__all__ = ["attention_loss", "contrastive_loss", "patchify", "pixel_loss", "unpatchify"]

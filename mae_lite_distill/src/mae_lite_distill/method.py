@@ -1,0 +1,29 @@
+"""MAE-Lite (Wang et al., ICML 2023, arXiv 2205.14443): every row is a pre-training or an evaluation of one."""
+
+from __future__ import annotations
+
+from mae_lite_distill.config import MAELiteConfig
+from mae_lite_distill.methods.contrastive import ContrastivePretraining
+from mae_lite_distill.methods.masked import MaskedPretraining
+from mae_lite_distill.methods.probe import LinearProbe
+from mae_lite_distill.models.start import build_from_encoder
+from vitutor_core.data.types import DataInfo
+from vitutor_core.train.method import Method
+from vitutor_core.train.supervised import Supervised
+
+
+class MAELite:
+    """Builds the method that ``method.objective`` names."""
+
+    @staticmethod
+    def build(config: MAELiteConfig, info: DataInfo) -> Method:
+        """Build student and objective for the data at hand; raises `ConfigError` where they do not fit."""
+        match config.method.objective:
+            case "mae":
+                return MaskedPretraining.build(config, info)
+            case "moco":
+                return ContrastivePretraining.build(config, info)
+            case "probe":
+                return LinearProbe.build(config, info)
+            case "supervised":
+                return Supervised(build_from_encoder(config, info))

@@ -1,0 +1,123 @@
+"""Contrastive pre-training by MoCo-v3 (Chen et al., ICCV 2021, arXiv 2104.02057), with the paper's settings."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mae_lite_distill.config import MAELiteConfig, MoCoConfig
+from mae_lite_distill.losses import contrastive_loss
+from mae_lite_distill.methods.pretraining import Pretraining
+from mae_lite_distill.models.encoder import check_encoder
+from mae_lite_distill.models.heads import mlp_head
+from mae_lite_distill.models.positions import freeze_positions
+from mae_lite_distill.views import TwoViews
+from vitutor_core.data.types import Batch, DataInfo
+from vitutor_core.models.weights import create_model
+from vitutor_core.train.method import Clock, StepOutput
+
+
+class ContrastivePretraining(Pretraining):
+    """The encoder to be published with projector and predictor, and the key encoder, which follows slowly.
+
+    The key encoder is part of the module, without gradients, so that checkpoints hold it. Batches bring whole images:
+    both views are cut here, because the loaders give one view of an image.
+    """
+
+    decays_all = True
+
+    def __init__(self, student: nn.Module, config: MoCoConfig, info: DataInfo) -> None:
+        super().__init__(student)
+        width = self.student.embed_dim
+        self.projector = mlp_head((width, config.hidden, config.hidden, config.features))
+        self.predictor = mlp_head((config.features, config.hidden, config.features))
+        for part in (self.projector, self.predictor):
+            _init_linear(part)
+        if dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl":
+            synchronised: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+            self.projector, self.predictor = synchronised(self.projector), synchronised(self.predictor)
+        self.key_student: Any = copy.deepcopy(student).requires_grad_(False)
+        self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        self._config = config
+        self._views = TwoViews(config, info)
+        self._followed = -1
+
+    @classmethod
+    def build(cls, config: MAELiteConfig, info: DataInfo) -> Self:
+        """Build the encoder and its heads; raises `ConfigError` for a model that is no plain ViT."""
+        student = create_model(
+            config.student, num_classes=info.num_classes, image_size=info.image_size, channels=info.channels
+        )
+        check_encoder(student, f"student {config.student.name}")
+        init_encoder(student)
+        return cls(student, config.moco, info)
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        first, second = self._views(batch.images)
+        # An update of several micro-batches calls this several times; the key encoder follows once.
+        if clock.step != self._followed:
+            self._followed = clock.step
+            self.follow(momentum(clock.fraction, self._config.momentum))
+        views = torch.cat([first, second])
+        queries = [self.predictor(part) for part in self._project(self.student, self.projector, views)]
+        with torch.no_grad():
+            keys = self._project(self.key_student, self.key_projector, views)
+        terms = [
+            contrastive_loss(query, gathered, temperature=self._config.temperature, first=place)
+            for query, (gathered, place) in zip(queries, map(_gather, reversed(keys)), strict=True)
+        ]
+        return StepOutput(terms[0] + terms[1], {"contrast_loss": terms[0] + terms[1]})
+
+    def _project(self, vit: Any, projector: nn.Module, views: Tensor) -> list[Tensor]:
+        """Return the projections (B, C) of both views; each view has batch statistics of its own, as released."""
+        tokens = vit.forward_features(views)[:, 0]
+        return [projector(part) for part in tokens.chunk(2)]
+
+    @torch.no_grad()
+    def follow(self, share: float) -> None:
+        """Move the key encoder: ``share`` of it stays, the rest is the encoder that is trained."""
+        pairs = ((self.key_student, self.student), (self.key_projector, self.projector))
+        for key, query in pairs:
+            ours, theirs = list(key.parameters()), [parameter.detach() for parameter in query.parameters()]
+            torch._foreach_lerp_(ours, theirs, 1 - share)
+
+
+def momentum(fraction: float, start: float) -> float:
+    """Return the momentum of the key encoder after ``fraction`` of the updates: from ``start`` to 1 along a cosine."""
+    return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+def init_encoder(vit: Any) -> None:
+    """Initialise an encoder as MoCo-v3 does: q, k and v as matrices of their own, fixed positions, row first."""
+    width = vit.embed_dim
+    _init_linear(vit.blocks)
+    for block in vit.blocks:
+        nn.init.uniform_(block.attn.qkv.weight, -((6 / (2 * width)) ** 0.5), (6 / (2 * width)) ** 0.5)
+    kernel = vit.patch_embed.proj.weight
+    bound = (6 / (kernel[0].numel() + width)) ** 0.5
+    nn.init.uniform_(kernel, -bound, bound)
+    nn.init.zeros_(vit.patch_embed.proj.bias)
+    nn.init.normal_(vit.cls_token, std=1e-6)
+    freeze_positions(vit, first="row")
+
+
+def _init_linear(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def _gather(keys: Tensor) -> tuple[Tensor, int]:
+    """Return the keys of all processes, and the place of this process's among them."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return keys, 0
+    parts = [torch.empty_like(keys) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, keys.contiguous())
+    return torch.cat(parts), dist.get_rank() * len(keys)

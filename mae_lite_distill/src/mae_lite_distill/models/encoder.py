@@ -1,0 +1,156 @@
+"""A plain timm ViT as masked autoencoder: the encoder sees the kept patches only (MAE, arXiv 2111.06377)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from timm.models.vision_transformer import Attention, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitutor_core.errors import ConfigError
+
+
+class Masking(NamedTuple):
+    """Which patches are kept.
+
+    shuffle: (B, N), the patches in random order; the first ``kept`` stay, in this order. restore: (B, N), its inverse.
+    removed: (B, N), 1 for removed patches, else 0.
+    """
+
+    shuffle: Tensor
+    restore: Tensor
+    removed: Tensor
+    kept: int
+
+
+class Encoded(NamedTuple):
+    """What the encoder gave.
+
+    tokens: (B, 1 + kept, D), normalised, class token first. last: the same after the last block and before the norm.
+    logits: attention logits (B, h, l, l) by block, from 0.
+    """
+
+    tokens: Tensor
+    last: Tensor
+    logits: dict[int, Tensor]
+
+
+def random_masking(
+    batch: int, patches: int, ratio: float, device: torch.device, *, generator: torch.Generator | None = None
+) -> Masking:
+    """Draw a masking per image; int(patches * (1 - ratio)) patches are kept."""
+    # The loop seeds torch's generator in every step, so that a resumed run draws the same.
+    noise = torch.rand(batch, patches, device=device, generator=generator)
+    return masking_of(noise.argsort(dim=1), int(patches * (1 - ratio)))
+
+
+def masking_of(shuffle: Tensor, kept: int) -> Masking:
+    """Return the masking that keeps the first ``kept`` of the (B, N) patches ``shuffle``."""
+    restore = shuffle.argsort(dim=1)
+    return Masking(shuffle, restore, (restore >= kept).float(), kept)
+
+
+def check_encoder(vit: nn.Module, where: str) -> None:
+    """Raise `ConfigError` unless ``vit`` is a plain timm ViT: one class token, learnt positions, fused qkv."""
+    name = type(vit).__name__
+    if not isinstance(vit, VisionTransformer) or type(vit.blocks[0].attn) is not Attention:
+        raise ConfigError(f"{where}: {name} is no plain vision transformer of timm")
+    fits = vit.num_prefix_tokens == 1 and vit.pos_embed is not None and not vit.no_embed_class
+    if not fits or vit.dynamic_img_size:
+        raise ConfigError(f"{where}: needs one class token and a position for it; choose such a model")
+    grid, width = vit.patch_embed.grid_size, vit.embed_dim
+    if width % 4:
+        raise ConfigError(f"{where}: the width {width} of the model is no multiple of 4")
+    if grid[0] * grid[1] < 4:
+        raise ConfigError(f"{where}: only {grid[0]} x {grid[1]} patches; choose a smaller patch_size")
+
+
+def encode(
+    vit: Any,
+    images: Tensor,
+    masking: Masking | None = None,
+    *,
+    logits: Collection[int] = (),
+    tokens_after: int | None = None,
+) -> Encoded:
+    """Run the encoder on the kept patches; without ``masking`` on all of them, as in inference.
+
+    Args:
+        vit: a timm ViT that `check_encoder` accepts.
+        images: (B, C, H, W).
+        masking: of these images.
+        logits: blocks, from 0, whose attention logits are wanted; only these materialise them.
+        tokens_after: number of blocks after which ``tokens`` are taken; None: after all.
+
+    """
+    tokens = _embed(vit, images, masking)
+    found: dict[int, Tensor] = {}
+    taken: Tensor | None = None
+    for index, block in enumerate(vit.blocks):
+        if index in logits:
+            with _recorded_qkv(block.attn) as recorded:
+                tokens = block(tokens)
+            found[index] = attention_logits(block.attn, *recorded[0])
+        else:
+            tokens = block(tokens)
+        if index + 1 == tokens_after:
+            taken = vit.norm(tokens)
+    return Encoded(vit.norm(tokens) if taken is None else taken, tokens, found)
+
+
+def encode_logits(vit: Any, images: Tensor, masking: Masking | None, blocks: Collection[int]) -> dict[int, Tensor]:
+    """Return the attention logits of ``blocks`` alone; of the last one, only queries and keys are computed."""
+    tokens = _embed(vit, images, masking)
+    found: dict[int, Tensor] = {}
+    for index in range(max(blocks) + 1):
+        block = vit.blocks[index]
+        if index in blocks:
+            attention, normed = block.attn, block.norm1(tokens)
+            rows = 2 * attention.attn_dim
+            bias = None if attention.qkv.bias is None else attention.qkv.bias[:rows]
+            queries, keys = F.linear(normed, attention.qkv.weight[:rows], bias).chunk(2, dim=-1)
+            found[index] = attention_logits(attention, queries, keys)
+        if index < max(blocks):
+            tokens = block(tokens)
+    return found
+
+
+def attention_logits(attention: Any, queries: Tensor, keys: Tensor) -> Tensor:
+    """Return the scaled products (B, h, l, l) before the softmax, of projected queries and keys (B, l, h * d)."""
+    queries, keys = (
+        norm(x.view(*x.shape[:2], attention.num_heads, attention.head_dim).transpose(1, 2))
+        for norm, x in ((attention.q_norm, queries), (attention.k_norm, keys))
+    )
+    logits: Tensor = (queries * attention.scale) @ keys.transpose(-2, -1)
+    return logits
+
+
+@contextmanager
+def _recorded_qkv(attention: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Record queries and keys of the next call. The attention itself stays fused."""
+    recorded: list[tuple[Tensor, Tensor]] = []
+
+    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        queries, keys, _ = output.chunk(3, dim=-1)
+        recorded.append((queries, keys))
+
+    handle = attention.qkv.register_forward_hook(hook)
+    try:
+        yield recorded
+    finally:
+        handle.remove()
+
+
+def _embed(vit: Any, images: Tensor, masking: Masking | None) -> Tensor:
+    """Return class token and kept patches with their positions: (B, 1 + kept, D)."""
+    tokens = vit.patch_embed(images) + vit.pos_embed[:, 1:]
+    if masking is not None:
+        kept = masking.shuffle[:, : masking.kept, None].expand(-1, -1, tokens.shape[-1])
+        tokens = tokens.gather(1, kept)
+    first = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+    embedded: Tensor = vit.norm_pre(torch.cat([first, tokens], dim=1))
+    return embedded

@@ -1,0 +1,62 @@
+"""What is trained beside the encoder and thrown away: head maps, an extra block of logits, MoCo-v3's heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from timm.layers import LayerNorm
+from torch import Tensor, nn
+
+
+def head_map(student_heads: int, teacher_heads: int, *, init: Literal["random", "identity"]) -> nn.Parameter:
+    """Return M of eq. 3, (teacher heads, student heads), without bias.
+
+    ``random`` is the released initialisation, that of a 1x1 convolution: uniform within 1 / sqrt(student heads).
+    Raises `ValueError` for an identity between different numbers of heads.
+    """
+    if init == "identity":
+        if student_heads != teacher_heads:
+            raise ValueError(f"head_map: no identity from {student_heads} heads to {teacher_heads}")
+        return nn.Parameter(torch.eye(student_heads))
+    bound = student_heads**-0.5
+    return nn.Parameter(torch.empty(teacher_heads, student_heads).uniform_(-bound, bound))
+
+
+class LogitBlock(nn.Module):
+    """The 13th block of decoupled distillation: LayerNorm and qkv, nothing else, since only its logits are used.
+
+    As released it keeps the projection of the values, which nothing reads.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.heads = heads
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (B, l, D) to scaled logits (B, h, l, l)."""
+        batch, length, _ = tokens.shape
+        queries, keys, _ = (
+            part.view(batch, length, self.heads, -1).transpose(1, 2)
+            for part in self.qkv(self.norm1(tokens)).chunk(3, -1)
+        )
+        scale = queries.shape[-1] ** -0.5
+        logits: Tensor = (queries * scale) @ keys.transpose(-2, -1)
+        return logits
+
+
+def mlp_head(widths: Sequence[int]) -> nn.Sequential:
+    """Return a projector or predictor of MoCo-v3: Linear layers without bias, BatchNorm and ReLU between them.
+
+    A BatchNorm without affine parameters ends it, as in the released ViT recipe.
+    """
+    layers: list[nn.Module] = []
+    for place, (before, after) in enumerate(pairwise(widths)):
+        layers.append(nn.Linear(before, after, bias=False))
+        last = place == len(widths) - 2
+        layers += [nn.BatchNorm1d(after, affine=False)] if last else [nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
