@@ -1,0 +1,57 @@
+"""The config of a run: the shared sections, the agent, and the paper's own terms."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from vitutor_core.config import Config, identity
+from vitutor_core.schema import ModelConfig, RunConfig
+
+
+class ObjectiveConfig(Config):
+    """Terms and weights of eq. 6-9, and Algorithm 1; without an agent they have no effect, but for ``sam_rho``."""
+
+    mode: Literal["joint", "shared"] = identity(
+        "joint", help="joint: agent and ViT have weights of their own; shared: the agent's CONV and MLP are the ViT's"
+    )
+    w_mutual: float = identity(1.0, help="weight of L_mutual, cross-entropy and distillation of both (eq. 9)", ge=0)
+    w_feat: float = identity(10.0, help="weight of L_feat (eq. 9); 0: no feature loss", ge=0)
+    distill: bool = identity(True, help="distil each from the other; false: cross-entropy alone")
+    temperature: float = identity(4.0, help="temperature T of the distillation", gt=0)
+    layers: tuple[int, ...] | None = identity(None, help="layers with a feature loss, from 0; null: all")
+    adapter: Literal["1d", "2d"] = identity("1d", help="1d: sequence interpolation; 2d: average pooling (AP-2D)")
+    feature_norm: Literal["layer_norm", "l2"] = identity(
+        "layer_norm", help="normalisation of a token over its channels; l2: without centring"
+    )
+    decay: Literal["linear", "none"] = identity("linear", help="decay of L_feat over the epochs")
+    align: bool = identity(True, help="shared: Algorithm 1; false: one backward pass on half the sum, as released")
+    granularity: Literal["global", "layer", "tensor"] = identity(
+        "global", help="what Align takes as one vector: all shared tensors, those of a layer, or each"
+    )
+    sam_rho: float | None = identity(
+        None, help="without an agent: radius of sharpness-aware minimisation; null: off", gt=0
+    )
+
+
+class BootstrappingConfig(RunConfig):
+    """Everything that a run needs. ``student`` is the ViT, or whatever model is trained without an agent."""
+
+    agent: ModelConfig | None = identity(None, help="the agent CNN that is trained with the student; null: none")
+    method: ObjectiveConfig = identity(ObjectiveConfig(), help="the paper's objective")
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        if self.agent is None:
+            return self
+        if self.method.sam_rho is not None:
+            raise ValueError("method.sam_rho is for runs without an agent: set agent=null")
+        if self.aligned and self.train.compile:
+            raise ValueError("method.align needs two backward passes, which train.compile does not give; set it false")
+        return self
+
+    @property
+    def aligned(self) -> bool:
+        """Whether Algorithm 1 computes the gradients."""
+        return self.agent is not None and self.method.mode == "shared" and self.method.align

@@ -1,0 +1,129 @@
+"""Bootstrapping ViTs (Zhang et al., CVPR 2022, arXiv 2112.03552), section 3: a ViT learns together with its agent CNN.
+
+    L_V = w_mutual (CE_V + KD_V) + w_feat decay L_feat,   L_A = w_mutual (CE_A + KD_A)
+
+Joint: one backward pass on L_V + L_A, whose graphs share nothing. Shared: Algorithm 1, or one pass on their mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bootstrapping_vit import models as _models  # noqa: F401  # registers ViTs and agents with timm
+from bootstrapping_vit.align import AlignedUpdate
+from bootstrapping_vit.config import BootstrappingConfig
+from bootstrapping_vit.losses import agent_loss, feature_decay, feature_loss, mutual_term, vit_loss
+from bootstrapping_vit.models.pair import share_weights, shared_tensors
+from vitutor_core.data.types import Batch, DataInfo, EvalLoader
+from vitutor_core.errors import ConfigError
+from vitutor_core.evaluate.accuracy import evaluate
+from vitutor_core.models.taps import forward_taps
+from vitutor_core.models.weights import create_model
+from vitutor_core.train.method import Clock, Method, StepOutput, UpdateRule
+from vitutor_core.train.sam import SharpnessAware
+
+
+class BootstrappingViT(Method):
+    """The ViT and its agent; without an agent plain supervised training, the baselines of the tables."""
+
+    def __init__(self, student: nn.Module, config: BootstrappingConfig, *, agent: Any = None) -> None:
+        super().__init__()
+        self.student: Any = student
+        self.agent = agent
+        self._terms = config.method
+        self._epochs = config.train.schedule_epochs or config.train.epochs
+        self._aligned = config.aligned
+        self._layers = _layers(student, config) if agent is not None else ()
+
+    @classmethod
+    def build(cls, config: BootstrappingConfig, info: DataInfo) -> Self:
+        """Build ViT and agent for the data at hand; raises `ConfigError` where they do not fit together."""
+        sizes = {"num_classes": info.num_classes, "image_size": info.image_size, "channels": info.channels}
+        student = create_model(config.student, **sizes)
+        if config.agent is None:
+            return cls(student, config)
+        agent: Any = create_model(config.agent, **sizes)
+        if config.method.mode == "shared":
+            try:
+                share_weights(agent, student)
+            except (ValueError, AttributeError) as error:
+                raise ConfigError(f"method.mode=shared: {error}") from None
+        method = cls(student, config, agent=agent)
+        method._check_features(info)
+        return method
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        if self.agent is None:
+            return StepOutput(F.cross_entropy(self.student(batch.images), batch.targets), {})
+        terms = self._terms
+        vit = forward_taps(self.student, batch.images, features=self._layers)
+        agent = forward_taps(self.agent, batch.images, features=self._layers)
+        of_vit, of_agent = (
+            mutual_term(own.logits, other.logits, batch.targets, temperature=terms.temperature)
+            for own, other in ((vit, agent), (agent, vit))
+        )
+        features = [
+            feature_loss(ours, theirs, adapter=terms.adapter, norm=terms.feature_norm)
+            for ours, theirs in zip(vit.features, agent.features, strict=True)
+        ]
+        decay = feature_decay(clock.epoch, self._epochs, terms.decay)
+        options: dict[str, Any] = {"w_mutual": terms.w_mutual, "distill": terms.distill}
+        parts = {
+            # With their graphs, for Algorithm 1.
+            "vit_loss": vit_loss(of_vit, features, w_feat=terms.w_feat, decay=decay, **options),
+            "agent_loss": agent_loss(of_agent, **options),
+            "vit_label_loss": of_vit.label,
+            "vit_distill_loss": of_vit.distill,
+            "agent_label_loss": of_agent.label,
+            "agent_distill_loss": of_agent.distill,
+        }
+        if features:
+            parts["feature_loss"] = torch.stack(features).sum()
+        loss = parts["vit_loss"] + parts["agent_loss"]
+        if terms.mode == "shared":
+            loss = loss / 2
+        return StepOutput(loss, parts)
+
+    def update_rule(self) -> UpdateRule | None:
+        if self._terms.sam_rho is not None:
+            return SharpnessAware(self.student.parameters(), rho=self._terms.sam_rho)
+        if self._aligned:
+            return AlignedUpdate(self.student, self.agent, shared_tensors(self.student), self._terms.granularity)
+        return None
+
+    def final_metrics(self, evaluation: EvalLoader) -> dict[str, float]:
+        """Return the agent's accuracy in percent, ``agent_top1`` (Table 1's rows "Agent" of "Ours")."""
+        if self.agent is None:
+            return {}
+        device = next(self.agent.parameters()).device
+        found = evaluate(self.agent, evaluation, num_classes=self.agent.num_classes, device=device)
+        return {"agent_top1": found["top1"]}
+
+    def _check_features(self, info: DataInfo) -> None:
+        images = torch.zeros(1, info.channels, info.image_size, info.image_size)
+        self.eval()
+        with torch.no_grad():
+            maps = [forward_taps(model, images, features=self._layers).features for model in (self.student, self.agent)]
+        self.train()
+        try:
+            for ours, theirs in zip(*maps, strict=True):
+                feature_loss(ours, theirs, adapter=self._terms.adapter)
+        except ValueError as error:
+            raise ConfigError(f"agent: {error}; change agent.kwargs, or set method.w_feat=0") from None
+
+
+def _layers(student: Any, config: BootstrappingConfig) -> tuple[int, ...]:
+    """Return the layers with a feature loss."""
+    if config.method.w_feat == 0:
+        return ()
+    depth = len(getattr(student, "blocks", ()))
+    if depth == 0:
+        raise ConfigError(f"method.w_feat: {config.student.name} has no blocks to supervise; use a vision transformer")
+    layers = tuple(range(depth)) if config.method.layers is None else config.method.layers
+    if any(not 0 <= layer < depth for layer in layers):
+        raise ConfigError(f"method.layers: {list(layers)} of a student with layers 0 to {depth - 1}")
+    return layers
