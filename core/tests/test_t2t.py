@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vitutor_core.errors import ConfigError
+from vitutor_core.evaluate.complexity import complexity
 from vitutor_core.models.t2t import TokenPerformer, TokensToToken, sinusoid_positions
 from vitutor_core.models.taps import forward_taps
 from vitutor_core.models.weights import create_model, takes_image_size
@@ -183,6 +184,13 @@ def test_a_wide_image():
     model = timm.create_model("t2t_vit_14", **TINY | {"img_size": (16, 24), "strides": (1, 2, 2)})
     (map_,) = model.forward_intermediates(torch.randn(1, 3, 16, 24), indices=[-1], intermediates_only=True)
     assert map_.shape == (1, 12, 4, 6)
+
+
+def test_operations_are_counted_without_memory():
+    model = timm.create_model("t2t_vit_14", **TINY, **NATIVE)
+    found = complexity(model, 16)
+    assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert found["flops"] > 0
 
 
 def test_sizes():

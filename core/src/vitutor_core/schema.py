@@ -17,7 +17,11 @@ class DataConfig(Config):
 
     source: str = identity(
         "digits",
-        help="digits | cifar10 | cifar100 | torchvision:NAME | folder:PATH | hub:ID | parquet:PATH | timm:NAME",
+        help="digits | cifar10 | cifar100 | torchvision:NAME | domainnet:DOMAIN | folder:PATH | hub:ID | parquet:PATH "
+        "| timm:NAME",
+    )
+    class_list: str | tuple[str, ...] | None = identity(
+        None, help="keep these classes: imagenet100, a file with a class name in each line, or the names"
     )
     image_size: int = identity(help="side of the student's input, in pixels", ge=4)
     fraction: float = identity(1.0, help="share of each class that is used for training", gt=0, le=1)

@@ -9,7 +9,9 @@ import numpy as np
 
 from vitutor_core.config import nearest
 from vitutor_core.data.cifar import DISTRIBUTIONS, cifar_source
+from vitutor_core.data.classes import read_class_list, restrict
 from vitutor_core.data.digits import digits_source
+from vitutor_core.data.domainnet import domainnet_source
 from vitutor_core.data.folder import folder_source
 from vitutor_core.data.locate import locate, shorten
 from vitutor_core.data.parquet import hub_source, parquet_source
@@ -31,21 +33,34 @@ def _folder(path: str) -> Source:
 
 _OPENERS: dict[str, Callable[[str], Source]] = {
     "torchvision": torchvision_source,
+    "domainnet": domainnet_source,
     "folder": _folder,
     "hub": hub_source,
     "parquet": _parquet,
     "timm": timm_source,
 }
-_VALID = ("digits", *DISTRIBUTIONS, "torchvision:NAME", "folder:PATH", "hub:OWNER/NAME", "parquet:PATH", "timm:NAME")
+_VALID = (
+    "digits",
+    *DISTRIBUTIONS,
+    "torchvision:NAME",
+    "domainnet:DOMAIN",
+    "folder:PATH",
+    "hub:OWNER/NAME",
+    "parquet:PATH",
+    "timm:NAME",
+)
 
 
 def open_source(config: DataConfig) -> Source:
     """Open ``config.source``, download it if need be, and check its labels; no image is decoded.
 
+    ``config.class_list`` keeps some of its classes.
     A class without an evaluation image is a warning. Raises `ConfigError` if no such source exists, and `DataError` if
     the data is missing or damaged, or lacks training images of a class.
     """
     source = _open(config.source)
+    if config.class_list is not None:
+        source = restrict(source, read_class_list(config.class_list))
     _check_labels(source, config.source)
     return source
 

@@ -46,7 +46,8 @@ class TokenPerformer(nn.Module):
         return tokens + self.drop(self.mlp(self.norm2(tokens)))  # type: ignore[no-any-return]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with torch.autocast(q.device.type, enabled=False):  # the exponentials overflow half precision
+        device = "cpu" if q.is_meta else q.device.type  # autocast knows no meta device
+        with torch.autocast(device, enabled=False):  # the exponentials overflow half precision
             q, k = self._phi(q), self._phi(k)
             total = (q * k.sum(dim=1, keepdim=True)).sum(dim=-1, keepdim=True)
             values = k.transpose(1, 2) @ v.to(k.dtype)

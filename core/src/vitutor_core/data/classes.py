@@ -1,0 +1,97 @@
+"""Sources of some of their classes: ImageNet-100 and its like."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitutor_core.config import nearest
+from vitutor_core.data.locate import locate, shorten
+from vitutor_core.data.types import Source, Split
+from vitutor_core.errors import ConfigError
+
+_BUNDLED = ("imagenet100",)
+"""imagenet100: the 100 ids of Tian et al., "Contrastive Multiview Coding" (2019), used by most papers of that name."""
+
+
+def read_class_list(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of a bundled list, of a file with one name in a line, or the names themselves.
+
+    In a file, what follows a name and a space is a comment. Raises `ConfigError` if there is no such list, if it is
+    empty, or if a name is in it twice.
+    """
+    if not isinstance(given, str):
+        return _checked(tuple(given), "data.class_list")
+    if given in _BUNDLED:
+        text = (files("vitutor_core.data") / "class_lists" / f"{given}.txt").read_text(encoding="utf-8")
+        return _checked(_names(text), given)
+    path = locate(given)
+    try:
+        return _checked(_names(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(
+            f"data.class_list: {path}: {reason}; name a file of class names, or {', '.join(_BUNDLED)}"
+        ) from None
+
+
+def restrict(source: Source, names: Sequence[str]) -> Source:
+    """Keep the classes ``names`` of a source, in the source's order; raises `ConfigError` for others than its own."""
+    unknown = [name for name in names if name not in set(source.class_names)]
+    if unknown:
+        hint = nearest(unknown[0], source.class_names)
+        raise ConfigError(f"data.class_list: {source.name} has no classes {shorten(unknown)}{hint}")
+    wanted = set(names)
+    ids = np.array([label for label, name in enumerate(source.class_names) if name in wanted])
+    return dataclasses.replace(
+        source,
+        name=f"{source.name}, {len(ids)} classes",
+        class_names=tuple(source.class_names[label] for label in ids),
+        train=_part(source.train, ids),
+        evaluation=_part(source.evaluation, ids),
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(line.split()[0] for line in text.splitlines() if line.strip())
+
+
+def _checked(names: tuple[str, ...], where: str) -> tuple[str, ...]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
+        problem = f"has {shorten(twice)} twice" if twice else "is empty"
+        raise ConfigError(f"data.class_list: {Path(where).name} {problem}")
+    return names
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    whole: Split
+    positions: NDArray[np.int64]
+
+    def read(self, index: int) -> Image.Image:
+        return self.whole.read(int(self.positions[index]))
+
+    def where(self, index: int) -> str:
+        return self.whole.where(int(self.positions[index]))
+
+
+def _part(split: Split, ids: NDArray[np.int64]) -> Split:
+    positions = np.flatnonzero(np.isin(split.labels, ids))
+    digest = hashlib.sha256(split.content_hash.encode())
+    digest.update(positions.astype("<i8").tobytes())
+    part = _Part(split, positions)
+    return Split(
+        labels=np.searchsorted(ids, split.labels[positions]),
+        read=part.read,
+        where=part.where,
+        content_hash=digest.hexdigest(),
+    )
