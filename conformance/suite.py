@@ -51,6 +51,8 @@ class MethodConformance:
     package: ClassVar[str]
     micro: ClassVar[tuple[str, ...]]
     row: ClassVar[str | None] = None
+    classifies: ClassVar[bool] = True
+    """False where the row pre-trains an encoder, which has figures of its own instead of an accuracy."""
 
     @classmethod
     def paper(cls) -> Any:
@@ -93,7 +95,8 @@ class MethodConformance:
     def test_smoke_train(self, finished: Path) -> None:
         result = json.loads((finished / "metrics.json").read_text())
         assert result["paper"] == self.package
-        assert 0 <= result["metrics"]["top1"] <= 100
+        assert ("top1" in result["metrics"]) == self.classifies
+        assert 0 <= result["metrics"].get("top1", 0) <= 100
         assert result["metrics"]["images"] == len(open_source(self.config().data).evaluation.labels)
         assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
         assert len((finished / "curves.csv").read_text().splitlines()) == 1 + self.config().train.epochs
@@ -161,7 +164,7 @@ class MethodConformance:
         from vitutor_core.cli.options import SCALES, recipe_path
 
         for scale in SCALES:
-            for row in read_recipe(recipe_path(self.package, scale))[1]:
+            for row in read_recipe(recipe_path(self.package, scale)).rows:
                 self.paper().resolve(scale, None, row, ())
 
     def test_another_config_is_refused_with_the_difference(self, finished: Path, teachers: Path) -> None:
@@ -200,8 +203,9 @@ class MethodConformance:
     @pytest.mark.slow
     def test_evaluate_in_a_fresh_process_finds_the_model(self, finished: Path) -> None:
         done = subprocess.run(self.command("evaluate", str(finished)), capture_output=True, text=True, check=True)
-        expected = json.loads((finished / "metrics.json").read_text())["metrics"]["top1"]
-        assert json.loads(done.stdout)["top1"] == pytest.approx(expected)
+        expected = json.loads((finished / "metrics.json").read_text())["metrics"].get("top1")
+        assert json.loads(done.stdout).get("top1") == (None if expected is None else pytest.approx(expected))
+        assert json.loads(done.stdout)["parameters"] > 0
 
     @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
     def test_help_takes_under_a_second(self, arguments: list[str]) -> None:

@@ -73,6 +73,12 @@ def test_warm_up_is_linear_from_warmup_lr_to_the_peak():
     assert found[4] == pytest.approx(1e-3 / 2 * (1 + math.cos(0.4 * math.pi)), rel=1e-12)
 
 
+def test_the_cosine_may_start_after_the_warm_up():
+    found = rates(OptimConfig(lr=1e-3, warmup_epochs=4.0, warmup_lr=0.0, min_lr=0.0, warmup_prefix=True), 10, 1)
+    assert found[:5] == pytest.approx([0.0, 2.5e-4, 5e-4, 7.5e-4, 1e-3], rel=1e-12)
+    assert found[7] == pytest.approx(1e-3 / 2 * (1 + math.cos(0.5 * math.pi)), rel=1e-12)
+
+
 def test_per_update_follows_the_same_curve_in_small_steps():
     found = rates(OptimConfig(lr=1e-3, min_lr=1e-5, schedule_unit="update"), 4, 25)
     expected = [1e-5 + (1e-3 - 1e-5) / 2 * (1 + math.cos(step / 100 * math.pi)) for step in range(100)]

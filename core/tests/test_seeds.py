@@ -212,6 +212,31 @@ def test_a_row_starts_from_the_students_of_another_row(toy, tmp_path, monkeypatc
     assert outs[0][1] == outs[1][1]
 
 
+def test_a_teacher_may_be_seed_0_of_another_row(toy, tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(seeds, "run_commands", lambda paper, arguments, *_: commands.extend(arguments))
+    monkeypatch.setattr(seeds, "publish", lambda *_: None)
+    monkeypatch.setattr(seeds.shutil, "rmtree", lambda *_, **__: None)
+    recipe = toy / "toypaper" / "recipes" / "digits.yaml"
+    config = resolve(Taught, recipe, settings=['teacher={"row": "plain"}', "seed=3"])
+
+    def reproduce():
+        (tmp_path / "out" / "long.tmp").mkdir(parents=True, exist_ok=True)
+        options = {"preset": None, "settings": (), "teachers": None, "work": tmp_path, "jobs": 1}
+        seeds.reproduce_row(PAPER, "long", "digits", [config], out=tmp_path / "out" / "long", **options)
+
+    with pytest.raises(ConfigError, match=r"^teacher: .*seed-0.*reproduce the row 'plain' first"):
+        reproduce()
+    folder = tmp_path / "out" / "plain" / "seed-0"
+    folder.mkdir(parents=True)
+    for content in (b"one", b"other"):
+        (folder / "student.safetensors").write_bytes(content)
+        reproduce()
+    assert all(f'teacher.weights="{folder}"' in command for command in commands)
+    first, second = (command[command.index("--out") + 1] for command in commands)
+    assert first != second
+
+
 def test_a_run_keeps_its_work_folder_when_its_teacher_had_to_be_trained_first(toy, tmp_path, monkeypatch):
     commands = []
 

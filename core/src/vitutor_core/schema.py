@@ -75,17 +75,18 @@ class ModelConfig(Config):
 
 
 class TeacherConfig(Config):
-    """Where a frozen teacher comes from; exactly one of the three sources."""
+    """Where a frozen teacher comes from; exactly one of the four sources."""
 
     recipe: str | None = identity(None, help="a row of the core's teacher recipe at this scale, trained if need be")
+    row: str | None = identity(None, help="another row of the same paper: its seed 0 (reproduce finds it)")
     model: ModelConfig | None = identity(None, help="a timm model; with `weights`, its architecture")
     weights: str | None = runtime(None, help="a run folder, or a safetensors file for `model` (identity: its sha256)")
     image_size: int | None = identity(None, help="input side of the teacher; null: the student's", ge=4)
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
-        if self.recipe is None and self.model is None and self.weights is None:
-            raise ValueError("a teacher needs `recipe`, `model` or `weights`")
+        if self.recipe is None and self.row is None and self.model is None and self.weights is None:
+            raise ValueError("a teacher needs `recipe`, `row`, `model` or `weights`")
         if self.model is not None and self.model.weights is not None:
             raise ValueError("the weights of a teacher are `teacher.weights`, not `teacher.model.weights`")
         return self
@@ -107,6 +108,9 @@ class OptimConfig(Config):
     schedule: Literal["cosine", "constant"] = identity("cosine", help="shape of the learning rate after warm-up")
     schedule_unit: Literal["epoch", "update"] = identity("epoch", help="how often the learning rate changes")
     warmup_epochs: float = identity(0.0, help="linear warm-up, in epochs", ge=0)
+    warmup_prefix: bool = identity(
+        False, help="the cosine starts after the warm-up; false: it runs from the first epoch"
+    )
     warmup_lr: float = identity(1e-6, help="learning rate at the start of the warm-up", ge=0)
     min_lr: float = identity(1e-5, help="learning rate at the end of the cosine; not scaled with the batch", ge=0)
 

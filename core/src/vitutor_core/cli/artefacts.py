@@ -20,7 +20,7 @@ from vitutor_core.train.publish import WEIGHTS_NAME
 
 _CARD = """# {name}
 
-Trained by ViTutor's {method}, {classes} classes, {size} px input. Top-1 {top1:.2f} % on held-out images.
+Trained by ViTutor's {method}, {classes} classes, {size} px input. {quality}
 
 ```python
 {setup}import timm
@@ -40,18 +40,20 @@ def evaluate_run(run: Path, schema: type[RunConfig], package: str, *, speed: boo
     device = choose_device(config.runtime.device)
     model, card = load_model(run / WEIGHTS_NAME)
     model.to(device)
-    data = build_data(config, device=device)
-    try:
-        metrics: dict[str, Any] = evaluate(
-            model,
-            data.evaluation,
-            num_classes=data.info.num_classes,
-            device=device,
-            precision=effective_precision(config.train.precision, device),
-        )
-    finally:
-        data.train.close()
-    metrics |= complexity(model, card.image_size, channels=data.info.channels)
+    metrics: dict[str, Any] = {}
+    if "top1" in result["metrics"]:  # else the head is not trained
+        data = build_data(config, device=device)
+        try:
+            metrics = evaluate(
+                model,
+                data.evaluation,
+                num_classes=data.info.num_classes,
+                device=device,
+                precision=effective_precision(config.train.precision, device),
+            )
+        finally:
+            data.train.close()
+    metrics |= complexity(model, card.image_size, channels=len(card.mean))
     if speed:
         metrics["images_per_s"] = throughput(
             model, card.image_size, device=device, batch_size=config.runtime.eval_batch_size
@@ -83,7 +85,9 @@ def _page(card: ModelCard, kwargs: dict[str, Any], file: str, package: str) -> s
         method=card.method,
         classes=len(card.class_names),
         size=card.image_size,
-        top1=card.metrics["top1"],
+        quality=f"Top-1 {card.metrics['top1']:.2f} % on held-out images."
+        if "top1" in card.metrics
+        else "Its head is not trained: fine-tune it.",
         setup=f"import {package}.models  # registers {card.name} with timm\n" if own else "",
         file=file,
         kwargs=", ".join(f"{name}={value!r}" for name, value in kwargs.items()),

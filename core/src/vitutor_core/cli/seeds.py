@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.cli.teacher import teacher_recipes, with_teachers
+from vitutor_core.cli.teacher import teacher_recipes, teachers_of, with_teachers
 from vitutor_core.errors import ConfigError, InterruptedRun, VitutorError
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.progress import QUIET, RunProgress
@@ -45,18 +45,17 @@ def reproduce_row(
     teachers = teachers or work / "teachers" / scale
     # First, because the name of a run says which teachers it had.
     with_teachers(configs[0], scale, teachers)
-    configs = [_with_start(config, out.parent) for config in configs]
     runs, commands = [], []
-    for config in configs:
+    for own in configs:
+        rows = _of_other_rows(own, out.parent)
+        config = own.changed(rows)
         name = f"{row}-seed-{config.seed}-{_work_key(config, teachers)}"
         runs.append(work / paper.package / scale / name)
         arguments = ["train", "--scale", scale, "--row", row, "--seed", str(config.seed), "--out", str(runs[-1])]
         arguments += ["--teachers", str(teachers)]
         if preset is not None:
             arguments += ["--preset", preset]
-        if config.student.start_row is not None:
-            arguments += ["--set", f"student.weights={json.dumps(config.student.weights)}"]
-        for setting in settings:
+        for setting in (*rows, *settings):
             arguments += ["--set", setting]
         commands.append(arguments)
     with RunProgress(row, sum(config.train.epochs for config in configs)) as progress:
@@ -72,15 +71,21 @@ def reproduce_row(
     click.echo(f"{row}: {len(runs)} seeds in {out}")
 
 
-def _with_start(config: RunConfig, results: Path) -> RunConfig:
-    """Fill in where the student's ``start_row`` was published; raises `ConfigError` if it was not."""
-    row = config.student.start_row
-    if row is None or config.student.weights is not None:
-        return config
-    folder = (results / row / f"seed-{config.seed}").absolute()
-    if not (folder / WEIGHTS_NAME).exists():
-        raise ConfigError(f"student.start_row: no {folder / WEIGHTS_NAME}; reproduce the row '{row}' first")
-    return config.changed([f"student.weights={json.dumps(str(folder))}"])
+def _of_other_rows(config: RunConfig, results: Path) -> list[str]:
+    """Return settings that say where other rows were published: the student's start of the same seed, teachers.
+
+    Raises `ConfigError` if one was not.
+    """
+    wanted = [("student", config.student.start_row, config.student.weights, config.seed)]
+    wanted += [(path, teacher.row, teacher.weights, 0) for path, teacher in teachers_of(config)]
+    settings = []
+    for path, row, weights, seed in wanted:
+        if row is not None and weights is None:
+            folder = (results / row / f"seed-{seed}").absolute()
+            if not (folder / WEIGHTS_NAME).exists():
+                raise ConfigError(f"{path}: no {folder / WEIGHTS_NAME}; reproduce the row '{row}' first")
+            settings.append(f"{path}.weights={json.dumps(str(folder))}")
+    return settings
 
 
 def _work_key(config: RunConfig, teachers: Path) -> str:
@@ -88,6 +93,7 @@ def _work_key(config: RunConfig, teachers: Path) -> str:
     digest = hashlib.sha256(config.fingerprint().encode())
     folders = [teachers / recipe for recipe in teacher_recipes(config)]
     folders += [Path(config.student.weights)] if config.student.weights is not None else []
+    folders += [Path(teacher.weights) for _, teacher in teachers_of(config) if teacher.row and teacher.weights]
     for folder in folders:
         for weights in [folder] if folder.is_file() else sorted(folder.glob("*.safetensors")):
             digest.update(weights.read_bytes())

@@ -76,7 +76,7 @@ def with_teachers(config: RunConfigT, scale: str, folder: Path, *, settings: tup
         for section, names in same.items()
         for name in names
     )
-    for path, teacher in _teachers(config):
+    for path, teacher in teachers_of(config):
         if teacher.recipe is not None and teacher.weights is None:
             run = folder / teacher.recipe
             if not (run / "metrics.json").exists():
@@ -87,10 +87,11 @@ def with_teachers(config: RunConfigT, scale: str, folder: Path, *, settings: tup
 
 def teacher_recipes(config: RunConfig) -> list[str]:
     """Return the teacher recipes that a config names, each once, in alphabetical order."""
-    return sorted({teacher.recipe for _, teacher in _teachers(config) if teacher.recipe is not None})
+    return sorted({teacher.recipe for _, teacher in teachers_of(config) if teacher.recipe is not None})
 
 
-def _teachers(config: Config, prefix: str = "") -> list[tuple[str, TeacherConfig]]:
+def teachers_of(config: Config, prefix: str = "") -> list[tuple[str, TeacherConfig]]:
+    """Return every teacher section of a config with its dotted path."""
     found: list[tuple[str, TeacherConfig]] = []
     for name in type(config).model_fields:
         value = getattr(config, name)
@@ -100,5 +101,5 @@ def _teachers(config: Config, prefix: str = "") -> list[tuple[str, TeacherConfig
             if isinstance(child, TeacherConfig):
                 found.append((path, child))
             elif isinstance(child, Config):
-                found.extend(_teachers(child, f"{path}."))
+                found.extend(teachers_of(child, f"{path}."))
     return found

@@ -22,7 +22,8 @@ def build_table(paper: PaperResults, rows: Rows) -> Json:
     runs = [run for same_row in rows.values() for run in same_row]
     tables = [_table(paper, table, rows) for table in paper.tables if table.reproduced()]
     printed = {split_row(line["row"])[0] for table in tables for line in table["lines"] if line["row"]}
-    further = [row for row in rows if row not in printed]
+    # Encoders whose head is not trained have no accuracy.
+    further = [row for row in rows if row not in printed and "top1" in rows[row][0].result.metrics]
     comparisons = {(pair["row"], pair["to"]): pair for table in tables for pair in table["comparisons"]}
     images = sorted({int(run.result.metrics["images"]) for run in runs if "images" in run.result.metrics})
     scale = runs[0].result.scale

@@ -89,6 +89,7 @@ def fit(
             if (epoch + 1) % every.eval_every_epochs == 0 or epoch + 1 == epochs:
                 metrics = _evaluate(method, state.ema, data, config, processes, probe)
                 line |= metrics
+                run.keep_pictures(epoch + 1, method.pictures(probe.to(processes.device)))
             if epoch + 1 == epochs:
                 metrics |= method.final_metrics(data.evaluation)
             state.end_epoch(line, metrics)
@@ -114,8 +115,10 @@ def _evaluate(
         "device": processes.device,
         "precision": effective_precision(config.train.precision, processes.device),
     }
-    metrics: dict[str, float] = evaluate(method.inference_model(), data.evaluation, **options)
-    if ema is not None:
+    metrics: dict[str, float] = {}
+    if method.classifies:
+        metrics = evaluate(method.inference_model(), data.evaluation, **options)
+    if method.classifies and ema is not None:
         averaged = evaluate(ema.module, data.evaluation, **options)
         metrics |= {f"ema_{name}": value for name, value in averaged.items()}
     return metrics | method.diagnostics(probe.to(processes.device))

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -67,6 +67,10 @@ class Method(nn.Module, ABC):
     """
 
     student: nn.Module
+    classifies: ClassVar[bool] = True
+    """False where the head of `inference_model` is not trained: the loop then takes no accuracy of it."""
+    decays_all: ClassVar[bool] = False
+    """True where weight decay is for every parameter, biases and norms included; without layer-wise decay."""
 
     @abstractmethod
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
@@ -90,6 +94,10 @@ class Method(nn.Module, ABC):
 
     def diagnostics(self, images: Tensor) -> dict[str, float]:
         """Return figures to log after each evaluation, from a fixed batch of evaluation images."""
+        return {}
+
+    def pictures(self, images: Tensor) -> dict[str, Tensor]:
+        """Return pictures to keep after each evaluation, (3, H, W) in [0, 1], by name; images as for `diagnostics`."""
         return {}
 
     def final_metrics(self, evaluation: EvalLoader) -> dict[str, float]:

@@ -44,6 +44,9 @@ def build_optimizer(method: Method, config: OptimConfig, batch_size: int) -> tor
 
 
 def _parameter_groups(method: Method, config: OptimConfig) -> list[dict[str, Any]]:
+    if method.decays_all:
+        trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        return [{"params": trained, "weight_decay": config.weight_decay}]
     groups: list[dict[str, Any]] = param_groups_weight_decay(
         method, config.weight_decay, no_weight_decay_list=method.no_weight_decay()
     )
@@ -63,13 +66,15 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, epochs
     """Build timm's stateless schedule over ``epochs`` epochs of ``updates`` updates."""
     logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # a one-epoch cosine is no news
     per_epoch = config.schedule_unit == "epoch"
+    cosine_epochs = epochs - config.warmup_epochs if config.warmup_prefix else epochs
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=config.schedule,
-        num_epochs=epochs,
+        num_epochs=cosine_epochs,
         min_lr=config.min_lr,
         warmup_lr=config.warmup_lr,
         warmup_epochs=config.warmup_epochs,
+        warmup_prefix=config.warmup_prefix,
         step_on_epochs=per_epoch,
         updates_per_epoch=updates,
     )

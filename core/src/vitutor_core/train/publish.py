@@ -9,6 +9,7 @@ from vitutor_core.errors import ResourceError
 
 WEIGHTS_NAME = "student.safetensors"
 EMA_WEIGHTS_NAME = "student_ema.safetensors"
+PICTURES_NAME = "pictures"
 
 
 def publish(run: Path, target: Path) -> None:
@@ -20,6 +21,8 @@ def publish(run: Path, target: Path) -> None:
         for name in (WEIGHTS_NAME, EMA_WEIGHTS_NAME, "metrics.json", "curves.csv"):
             if (run / name).exists():
                 shutil.copyfile(run / name, partial / name)
+        if (run / PICTURES_NAME).is_dir():
+            shutil.copytree(run / PICTURES_NAME, partial / PICTURES_NAME)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     except OSError as error:

@@ -1,7 +1,8 @@
 """The folder of one run: its lock, who it belongs to, its checkpoints, curves and results.
 
 ``run.json`` explains the run without the shell history; ``checkpoints/`` holds what a resumption needs;
-``curves.csv`` has a line per epoch; ``student.safetensors`` and ``metrics.json`` are written when the run is done.
+``curves.csv`` has a line per epoch, ``pictures/`` what the method shows; ``student.safetensors`` and ``metrics.json``
+are written when the run is done.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from PIL import Image
+from torch import Tensor
+
 from vitutor_core.config import differences
 from vitutor_core.errors import BusyError, CheckpointError, ConfigError, ResourceError
 from vitutor_core.train import checkpoint
+from vitutor_core.train.publish import PICTURES_NAME
 
 _LOCK_WAIT_S = 30.0
 
@@ -112,6 +117,16 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(lines)
         write_whole(self.path / "curves.csv", text.getvalue())
+
+    def keep_pictures(self, epoch: int, pictures: dict[str, Tensor]) -> None:
+        """Write pictures, (3, H, W) in [0, 1], as ``pictures/<name>-<epoch>.png``; the owner does."""
+        if self._lock is None:
+            return
+        for name, picture in pictures.items():
+            path = self.path / PICTURES_NAME / f"{name}-{epoch:04d}.png"
+            path.parent.mkdir(exist_ok=True)
+            pixels = picture.mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+            Image.fromarray(pixels).save(path)
 
     def _take_lock(self) -> int:
         try:
