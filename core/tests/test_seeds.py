@@ -150,7 +150,7 @@ def run_fakes(monkeypatch, act, exitcode, jobs=2):
     monkeypatch.setattr(multiprocessing, "get_context", lambda _: context)
     monkeypatch.setenv("VITUTOR_QUIET", "1")
     try:
-        seeds._run_all(PAPER, [["a"], ["b"], ["c"]], jobs, lambda: None)
+        seeds.run_commands(PAPER, [["a"], ["b"], ["c"]], jobs, lambda: None)
     finally:
         run_fakes.made = context.made
 
@@ -182,7 +182,7 @@ class Taught(RunConfig):
 
 def test_a_row_starts_from_the_students_of_another_row(toy, tmp_path, monkeypatch):
     commands = []
-    monkeypatch.setattr(seeds, "_run_all", lambda paper, arguments, *_: commands.extend(arguments))
+    monkeypatch.setattr(seeds, "run_commands", lambda paper, arguments, *_: commands.extend(arguments))
     monkeypatch.setattr(seeds, "publish", lambda *_: None)
     monkeypatch.setattr(seeds.shutil, "rmtree", lambda *_, **__: None)
     recipe = toy / "toypaper" / "recipes" / "digits.yaml"
@@ -250,7 +250,7 @@ def test_a_run_keeps_its_work_folder_when_its_teacher_had_to_be_trained_first(to
         raise InterruptedRun("stopped", signal.SIGTERM)
 
     monkeypatch.setattr(seeds, "with_teachers", train_the_teacher)
-    monkeypatch.setattr(seeds, "_run_all", interrupted)
+    monkeypatch.setattr(seeds, "run_commands", interrupted)
     config = resolve(Taught, toy / "toypaper" / "recipes" / "digits.yaml", row="plain")
 
     def reproduce(config):

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from dearkd.cli import PAPER
+from dearkd.generation.commands import resolve_generation
+from dearkd.generation.config import GenerationConfig, TermsConfig
 from dearkd.models import MHCA
 from vitutor_core.cli.options import SCALES, recipe_path
 from vitutor_core.config import parse_yaml, read_recipe
@@ -38,6 +40,7 @@ TABLE_2 = {
     **{f"dearkd_{percent}": fraction for percent, fraction in FRACTIONS.items() if fraction < 1},
 }
 NUM_CLASSES = {"digits": 10, "cifar100": 100, "imagenet": 1000}
+IMAGES = {"digits": 901, "cifar100": 50_000, "imagenet": 1_281_167}
 
 
 @cache
@@ -62,13 +65,101 @@ def ticks(scale, row):
     return mhca, taught and bool(config.method.pairs), taught and config.method.distill == "pooled", two_stages
 
 
+def graph(scale):
+    """The graph of a scale and its parameters."""
+    folder = ROOT if scale == "digits" else ROOT / "scales" / scale
+    paths = [folder / name for name in ("dvc.yaml", "params.yaml")]
+    stages, params = (parse_yaml(path.read_text(), where=str(path)) for path in paths)
+    return stages["stages"], params
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_rows_are_those_of_the_tables_and_of_the_graph(scale):
-    _, rows = read_recipe(recipe_path("dearkd", scale))
-    assert set(rows) == TABLE_1.keys() | TABLE_2.keys()
-    path = ROOT / "dvc.yaml" if scale == "digits" else ROOT / "scales" / scale / "dvc.yaml"
-    graph = parse_yaml(path.read_text(), where=str(path))
-    assert graph["stages"]["dearkd"]["foreach"] == list(rows)
+    stages, params = graph(scale)
+    assert set(stages["dearkd"]["foreach"]) == TABLE_1.keys() | TABLE_2.keys()
+    for name in ("dearkd_free", "dearkd_sizes", "dearkd_transfer"):
+        assert stages[name]["foreach"] == f"${{{name}}}"
+    elsewhere = [*params["dearkd_sizes"], *params["dearkd_free"], *params["dearkd_transfer"]]
+    assert sorted([*stages["dearkd"]["foreach"], *elsewhere]) == sorted(read_recipe(recipe_path("dearkd", scale)).rows)
+    assert (scale == "digits") == (not params["dearkd_sizes"]) == (not params["dearkd_transfer"])
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_rows_on_generated_images(scale):
+    stages, params = graph(scale)
+    sets = read_recipe(recipe_path("dearkd", f"generation/{scale}")).rows
+    assert stages["dearkd_generate"]["foreach"].keys() == sets.keys() == {"plain", "adaptive", "intra"}
+    real = resolve(scale, "dearkd")
+    for row, images in params["dearkd_free"].items():
+        config, made = resolve(scale, row), resolve_generation(PAPER, scale, None, images, ())
+        assert row.removesuffix("_small") == f"free_{images}"
+        assert config.data.train_from == f"results/dearkd/generated/{images}"
+        assert config.data.changed(["train_from=null"]) == real.data  # evaluation stays real
+        assert config.teacher == made.teacher  # taught by the network that was inverted
+        assert (config.optim, config.augment) == (real.optim, real.augment)
+        assert config.method.changed(["stage1_epochs=null", "pairs=[]"]) == real.method.changed(
+            ["stage1_epochs=null", "pairs=[]"]
+        )
+        assert abs(config.stage1_epochs - config.train.epochs * 5 / 6) <= 0.5
+        per_epoch, per_real_epoch = (count // config.train.batch_size for count in (made.num_images, IMAGES[scale]))
+        updates = config.train.epochs * per_epoch
+        assert updates == pytest.approx(real.train.epochs * per_real_epoch, rel=2e-3)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_generated_sets_differ_in_their_terms_alone(scale):
+    sets = {name: resolve_generation(PAPER, scale, None, name, ()) for name in ("plain", "adaptive", "intra")}
+    plain = sets["plain"]
+    weights = {name: (c.terms.competition, c.terms.easiest_positive, c.terms.triplet) for name, c in sets.items()}
+    assert weights["plain"] == (0, 0, 0)
+    assert weights["adaptive"] == (0.2, 0, 0)
+    assert weights["intra"] == (0, 50 if scale == "imagenet" else 5, 0.5)
+    assert sets["adaptive"].competitor == "results/dearkd/free_plain/seed-0"
+    for config in sets.values():
+        same = config.model_copy(update={"terms": plain.terms, "competitor": None})
+        assert same == plain
+    # As many as half of the real images, which is the row with as many real ones.
+    assert plain.num_images == pytest.approx(IMAGES[scale] / 2, rel=0.07)
+
+
+def test_imagenet_generation_is_the_papers_setting():
+    config = resolve_generation(PAPER, "imagenet", None, "intra", ())
+    assert config.teacher.model.name == "resnet101.tv_in1k"
+    first, second = config.phases
+    assert (first.iterations, first.lr, first.shrink) == (2000, 0.5, 2)
+    assert (second.iterations, second.lr, second.shrink) == (2000, 0.01, 1)
+    assert (config.classes_per_batch, config.images_per_class) == (6, 7)
+    terms = config.terms
+    assert (terms.label, terms.total_variation, terms.l2, terms.bn, terms.first_bn) == (1, 1e-4, 1e-5, 5e-2, 10)
+    assert (terms.easiest_positive, terms.triplet, terms.margin) == (50, 0.5, 0.3)
+    assert config == GenerationConfig(
+        teacher=config.teacher,
+        num_images=config.num_images,
+        terms=TermsConfig(easiest_positive=50.0, triplet=0.5),
+    )
+
+
+@pytest.mark.parametrize("scale", ["cifar100", "imagenet"])
+def test_transfer_starts_from_the_student_without_a_teacher(scale):
+    _, params = graph(scale)
+    for row, start in params["dearkd_transfer"].items():
+        config = resolve(scale, row)
+        assert config.student.start_row == start == "dearkd"
+        assert config.teacher is None
+        assert config.data.source != resolve(scale, "dearkd").data.source
+        assert (config.optim.name, config.optim.lr, config.augment.random_erasing) == ("sgd", 0.01, 0)
+        assert config.student.kwargs.get("drop_path_rate", 0) == 0
+
+
+@pytest.mark.parametrize("scale", ["cifar100", "imagenet"])
+def test_sizes_and_lengths(scale):
+    _, params = graph(scale)
+    for row in params["dearkd_sizes"]:
+        config = resolve(scale, row)
+        size = next((name for name in ("small", "base") if name in row), "tiny")
+        assert f"_{size}_" in config.student.name
+        if row.endswith("_1000"):
+            assert (config.train.epochs, config.stage1_epochs) == (1000, 800)
 
 
 @pytest.mark.parametrize("scale", SCALES)

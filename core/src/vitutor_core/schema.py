@@ -23,6 +23,9 @@ class DataConfig(Config):
     class_list: str | tuple[str, ...] | None = identity(
         None, help="keep these classes: imagenet100, a file with a class name in each line, or the names"
     )
+    train_from: str | None = runtime(
+        None, help="train on PATH/train/<class>/... instead, classes matched by name (identity: names, manifest)"
+    )
     image_size: int = identity(help="side of the student's input, in pixels", ge=4)
     fraction: float = identity(1.0, help="share of each class that is used for training", gt=0, le=1)
     per_class: int | None = identity(None, help="training images per class, instead of a fraction", ge=1)

@@ -40,6 +40,7 @@ def table(paper: str, results: Path, out: Path) -> None:
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
 def html(paper: str, results: Path, table_file: Path, out: Path) -> None:
     """Write the report of PAPER: one self-contained HTML page, and its figures as PNG."""
+    from vitutor_core.report.gallery import gallery_figure
     from vitutor_core.report.html import write_report
     from vitutor_core.report.paper import load_paper_results
     from vitutor_core.report.plots import draw_figures
@@ -49,7 +50,10 @@ def html(paper: str, results: Path, table_file: Path, out: Path) -> None:
     built = _read_table(table_file)
     rows = load_results(results, paper)
     out.mkdir(parents=True, exist_ok=True)
-    figures = draw_figures(load_paper_results(_paper_results(paper)), built, rows, out)
+    printed = load_paper_results(_paper_results(paper))
+    figures = draw_figures(printed, built, rows, out)
+    gallery = gallery_figure(printed, results / paper, out)
+    figures += [gallery] if gallery is not None else []
     write_report(built, rows, figures, out / "report.html")
     (out / "table.md").write_text(to_markdown(built))
     click.echo(f"report {out / 'report.html'}")

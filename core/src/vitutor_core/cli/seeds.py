@@ -19,6 +19,7 @@ import click
 
 from vitutor_core.cli import options
 from vitutor_core.cli.teacher import teacher_recipes, teachers_of, with_teachers
+from vitutor_core.data.locate import locate
 from vitutor_core.errors import ConfigError, InterruptedRun, VitutorError
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.progress import QUIET, RunProgress
@@ -59,7 +60,7 @@ def reproduce_row(
             arguments += ["--set", setting]
         commands.append(arguments)
     with RunProgress(row, sum(config.train.epochs for config in configs)) as progress:
-        _run_all(paper, commands, jobs or _default_jobs(), lambda: progress.update(_epochs_done(runs), "epochs"))
+        run_commands(paper, commands, jobs or default_jobs(), lambda: progress.update(_epochs_done(runs), "epochs"))
     partial = out.with_name(out.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
     for config, run in zip(configs, runs, strict=True):
@@ -89,7 +90,7 @@ def _of_other_rows(config: RunConfig, results: Path) -> list[str]:
 
 
 def _work_key(config: RunConfig, teachers: Path) -> str:
-    """Name a run by everything that decides its result: config, teacher weights and starting weights."""
+    """Name a run by everything that decides its result: config, teachers, starting weights, generated images."""
     digest = hashlib.sha256(config.fingerprint().encode())
     folders = [teachers / recipe for recipe in teacher_recipes(config)]
     folders += [Path(config.student.weights)] if config.student.weights is not None else []
@@ -97,10 +98,14 @@ def _work_key(config: RunConfig, teachers: Path) -> str:
     for folder in folders:
         for weights in [folder] if folder.is_file() else sorted(folder.glob("*.safetensors")):
             digest.update(weights.read_bytes())
+    if config.data.train_from is not None:
+        manifest = locate(config.data.train_from) / "manifest.json"
+        digest.update(manifest.read_bytes() if manifest.exists() else b"")
     return digest.hexdigest()[:12]
 
 
-def _default_jobs() -> int:
+def default_jobs() -> int:
+    """Return how many processes run side by side."""
     # A small model keeps one core busy, so a run per core and one to fill the gaps; a GPU takes one run.
     has_gpu = Path("/dev/nvidia0").exists()
     return 1 if has_gpu else (os.cpu_count() or 1) + 1
@@ -111,6 +116,7 @@ def _child(program: str, target: str, arguments: list[str], threads: int) -> Non
 
     import torch
 
+    os.environ[QUIET] = "1"
     os.setsid()  # signals reach a seed once, through its parent
     torch.set_num_threads(threads)
     sys.argv = [program, *arguments]
@@ -122,8 +128,11 @@ def _epochs_done(runs: list[Path]) -> int:
     return sum(len(path.read_text().splitlines()) - 1 for path in curves if path.exists())
 
 
-def _run_all(paper: Paper, commands: list[list[str]], jobs: int, tick: Callable[[], None]) -> None:
-    os.environ[QUIET] = "1"
+def run_commands(paper: Paper, commands: list[list[str]], jobs: int, tick: Callable[[], None]) -> None:
+    """Run commands of a paper in processes of their own, ``jobs`` at a time, and call ``tick`` while they run.
+
+    Raises `InterruptedRun` when asked to stop, after the commands have, and `VitutorError` when one of them fails.
+    """
     # The fork server imports the heavy packages once for all seeds.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([paper.method.partition(":")[0], "vitutor_core.train.session", "sklearn.datasets"])

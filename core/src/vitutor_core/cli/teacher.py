@@ -78,11 +78,17 @@ def with_teachers(config: RunConfigT, scale: str, folder: Path, *, settings: tup
     )
     for path, teacher in teachers_of(config):
         if teacher.recipe is not None and teacher.weights is None:
-            run = folder / teacher.recipe
-            if not (run / "metrics.json").exists():
-                train_teacher(scale, teacher.recipe, run, settings=(*inherited, *settings))
-            found.append(f"{path}.weights={json.dumps(str(run.absolute()))}")
+            run = trained_teacher(scale, teacher.recipe, folder, settings=(*inherited, *settings))
+            found.append(f"{path}.weights={json.dumps(str(run))}")
     return config.changed(found)
+
+
+def trained_teacher(scale: str, name: str, folder: Path, *, settings: tuple[str, ...] = ()) -> Path:
+    """Return the run of a teacher recipe below ``folder``, trained first unless it is there."""
+    run = (folder / name).absolute()
+    if not (run / "metrics.json").exists():
+        train_teacher(scale, name, run, settings=settings)
+    return run
 
 
 def teacher_recipes(config: RunConfig) -> list[str]:

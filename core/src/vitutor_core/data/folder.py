@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +51,33 @@ def folder_source(folder: Path) -> Source:
     )
 
 
+def training_folder(folder: Path, class_names: Sequence[str]) -> Split:
+    """Open ``folder/train/<class>/...``, made for another source, whose ``class_names`` give the label ids.
+
+    Where ``folder`` has a ``manifest.json``, as generated images have, the split's hash covers that too.
+    Raises `DataError` if the folder is not there or has classes that the source does not have.
+    """
+    require_folder(folder / "train", "a folder per class, as 'dearkd generate' makes them")
+    unknown = [name for name in _class_names(folder / "train") if name not in class_names]
+    if unknown:
+        hint = nearest(unknown[0], class_names)
+        raise DataError(f"{folder / 'train'}: classes that data.source does not have: {shorten(unknown)}{hint}")
+    split = _read_split(folder / "train", class_names)
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        return split
+    digest = hashlib.sha256(split.content_hash.encode())
+    digest.update(manifest.read_bytes())
+    return dataclasses.replace(split, content_hash=digest.hexdigest())
+
+
+def class_folders(folder: Path) -> tuple[tuple[str, ...], Split]:
+    """Open ``folder/<class>/...``: its sorted classes, and its images with their positions in them as labels."""
+    require_folder(folder, "a folder per class")
+    class_names = _class_names(folder)
+    return class_names, _read_split(folder, class_names)
+
+
 def _class_names(split: Path) -> tuple[str, ...]:
     names = sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
@@ -62,7 +92,7 @@ def _class_names(split: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read_split(split: Path, class_names: tuple[str, ...]) -> Split:
+def _read_split(split: Path, class_names: Sequence[str]) -> Split:
     files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(class_names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from vitutor_core.data.cifar import DISTRIBUTIONS, cifar_source
 from vitutor_core.data.classes import read_class_list, restrict
 from vitutor_core.data.digits import digits_source
 from vitutor_core.data.domainnet import domainnet_source
-from vitutor_core.data.folder import folder_source
+from vitutor_core.data.folder import folder_source, training_folder
 from vitutor_core.data.locate import locate, shorten
 from vitutor_core.data.parquet import hub_source, parquet_source
 from vitutor_core.data.timm_reader import timm_source
@@ -54,13 +55,16 @@ _VALID = (
 def open_source(config: DataConfig) -> Source:
     """Open ``config.source``, download it if need be, and check its labels; no image is decoded.
 
-    ``config.class_list`` keeps some of its classes.
+    ``config.class_list`` keeps some of its classes. With ``config.train_from``, the training images are those of that
+    folder, and evaluation stays the source's.
     A class without an evaluation image is a warning. Raises `ConfigError` if no such source exists, and `DataError` if
     the data is missing or damaged, or lacks training images of a class.
     """
     source = _open(config.source)
     if config.class_list is not None:
         source = restrict(source, read_class_list(config.class_list))
+    if config.train_from is not None:
+        source = dataclasses.replace(source, train=training_folder(locate(config.train_from), source.class_names))
     _check_labels(source, config.source)
     return source
 

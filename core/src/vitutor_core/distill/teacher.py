@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -60,10 +61,15 @@ class FrozenTeacher:
         if self.model.training:
             raise ValueError("the teacher was put into training mode")
         if self._device != images.device:
-            self._device = images.device
-            self.model.to(images.device)
-            self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
+            self.to(images.device)
         return forward_taps(self.model, self.adapt(images), features=features)
+
+    def to(self, device: torch.device) -> Self:
+        """Move the network; calls do so by themselves, this is for those who run ``model`` with gradients."""
+        self._device = device
+        self.model.to(device)
+        self._scale, self._shift = self._scale.to(device), self._shift.to(device)
+        return self
 
     def adapt(self, images: Tensor) -> Tensor:
         """Change the student's images (B, C, H, W) to the teacher's normalisation and size."""

@@ -61,7 +61,8 @@ class PaperTable(Record):
     ``columns`` maps ids to headings; those in ``measured`` hold ``metric``, a name in metrics.json, in ``unit`` and
     shown with ``decimals``.
     Differences are taken to the package's row ``baseline``. ``figure`` asks for a plot: the metric against
-    ``fraction``, or the gain of each row over the baseline.
+    ``fraction``, or the gain of each row over the baseline. ``optional`` metrics need not be there, as where an extra
+    computes them: they then count as not measured.
     """
 
     id: str
@@ -72,6 +73,7 @@ class PaperTable(Record):
     measured: tuple[str, ...]
     unit: str = "points"
     decimals: int = Field(1, ge=0)
+    optional: bool = False
     rows: tuple[PaperRow, ...]
     baseline: str | None = None
     comparisons: tuple[Comparison, ...] = ()
@@ -115,7 +117,7 @@ class PaperResults(Record):
     ``methods`` maps the names of the package's methods to their titles, in the order of their colours; the rows of
     method ``m`` are ``m`` itself and ``m_<anything>``; ``m:metric`` names what else was measured of them. ``scale`` is
     the scale of the printed numbers and ``setting`` describes it. ``curves`` and ``attention`` name the rows drawn in
-    those figures.
+    those figures; ``galleries`` maps folders of images, below the paper's results, to their titles.
     """
 
     paper: str
@@ -126,6 +128,7 @@ class PaperResults(Record):
     methods: dict[str, str]
     curves: tuple[str, ...]
     attention: tuple[str, ...]
+    galleries: dict[str, str] = Field(default_factory=dict)
     tables: tuple[PaperTable, ...]
 
     def method_of(self, row: str) -> str | None:

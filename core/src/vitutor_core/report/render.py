@@ -100,6 +100,7 @@ def verdict(pair: Json) -> str:
 def scope(table: Json) -> str:
     """Say what the measured numbers are: scale, seeds, training images, updates."""
     lines = [line for part in table["tables"] for line in part["lines"] if line["ours"]] + table["further"]
+    lines = [line for line in lines if line["updates"]] or lines  # of those that were trained
     seeds = ", ".join(map(str, table["seeds"]))
     images, updates = (_range([line[name] for line in lines]) for name in ("train_images", "updates"))
     return f"Scale {table['scale']}; seeds {seeds}; {images} training images; {updates} updates per run."

@@ -44,15 +44,15 @@ class Teacher(Record):
 
 
 class Result(Record):
-    """The content of a ``metrics.json``."""
+    """The content of a ``metrics.json``; what was measured without training has no epochs and no updates."""
 
     paper: str
     row: str
     scale: str
     seed: int = Field(ge=0)
     metrics: dict[str, float]
-    epochs: int = Field(ge=1)
-    updates: int = Field(ge=1)
+    epochs: int = Field(ge=0)
+    updates: int = Field(ge=0)
     train_images: int = Field(ge=1)
     fraction: float = Field(gt=0, le=1)
     fingerprint: str

@@ -84,8 +84,10 @@ def _measured(name: str | None, table: PaperTable, rows: Rows) -> tuple[Sequence
     if name is None:
         return [], None
     row, metric = split_row(name)
-    runs = rows.get(row, [])
-    return runs, summarise(runs, metric or table.metric)
+    runs, wanted = rows.get(row, []), metric or table.metric
+    if table.optional and not any(wanted in run.result.metrics for run in runs):
+        return runs, None
+    return runs, summarise(runs, wanted)
 
 
 def _budget(runs: Sequence[Run]) -> Json:
