@@ -12,7 +12,13 @@ from vitutor_core.cli import options
 from vitutor_core.cli.entry import run
 from vitutor_core.cli.paper import Paper, paper_group
 
-PAPER = Paper("coadvise", config="coadvise.config:CoadviseConfig", method="coadvise.method:Coadvise")
+PAPER = Paper(
+    "coadvise",
+    config="coadvise.config:CoadviseConfig",
+    method="coadvise.method:Coadvise",
+    plain_row="none",
+    method_rows=("cnn_inn",),
+)
 
 cli = paper_group(PAPER, "Co-advise: cross inductive bias distillation from two unlike teachers (CVPR 2022).")
 
@@ -22,7 +28,7 @@ cli = paper_group(PAPER, "Co-advise: cross inductive bias distillation from two 
 @click.option(
     "--images",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A folder per class, some or all of the model's: ImageNet-A, -R, or one set of -C.  [default: corrupt RUN's own]",
+    help="A folder per class, some or all of the model's: ImageNet-A, -R, a set of -C.  [default: RUN's, corrupted]",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 def robustness(run_folder: Path, images: Path | None, device: str) -> None:

@@ -38,8 +38,8 @@ def token_metrics(
         sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) + value.double()
 
     with torch.no_grad():
-        for images, labels in evaluation:
-            images, labels = images.to(device), labels.to(device)
+        for batch in evaluation:
+            images, labels = (tensor.to(device) for tensor in batch)
             found = tokens(images)
             theirs = {role: teacher(images) for role, teacher in teachers.items()}
             heads = {**found, "mean": torch.stack(list(found.values())).mean(0)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from coadvise import models as _models  # noqa: F401  # registers the students with timm

@@ -1,4 +1,4 @@
-"""CiT (Co-advise, arXiv 2106.12378, section 3): a ViT with a token and a head for each teacher, registered with timm."""
+"""CiT (Co-advise, arXiv 2106.12378, section 3), registered with timm: a ViT with a token and a head per teacher."""
 
 from __future__ import annotations
 

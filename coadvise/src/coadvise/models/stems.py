@@ -29,13 +29,14 @@ class StemEmbed(PatchEmbed):  # type: ignore[misc]  # timm has no type informati
 
     """
 
-    def __init__(self, stems: tuple[str, ...], *, patch_size: int, in_chans: int, embed_dim: int, **kwargs: Any) -> None:
+    def __init__(
+        self, stems: tuple[str, ...], *, patch_size: int, in_chans: int, embed_dim: int, **kwargs: Any
+    ) -> None:
         super().__init__(patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, **kwargs)
         if not stems or set(stems) - set(STEMS) or len(set(stems)) != len(stems) or patch_size % STRIDE:
             raise ValueError(f"stems {list(stems)} with patches of {patch_size}: choose from {STEMS}, and an even size")
         del self.proj
-        build = {"conv": convolution_stem, "inv": lambda channels: involution_stem(channels, WIDTH, STRIDE)}
-        self.stems = nn.ModuleDict({name: build[name](in_chans) for name in stems})
+        self.stems = nn.ModuleDict({name: _stem(name, in_chans) for name in stems})
         self.projections = nn.ModuleDict(
             {name: nn.Conv2d(WIDTH, embed_dim, patch_size // STRIDE, stride=patch_size // STRIDE) for name in stems}
         )
@@ -58,6 +59,10 @@ def combine(embeddings: list[Tensor]) -> Tensor:
     """Put the mean of each stem's tokens (B, N, D) in front of the sum of all: (B, n + N, D)."""
     means = [embedding.mean(1, keepdim=True) for embedding in embeddings]
     return torch.cat([*means, torch.stack(embeddings).sum(0)], dim=1)
+
+
+def _stem(name: str, in_chans: int) -> nn.Sequential:
+    return convolution_stem(in_chans) if name == "conv" else involution_stem(in_chans, WIDTH, STRIDE)
 
 
 def convolution_stem(in_chans: int) -> nn.Sequential:

@@ -10,16 +10,21 @@ from __future__ import annotations
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 
 def _small_image_resnet(
-    *, layers: tuple[int, ...], channels: tuple[int, ...], in_chans: int = 3, **kwargs: Any
+    *,
+    layers: tuple[int, ...],
+    channels: tuple[int, ...],
+    block: type[nn.Module] = BasicBlock,
+    in_chans: int = 3,
+    **kwargs: Any,
 ) -> ResNet:
     # timm fixes the width of its plain stem at 64; that of its deep stem is free, and both are replaced here.
     model = ResNet(
-        BasicBlock,
+        block,
         layers,
         in_chans=in_chans,
         channels=channels,
@@ -62,7 +67,15 @@ def _cfg(side: int) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({"resnet18_cifar": _cfg(32), "resnet34_cifar": _cfg(32), "resnet8_tiny": _cfg(16)})
+default_cfgs = generate_default_cfgs(
+    dict.fromkeys(("resnet10_cifar", "resnet18_cifar", "resnet34_cifar", "resnet50_cifar"), _cfg(32))
+    | {"resnet8_tiny": _cfg(16)}
+)
+
+
+def resnet10_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet with one basic block per stage for 32-pixel images: 4,903,242 parameters with 10 classes."""
+    return _create("resnet10_cifar", pretrained, layers=(1, 1, 1, 1), channels=(64, 128, 256, 512), **kwargs)
 
 
 def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet:
@@ -75,6 +88,12 @@ def resnet34_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet:
     return _create("resnet34_cifar", pretrained, layers=(3, 4, 6, 3), channels=(64, 128, 256, 512), **kwargs)
 
 
+def resnet50_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-50 for 32-pixel images: 23,520,842 parameters with 10 classes."""
+    sizes: dict[str, Any] = {"layers": (3, 4, 6, 3), "channels": (64, 128, 256, 512), "block": Bottleneck}
+    return _create("resnet50_cifar", pretrained, **sizes, **kwargs)
+
+
 def resnet8_tiny(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """ResNet with one block in each of three stages of width 16, 32 and 64: 3 MMACs for a 16-pixel image.
 
@@ -84,5 +103,5 @@ def resnet8_tiny(pretrained: bool = False, **kwargs: Any) -> ResNet:
     return _create("resnet8_tiny", pretrained, layers=(1, 1, 1), channels=(16, 32, 64), **kwargs)
 
 
-for _entry_point in (resnet18_cifar, resnet34_cifar, resnet8_tiny):
+for _entry_point in (resnet10_cifar, resnet18_cifar, resnet34_cifar, resnet50_cifar, resnet8_tiny):
     register_model(_entry_point)

@@ -16,14 +16,15 @@ from torch.utils.flop_counter import register_flop_formula
 
 GROUP_CHANNELS = 16
 REDUCTION = 4
+SHORT_ROW = 16
 
 
 class Involution(nn.Module):
     """Involution layer: (B, C, H, W) -> (B, C, H / stride, W / stride), zero padding, no value projection.
 
-    The kernel of an output position comes from the mean of its ``stride`` x ``stride`` input pixels, while the window it
-    is applied to is centred on the first of them: for even strides the two are half a pixel apart, as in the published
-    network.
+    The kernel of an output position comes from the mean of its ``stride`` x ``stride`` input pixels, while the window
+    it is applied to is centred on the first of them: for even strides the two are half a pixel apart, as in the
+    published network.
 
     Under autocast, kernels are generated and applied in float32, since a sum has ``kernel_size``^2 terms.
 
@@ -54,7 +55,7 @@ class Involution(nn.Module):
         height, width = x.shape[-2:]
         if height % self.stride or width % self.stride:
             raise ValueError(
-                f"Involution of stride {self.stride} on a map of {height}x{width}: its kernels and its windows would not "
+                f"Involution of stride {self.stride} on a map of {height}x{width}: its kernels and windows would not "
                 "match; make the input size divisible by the network's stride"
             )
         kernels: Tensor = self.generate(self.act(self.bn(self.reduce(self.pool(x)))))
@@ -96,21 +97,18 @@ def involution(x: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
 
 @torch.library.custom_op("vitutor::involution", mutates_args=())
 def _involution(x: Tensor, kernels: Tensor, stride: int) -> Tensor:
-    wide = _accumulator(x)
-    padded, weights = _padded(x.to(wide), kernels), kernels.to(wide)
-    out = x.new_zeros(_grouped(x, kernels), dtype=wide)
+    padded, weights = _padded(x, kernels), _arranged(kernels, kernels)
+    out = torch.zeros_like(next(_windows(padded, kernels, stride))[1])
     for tap, window in _windows(padded, kernels, stride):
         out.addcmul_(window, weights[:, :, tap, None])
-    return out.flatten(1, 2).to(x.dtype)
+    return out.flatten(1, 2).to(x.dtype).contiguous()
 
 
 @torch.library.custom_op("vitutor::involution_backward", mutates_args=())
 def _involution_backward(gradient: Tensor, x: Tensor, kernels: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    wide = _accumulator(x)
-    padded, weights = _padded(x.to(wide), kernels), kernels.to(wide)
-    gradient = gradient.to(wide).reshape(_grouped(x, kernels))
-    to_padded = torch.zeros_like(padded)
-    to_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
+    padded, weights = _padded(x, kernels), _arranged(kernels, kernels)
+    gradient = _grouped(_arranged(gradient, kernels), kernels)
+    to_padded, to_weights = torch.zeros_like(padded), torch.empty_like(weights)
     windows = _windows(padded, kernels, stride)
     for (tap, window), (_, to_window) in zip(windows, _windows(to_padded, kernels, stride), strict=True):
         to_window.addcmul_(gradient, weights[:, :, tap, None])
@@ -118,22 +116,31 @@ def _involution_backward(gradient: Tensor, x: Tensor, kernels: Tensor, stride: i
     margin = math.isqrt(kernels.shape[2]) // 2
     height, width = x.shape[-2:]
     to_x = to_padded[..., margin : margin + height, margin : margin + width].flatten(1, 2)
-    return to_x.to(x.dtype).contiguous(), to_weights.to(kernels.dtype)
+    return to_x.to(x.dtype).contiguous(), to_weights.to(kernels.dtype).contiguous()
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def _arranged(tensor: Tensor, kernels: Tensor) -> Tensor:
+    """Return a copy or view in at least float32 that is quick to loop over, whatever its memory format.
 
-
-def _grouped(x: Tensor, kernels: Tensor) -> tuple[int, ...]:
-    batch, groups, _, height, width = kernels.shape
-    return batch, groups, x.shape[1] // groups, height, width
+    Rows of few pixels make short loops: there, the batch becomes the innermost dimension in memory (of the same shape).
+    """
+    tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    if kernels.shape[-1] > SHORT_ROW:
+        return tensor.contiguous()
+    return tensor.movedim(0, -1).contiguous().movedim(-1, 0)
 
 
 def _padded(x: Tensor, kernels: Tensor) -> Tensor:
-    """Return x with zeros around it, in groups: (B, G, C / G, H + K - 1, W + K - 1), whatever its memory format."""
+    """Return x with zeros around it, in groups: (B, G, C / G, H + K - 1, W + K - 1)."""
     margin = math.isqrt(kernels.shape[2]) // 2
-    return F.pad(x.contiguous(), (margin,) * 4).unflatten(1, (kernels.shape[1], -1))
+    return _grouped(_arranged(F.pad(x, (margin,) * 4), kernels), kernels)
+
+
+def _grouped(tensor: Tensor, kernels: Tensor) -> Tensor:
+    """View (B, C, H, W) as (B, G, C / G, H, W)."""
+    batch, channels, *sides = tensor.shape
+    groups = kernels.shape[1]
+    return tensor.view(batch, groups, channels // groups, *sides)
 
 
 def _windows(padded: Tensor, kernels: Tensor, stride: int) -> Iterator[tuple[int, Tensor]]:

@@ -1,15 +1,14 @@
 """RedNet (Li et al., arXiv 2103.06255, section 4): ResNets whose 3x3 convolutions are 7x7 involutions, for timm.
 
 They are timm's `ResNet` of bottleneck blocks with the spatial convolutions replaced, in the stem too. Stage maps are
-named ``layer1``, ``layer2``, ... Inputs must be divisible by the network's stride: 32; ``rednet*_cifar`` 8,
-``rednet_tiny`` 4.
+named ``layer1``, ``layer2``, ... Inputs must be divisible by the network's stride: 32; ``rednet26_cifar`` and
+``rednet_tiny`` 8.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
@@ -47,7 +46,8 @@ def _rednet(
     layers: tuple[int, ...],
     channels: tuple[int, ...] = (64, 128, 256, 512),
     stem_width: int = 64,
-    small_images: bool = False,
+    stem_stride: int = 2,
+    max_pool: bool = True,
     in_chans: int = 3,
     **kwargs: Any,
 ) -> ResNet:
@@ -61,15 +61,16 @@ def _rednet(
         **kwargs,
     )
     # timm's forward passes expect conv1, bn1 and act1 one after another, with act1 the map of the stem.
-    *first, model.bn1, model.act1 = involution_stem(in_chans, stem_width, stride=1 if small_images else 2)
+    *first, model.bn1, model.act1 = involution_stem(in_chans, stem_width, stem_stride)
     model.conv1 = nn.Sequential(*first)
     for module in model.modules():
         if isinstance(module, Bottleneck):
             module.conv2 = Involution(module.conv2.in_channels, KERNEL_SIZE, module.stride)
-    if small_images:
+    if not max_pool:
         model.maxpool = nn.Identity()
-        for info in model.feature_info:
-            info["reduction"] = max(1, info["reduction"] // 4)
+    first_stage = stem_stride * (2 if max_pool else 1)
+    for stage, info in enumerate(model.feature_info):
+        info["reduction"] = stem_stride if stage == 0 else first_stage * 2 ** (stage - 1)
     for stage in range(len(layers), 4):
         # timm's forward passes name layer1 to layer4; an empty stage is what timm's own pruning leaves there.
         model.add_module(f"layer{stage + 1}", nn.Sequential())
@@ -132,13 +133,16 @@ def rednet152(pretrained: bool = False, **kwargs: Any) -> ResNet:
 
 def rednet26_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """RedNet-26 for 32-pixel images: a stem of stride 1 and no pooling."""
-    return _create("rednet26_cifar", pretrained, layers=(1, 2, 4, 1), small_images=True, **kwargs)
+    return _create("rednet26_cifar", pretrained, layers=(1, 2, 4, 1), stem_stride=1, max_pool=False, **kwargs)
 
 
 def rednet_tiny(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """RedNet for 16-pixel images: one block in each of three stages, with 16, 32 and 64 channels in its involution."""
-    sizes = {"layers": (1, 1, 1), "channels": (16, 32, 64), "stem_width": 32}
-    return _create("rednet_tiny", pretrained, small_images=True, **sizes, **kwargs)
+    """RedNet for 16-pixel images: a stem of stride 2, no pooling, one block in each of three stages.
+
+    Its involutions have 16, 32 and 64 channels, on maps of 8, 4 and 2 pixels.
+    """
+    sizes: dict[str, Any] = {"layers": (1, 1, 1), "channels": (16, 32, 64), "stem_width": 32}
+    return _create("rednet_tiny", pretrained, max_pool=False, **sizes | kwargs)
 
 
 for _entry_point in (rednet26, rednet38, rednet50, rednet101, rednet152, rednet26_cifar, rednet_tiny):
