@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -9,6 +10,7 @@ from core.tests.report_samples import PAPER, write_run
 from vitutor_core.errors import DataError
 from vitutor_core.report import gallery
 from vitutor_core.report.gallery import gallery_figure
+from vitutor_core.report.groups import groups_figure
 from vitutor_core.report.paper import PaperResults, load_paper_results
 from vitutor_core.report.render import scope
 from vitutor_core.report.results import load_results
@@ -68,6 +70,28 @@ MEASURED = """
     measured: [distance, extra]
     rows: [{label: set, cells: {distance: 0.5, extra: 0.7}, row: {distance: part, extra: "part:extra"}}]
 """
+
+
+def test_groups_of_points(tmp_path: Path) -> None:
+    text = PAPER.replace("    figure: fraction\n", "    figure: groups\n")
+    (tmp_path / "paper_results.yaml").write_text(text)
+    paper = load_paper_results(tmp_path / "paper_results.yaml")
+    write_run(tmp_path, "ours", 0, 95.0)
+
+    def part() -> dict[str, Any]:
+        table = build_table(paper, load_results(tmp_path, "demo"))
+        found: dict[str, Any] = next(part for part in table["tables"] if part["id"] == "data")
+        return found
+
+    assert groups_figure(paper, part(), tmp_path) is None  # one point
+    for seed, value in enumerate((80.0, 82.0)):
+        write_run(tmp_path, "plain_10", seed, value)
+    picture = groups_figure(paper, part(), tmp_path)
+    assert picture is not None
+    assert "10 %, plain model: 81.0 +- 1.4, paper 40.0; 100 %, OURS: 95.0, paper 72.3." in picture.alt
+    assert picture.light.name == "groups-data.png"
+    with Image.open(picture.dark) as image:
+        assert image.width > 1000
 
 
 def test_figures_without_training_and_optional_metrics(tmp_path: Path) -> None:

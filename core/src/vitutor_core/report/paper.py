@@ -59,10 +59,9 @@ class PaperTable(Record):
     """A table of the paper.
 
     ``columns`` maps ids to headings; those in ``measured`` hold ``metric``, a name in metrics.json, in ``unit`` and
-    shown with ``decimals``.
-    Differences are taken to the package's row ``baseline``. ``figure`` asks for a plot: the metric against
-    ``fraction``, or the gain of each row over the baseline. ``optional`` metrics need not be there, as where an extra
-    computes them: they then count as not measured.
+    shown with ``decimals``. Differences are taken to the package's row ``baseline``. ``figure`` asks for a plot: the
+    metric against ``fraction``, the gain of each row over the baseline, or the metric by label. ``optional`` metrics
+    need not be there, as where an extra computes them: they then count as not measured.
     """
 
     id: str
@@ -77,7 +76,7 @@ class PaperTable(Record):
     rows: tuple[PaperRow, ...]
     baseline: str | None = None
     comparisons: tuple[Comparison, ...] = ()
-    figure: Literal["fraction", "ablation"] | None = None
+    figure: Literal["fraction", "ablation", "groups"] | None = None
 
     def cells(self) -> Iterator[MeasuredCell]:
         """Yield the measured cells, row by row."""

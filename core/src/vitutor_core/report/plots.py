@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitutor_core.report.drawing import COLOURS, Picture, draw_legend, save_picture, style_of
+from vitutor_core.report.groups import groups_figure
 from vitutor_core.report.paper import PaperResults
 from vitutor_core.report.render import gap, signed
 from vitutor_core.report.results import Run
@@ -24,7 +25,7 @@ _DISTANCE = re.compile(r"attention_distance_block(\d+)")
 def draw_figures(paper: PaperResults, table: Json, rows: Rows, folder: Path) -> list[Picture]:
     """Draw every figure whose data are there into ``folder``, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = {"fraction": fraction_figure, "ablation": ablation_figure}
+    kinds = {"fraction": fraction_figure, "ablation": ablation_figure, "groups": groups_figure}
     pictures = [kinds[part["figure"]](paper, part, folder) for part in table["tables"] if part["figure"]]
     pictures += [curves_figure(paper, rows, folder), attention_figure(paper, rows, folder)]
     return [picture for picture in pictures if picture is not None]

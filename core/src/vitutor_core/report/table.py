@@ -12,7 +12,7 @@ Rows = Mapping[str, Sequence[Run]]
 
 
 def build_table(paper: PaperResults, rows: Rows) -> Json:
-    """Put the results of each row beside the paper's number, for every table that the package can reproduce.
+    """Put the results of each row beside the paper's number, for every table of which a row was measured.
 
     ``rows`` is what `load_results` returns. The result has ``paper``, ``title``, ``citation``, ``setting``, ``scale``,
     ``seeds``, ``evaluation_images``, ``notes``, ``summary`` and ``tables``; each table has ``lines``, one per printed
@@ -20,7 +20,11 @@ def build_table(paper: PaperResults, rows: Rows) -> Json:
     Measured rows that no table prints are in ``further``.
     """
     runs = [run for same_row in rows.values() for run in same_row]
-    tables = [_table(paper, table, rows) for table in paper.tables if table.reproduced()]
+    tables = [
+        _table(paper, table, rows)
+        for table in paper.tables
+        if any(split_row(row)[0] in rows for row in table.reproduced())
+    ]
     printed = {split_row(line["row"])[0] for table in tables for line in table["lines"] if line["row"]}
     # Encoders whose head is not trained have no accuracy.
     further = [row for row in rows if row not in printed and "top1" in rows[row][0].result.metrics]

@@ -48,6 +48,7 @@ def generate_command(paper: Paper) -> click.Command:
         """
         config = resolve_generation(paper, scale, recipe, name, settings)
         own = _parse_shard(shard)
+        options.load(paper.method)  # registers the paper's models with timm, of which the competitor is one
         from dearkd.generation.generate import Generation
         from dearkd.generation.jobs import generate_side_by_side
         from vitutor_core.cli.seeds import default_jobs
