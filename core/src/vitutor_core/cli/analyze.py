@@ -1,0 +1,142 @@
+"""vitutor analyze: what the layers of one or two trained models have in common, and where their heads look."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vitutor_core.cli import options
+from vitutor_core.errors import ConfigError
+from vitutor_core.schema import DataConfig
+from vitutor_core.train.publish import WEIGHTS_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+    from vitutor_core.models.weights import ModelCard
+
+
+@click.command("analyze")
+@click.argument("models", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--source", help="Data source of the images, as data.source.  [default: that of the first run]")
+@click.option("--images", type=click.IntRange(min=4), default=1152, show_default=True, help="Evaluation images.")
+@click.option("--batch", type=click.IntRange(min=4), default=128, show_default=True, help="Images per CKA batch.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which images are drawn.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--released", is_flag=True, help="As MAE-Lite's released tools: units, epsilon, last norm, first images.")
+@click.option("--true-nyquist", is_flag=True, help="Fourier curves up to the highest frequency.")
+@options.out()
+def analyze(
+    models: tuple[Path, ...],
+    source: str | None,
+    images: int,
+    batch: int,
+    seed: int,
+    device: str,
+    released: bool,
+    true_nyquist: bool,
+    out: Path,
+) -> None:
+    """Compare the layers of one or two MODELS, finished runs or weights files of any paper, and draw their attention.
+
+    Writes cka.png, fourier.png, attention-<model>.png (each also for a dark page) and analysis.json into OUT. With two
+    models, the second is the reference. Images are drawn at random from the evaluation split.
+    """
+    if len(models) > 2:
+        raise ConfigError(f"analyze: {len(models)} models given; give one, or two to compare")
+    from vitutor_core.analysis.analyse import Quirks, analyse
+    from vitutor_core.analysis.figures import draw_analysis
+    from vitutor_core.train.distributed import choose_device
+    from vitutor_core.train.run_folder import write_json
+
+    place = choose_device(device)
+    loaded = [_load(path) for path in models]
+    networks = [(label, model.to(place)) for label, (model, _) in zip(_labels(models), loaded, strict=True)]
+    cards = [card for _, card in loaded]
+    data = _batches(source or _source_of(models[0]), cards, images=images, batch=batch, seed=seed, shuffle=not released)
+    moved = (tuple(part.to(place) for part in parts) for parts in data)
+    found = analyse(networks, moved, Quirks(released=released, true_nyquist=true_nyquist))
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "analysis.json", found)
+    for picture in draw_analysis(found, out):
+        click.echo(str(picture.light))
+
+
+def _load(path: Path) -> tuple[nn.Module, ModelCard]:
+    from vitutor_core.errors import CheckpointError
+    from vitutor_core.models.weights import load_model, read_card
+
+    file = path / WEIGHTS_NAME if path.is_dir() else path
+    card = read_card(file)
+    if card is None:
+        raise CheckpointError(f"{file.absolute()}: has no model card; export the model with ViTutor")
+    _register(card.method)
+    return load_model(file)
+
+
+def _register(method: str) -> None:
+    """Import the paper that trained a model, which registers its models with timm; only an installed one of ours."""
+    try:
+        distribution(f"vitutor-{method.replace('_', '-')}")
+    except (PackageNotFoundError, ValueError):
+        return  # a model of core or timm needs nothing, and for another the message of timm is good
+    options.load(options.load(f"{method}.cli:PAPER").method)
+
+
+def _labels(paths: tuple[Path, ...]) -> list[str]:
+    """Name each run by its row and seed, and a file by its name; both models get different names."""
+    labels = []
+    for path in paths:
+        record = _record(path)
+        labels.append(f"{record['row']}, seed {record['seed']}" if record else path.stem)
+    return labels if len(set(labels)) == len(labels) else [f"{label} ({n})" for n, label in enumerate(labels, start=1)]
+
+
+def _record(path: Path) -> dict[str, Any]:
+    metrics = path / "metrics.json"
+    return json.loads(metrics.read_text()) if metrics.is_file() else {}
+
+
+def _source_of(path: Path) -> str:
+    record = _record(path)
+    if not record:
+        raise ConfigError(f"{path}: no metrics.json says which images it knows; give --source")
+    return str(record["config"]["data"]["source"])
+
+
+def _batches(
+    source: str, cards: list[ModelCard], *, images: int, batch: int, seed: int, shuffle: bool
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the same images for each model, in its size and normalisation; an incomplete last batch is left out."""
+    import numpy as np
+    import torch
+
+    from vitutor_core.data import keyed
+    from vitutor_core.data.mixing import Normalise
+    from vitutor_core.data.resident import load_eval
+    from vitutor_core.data.sources import open_source
+
+    cpu = torch.device("cpu")
+    split = open_source(DataConfig(source=source, image_size=cards[0].image_size)).evaluation
+    count = len(split.labels)
+    order = keyed.permutation(count, seed) if shuffle else np.arange(count)
+    chosen = order[: min(images, count)]
+    size = min(batch, len(chosen))
+    for start in range(0, len(chosen) - size + 1, size):
+        yield tuple(
+            Normalise(card.mean, card.std, cpu)(
+                load_eval(
+                    split,
+                    chosen[start : start + size],
+                    DataConfig(source=source, image_size=card.image_size),
+                    device=cpu,
+                )
+            )
+            for card in cards
+        )

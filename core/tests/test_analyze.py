@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from core.tests.train_samples import run
+from vitutor_core.cli.entry import run as run_command
+from vitutor_core.cli.main import vitutor
+from vitutor_core.models.weights import load_model, save_model
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, settings in (("one", ()), ("other", ("student.kwargs.depth=2", "student.kwargs.patch_size=4"))):
+        run(folder / name, "train.epochs=1", *settings)
+    return folder
+
+
+@pytest.fixture
+def call(capsys):
+    def called(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            run_command(vitutor, ["analyze", *map(str, arguments)])
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return called
+
+
+def test_two_models_are_compared(runs, call, tmp_path):
+    code, output, _ = call(runs / "one", runs / "other", "--images", 40, "--batch", 16, "--out", tmp_path)
+    assert code == 0
+    found = json.loads((tmp_path / "analysis.json").read_text())
+    assert found["images"] == 32
+    first, second = "test, seed 0 (1)", "test, seed 0 (2)"
+    assert (found["cka"]["first"], found["cka"]["second"]) == (first, second)
+    assert [len(found["cka"]["values"]), len(found["cka"]["values"][0])] == [2, 3]
+    other = found["models"][second]
+    assert other["layers"] == ["embedding", "block 1", "block 2"]
+    assert [len(heads) for heads in other["distance"]] == [2, 2]
+    assert all(0 < value < math.log(16) for heads in other["entropy"] for value in heads)
+    assert [curve[0] for curve in other["fourier"]] == [0.0] * 3
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"cka.png", "cka-dark.png", "fourier.png", "attention-test--seed-0--2-.png"} <= written
+    assert str(tmp_path / "cka.png") in output
+
+
+def test_one_model_is_compared_with_itself(runs, call, tmp_path):
+    assert call(runs / "one", "--images", 24, "--batch", 24, "--out", tmp_path)[0] == 0
+    found = json.loads((tmp_path / "analysis.json").read_text())
+    assert [found["cka"]["values"][layer][layer] for layer in range(2)] == pytest.approx([1.0, 1.0])
+    assert list(found["models"]) == ["test, seed 0"]
+
+
+def test_the_quirks_of_the_released_tools(runs, call, tmp_path):
+    options = [(), ("--released",), ("--true-nyquist",)]
+    found = []
+    for number, option in enumerate(options):
+        # All 896 images, so that their order does not matter.
+        call(runs / "other", "--images", 896, "--batch", 896, *option, "--out", tmp_path / str(number))
+        found.append(json.loads((tmp_path / str(number) / "analysis.json").read_text())["models"]["test, seed 0"])
+    plain, released, nyquist = found
+    assert torch.tensor(released["distance"]) == pytest.approx(torch.tensor(plain["distance"]) * 14 / 4, rel=1e-4)
+    assert released["entropy"] != plain["entropy"]
+    assert torch.tensor(released["entropy"]) == pytest.approx(torch.tensor(plain["entropy"]), abs=1e-3)
+    assert [len(curve) for curve in nyquist["fourier"]] == [1 + len(curve) for curve in plain["fourier"]]
+
+
+def test_mistakes_are_one_line(runs, call, tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_model(file, *load_model(runs / "one" / "student.safetensors"))
+    code, _, errors = call(file, "--out", tmp_path / "out")
+    assert code == 2
+    assert "give --source" in errors
+    assert call(file, "--source", "digits", "--images", 20, "--batch", 20, "--out", tmp_path / "out")[0] == 0
+    assert call(file, file, file, "--out", tmp_path / "out")[0] == 2
+    (tmp_path / "empty").mkdir()
+    assert call(tmp_path / "empty", "--out", tmp_path / "out")[0] == 4
