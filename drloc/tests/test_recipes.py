@@ -1,0 +1,126 @@
+"""Rows share their budget with their baselines, fit their backbones, and are those of the tables and of the graph."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from drloc import DRLoc
+from drloc.cli import PAPER
+from vitutor_core.cli.options import SCALES, recipe_path
+from vitutor_core.config import parse_yaml, read_recipe
+from vitutor_core.models.weights import create_model
+from vitutor_core.report.paper import load_paper_results, split_row
+from vitutor_core.train import optim
+
+ROOT = Path(__file__).parents[2]
+FAMILIES = ("vit", "swin", "cvt", "t2t", "resnet")
+WEIGHTS = {"vit": 0.5, "swin": 0.5, "cvt": 0.1, "t2t": 0.1, "resnet": 0.5}
+
+
+@cache
+def rows(scale):
+    return tuple(read_recipe(recipe_path("drloc", scale)).rows)
+
+
+@cache
+def resolve(scale, row):
+    return PAPER.resolve(scale, None, row, ())
+
+
+def with_loss():
+    return [(scale, row) for scale in SCALES for row in rows(scale) if "_drloc" in row]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_row_differs_from_its_baseline_in_the_loss_alone(scale):
+    for row in rows(scale):
+        config, family = resolve(scale, row), row.split("_")[0]
+        if "_drloc" not in row:
+            assert config.method.weight == 0, row
+            continue
+        names = row.split("_")
+        sweep = {"m32", "m128", "m256", "w01", "w05", "w10", "signed", "ce", "reg", "all"}
+        plain = "_".join(name for name in names if name not in sweep | {"drloc"})
+        if sweep & {"signed", "ce", "reg", "all"} & set(names):
+            plain += "_short"
+        baseline = resolve(scale, plain)
+        without = {"method": baseline.method, "seed": config.seed}
+        assert config.model_copy(update=without) == baseline, row
+        weight = {"w01": 0.1, "w05": 0.5, "w10": 1.0}.get(names[-1], WEIGHTS[family])
+        assert config.method.weight == weight, row
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_grid_of_the_loss(scale, family):
+    config = resolve(scale, f"{family}_drloc")
+    with torch.device("meta"):
+        student = create_model(config.student, num_classes=10, image_size=config.data.image_size, channels=3)
+        drloc = DRLoc(student, config.method, image_size=config.data.image_size)
+        images = torch.empty(1, 3, config.data.image_size, config.data.image_size)
+        (grid,) = drloc._grids(student, drloc._taps(student, images))
+    assert tuple(grid.shape[2:]) == ((7, 7) if scale == "imagenet" else (4, 4))
+
+
+def test_the_imagenet_recipe_is_the_released_one_on_one_gpu():
+    config = resolve("imagenet", "swin_drloc")
+    peak = optim.peak_lr(config.optim, config.train.batch_size)
+    assert (peak, config.optim.warmup_lr, config.optim.min_lr) == (1.25e-4, 1.25e-7, 1.25e-6)
+    assert (config.optim.weight_decay, config.optim.warmup_epochs, config.optim.clip_norm) == (0.05, 20, 5.0)
+    assert config.optim.schedule_unit == "update"
+    augment = config.augment
+    assert (augment.mixup, augment.cutmix, augment.label_smoothing, augment.flip) == (0.8, 1.0, 0.1, 0.5)
+    assert (augment.random_erasing, augment.rand_augment) == (0.25, "rand-m9-mstd0.5-inc1")
+    assert config.student.kwargs["drop_path_rate"] == 0.2
+
+
+def test_data_sets_and_lengths_of_the_tables():
+    def data(row):
+        config = resolve("imagenet", row)
+        return config.data.source, config.data.class_list, config.train.epochs
+
+    assert data("swin") == ("cifar100", None, 100)
+    assert data("swin_short") == ("folder:imagenet", "imagenet100", 100)
+    assert data("t2t_drloc_long") == ("folder:imagenet", "imagenet100", 300)
+    assert data("cvt_flowers") == ("torchvision:flowers102", None, 100)
+    assert data("resnet_drloc_finetune_quickdraw") == ("domainnet:quickdraw", None, 100)
+    assert data("swin_finetune") == ("cifar100", None, 100)
+    assert resolve("imagenet", "t2t_finetune").student.kwargs["qk_scale"] == pytest.approx(384**-0.5)
+    assert resolve("cifar100", "swin_drloc_finetune_svhn").student.start_row == "swin"
+    assert resolve("digits", "swin_drloc_finetune").student.start_row == "swin_pretrain"
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_rows_are_those_of_the_graph(scale):
+    folder = ROOT if scale == "digits" else ROOT / "scales" / scale
+    graph = parse_yaml((folder / "dvc.yaml").read_text(), where="dvc.yaml")["stages"]
+    params = parse_yaml((folder / "params.yaml").read_text(), where="params.yaml")
+    assert graph["drloc"]["foreach"] == "${drloc}"
+    assert graph["drloc_finetune"]["foreach"] == "${drloc_finetune}"
+    starts = {row: resolve(scale, row).student.start_row for row in rows(scale)}
+    assert params["drloc"] == [row for row, start in starts.items() if start is None]
+    assert params["drloc_finetune"] == {row: start for row, start in starts.items() if start is not None}
+
+
+def test_every_row_of_the_tables_exists_at_the_papers_scale():
+    paper = load_paper_results(Path(str(files("drloc"))) / "paper_results.yaml")
+    named = {split_row(row)[0] for table in paper.tables for row in table.reproduced()}
+    assert named == set(rows("imagenet"))
+    assert set(rows("cifar100")) <= named
+    assert set(rows("digits")) - named == {"swin_pretrain"}
+    for table, gains in (("table4", 40), ("table5", 30)):
+        (found,) = (each for each in paper.tables if each.id == table)
+        printed = found.reproduced()
+        pairs = [pair for pair in found.comparisons if printed[pair.to].value is not None]
+        differences = [printed[pair.row].value - printed[pair.to].value for pair in pairs]
+        assert len(differences) == gains
+        # The abstract's largest gain, and the one loss that the paper prints.
+        if table == "table4":
+            assert (round(max(differences), 2), round(min(differences), 2)) == (45.33, -0.46)
+        else:
+            assert (round(max(differences), 2), round(min(differences), 2)) == (7.16, 0.01)
