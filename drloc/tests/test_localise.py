@@ -52,24 +52,25 @@ def grids_of(drloc, model, batch):
 
 
 FULL = [
-    ("swin_tiny_patch4_window7_224", {}, 768, 7, 1_050_626),
-    ("resnet50", {}, 2048, 7, 2_361_346),
-    ("vit_base_patch16_224", {}, 768, 14, 1_050_626),
-    ("t2t_vit_14", {}, 384, 14, 657_410),
-    ("cvt_13", {"flavour": "avg_pool"}, 384, 14, 657_410),
-    ("cvt_13", {}, 384, 14, 657_410),
+    ("swin_tiny_patch4_window7_224", {}, 768, 7, 1_050_626, 28_288_354),
+    ("resnet50", {}, 2048, 7, 2_361_346, 25_557_032),
+    ("vit_base_patch16_224", {}, 768, 14, 1_050_626, 86_567_656),
+    ("t2t_vit_14", {}, 384, 14, 657_410, 21_545_550),
+    ("cvt_13", {"flavour": "avg_pool"}, 384, 14, 657_410, 19_936_296),
+    ("cvt_13", {}, 384, 14, 657_410, 19_997_480),
 ]
 
 
-@pytest.mark.parametrize(("name", "kwargs", "dim", "side", "parameters"), FULL)
-def test_heads_of_the_papers_backbones(name, kwargs, dim, side, parameters):
+@pytest.mark.parametrize(("name", "kwargs", "dim", "side", "in_head", "in_model"), FULL)
+def test_heads_of_the_papers_backbones(name, kwargs, dim, side, in_head, in_model):
     with torch.device("meta"):
         model = timm.create_model(name, **kwargs)
         pooled, raw = DRLoc(model), DRLoc(model, LossConfig(max_side=None))
         batch = torch.empty(2, 3, 224, 224)
         assert grids_of(pooled, model, batch)[0].shape == (2, dim, 7, 7)
         assert grids_of(raw, model, batch)[0].shape == (2, dim, side, side)
-    assert count(pooled) == 1024 * dim + 264_194 == parameters
+    assert count(pooled) == 1024 * dim + 264_194 == in_head
+    assert count(model) == in_model  # what is left at inference
 
 
 @pytest.mark.parametrize(("classes", "parameters"), [(7, 1_319_438), (13, 1_325_594)])
