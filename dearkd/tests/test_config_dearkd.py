@@ -51,7 +51,7 @@ def test_defaults_are_the_recommended_reading():
         (("method.alpha=0.5",), None, "unknown key 'method.alpha'; did you mean 'alpha_loss'?"),
         (("method=3",), None, "method: Input should be an object"),
         (("train=x",), None, "train: Input should be an object"),
-        (("teacher={}",), None, "a teacher needs `recipe`, `model` or `weights`"),
+        (("teacher={}",), None, "a teacher needs `recipe`, `row`, `model` or `weights`"),
     ],
 )
 def test_mistakes_are_one_line(settings, row, message):
