@@ -77,6 +77,8 @@ def test_the_cosine_may_start_after_the_warm_up():
     found = rates(OptimConfig(lr=1e-3, warmup_epochs=4.0, warmup_lr=0.0, min_lr=0.0, warmup_prefix=True), 10, 1)
     assert found[:5] == pytest.approx([0.0, 2.5e-4, 5e-4, 7.5e-4, 1e-3], rel=1e-12)
     assert found[7] == pytest.approx(1e-3 / 2 * (1 + math.cos(0.5 * math.pi)), rel=1e-12)
+    with pytest.raises(ConfigError, match=r"warmup_epochs: 4 of 4 epochs"):
+        rates(OptimConfig(lr=1e-3, warmup_epochs=4.0, warmup_prefix=True), 4, 1)
 
 
 def test_per_update_follows_the_same_curve_in_small_steps():

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from mae_lite_distill.models import encode
-from mae_lite_distill.tests.golden_cases import PRECISIONS, assert_agrees, load, small_vit, weights_of
+from mae_lite_distill.tests.mae_samples import PRECISIONS, assert_agrees, load, small_vit, weights_of
 from vitutor_core.schema import OptimConfig
 from vitutor_core.train import optim
 from vitutor_core.train.method import Clock

@@ -9,7 +9,7 @@ from mae_lite_distill.methods.contrastive import momentum
 from mae_lite_distill.methods.masked import MaskedPretraining
 from mae_lite_distill.models import Decoder, LogitBlock, encode, encode_logits, sincos_positions
 from mae_lite_distill.models.encoder import masking_of
-from mae_lite_distill.tests.golden_cases import PRECISIONS, assert_agrees, load, small_vit, weights_of
+from mae_lite_distill.tests.mae_samples import PRECISIONS, assert_agrees, load, small_vit, weights_of
 from vitutor_core.data.types import DataInfo
 from vitutor_core.distill import FrozenTeacher
 

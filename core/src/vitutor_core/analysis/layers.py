@@ -73,7 +73,8 @@ def _read_vit(model: Any, images: Tensor, *, untrained_norm: bool) -> Layers:
     prefix, (height, width) = model.num_prefix_tokens, model.patch_embed.grid_size
     names = ("embedding", *(f"block {index}" for index in range(1, len(streams))))
     features = tuple(tokens[:, prefix:] for tokens in normed)
-    maps = tuple(tokens[:, prefix:].transpose(1, 2).unflatten(2, (height, width)) for tokens in streams)
+    contents = [tokens[:, prefix:] for tokens in streams]
+    maps = tuple(x.transpose(1, 2).reshape(len(x), -1, height, width) for x in contents)
     return Layers(names, features, maps, attentions, (height, width), prefix)
 
 

@@ -67,6 +67,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, epochs
     logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # a one-epoch cosine is no news
     per_epoch = config.schedule_unit == "epoch"
     cosine_epochs = epochs - config.warmup_epochs if config.warmup_prefix else epochs
+    if cosine_epochs <= 0:
+        raise ConfigError(f"optim.warmup_epochs: {config.warmup_epochs:g} of {epochs} epochs leave none for the cosine")
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=config.schedule,

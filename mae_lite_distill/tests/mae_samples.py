@@ -1,13 +1,19 @@
-"""The golden cases, and timm models with their weights."""
+"""The golden cases, small models and small configs."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from mae_lite_distill.cli import PAPER
+from mae_lite_distill.method import MAELite
+from vitutor_core.data.types import DataInfo
+from vitutor_core.train.session import RunLabel, train
 
 GOLDEN = Path(__file__).parent / "golden"
 PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 5e-5)]
@@ -49,3 +55,31 @@ def small_vit(
     )
     assert not found.unexpected_keys
     return model.to(weights["cls_token"].dtype)
+
+
+MICRO = (
+    "student.kwargs.embed_dim=16",
+    "student.kwargs.depth=2",
+    "student.kwargs.num_heads=2",
+    "train.epochs=3",
+    "train.batch_size=256",
+    "optim.warmup_epochs=1",
+    "runtime.device=cpu",
+    "runtime.threads=1",
+    "runtime.eval_every_epochs=1",
+    "runtime.checkpoint_every_epochs=1",
+)
+MICRO_MAE = ("mae.decoder_width=16", "mae.decoder_heads=2")
+MICRO_MOCO = ("moco.hidden=32", "moco.features=16")
+"""Runs of nine updates on digits."""
+INFO = DataInfo("digits", tuple("0123456789"), 16, 3, (0.3,) * 3, (0.37,) * 3, 901, 896, "x")
+
+
+def resolve(row: str, *settings: str) -> Any:
+    return PAPER.resolve("digits", None, row, (*MICRO, *settings))
+
+
+def train_row(row: str, out: Path, *settings: str) -> dict[str, Any]:
+    return train(
+        resolve(row, *settings), MAELite.build, label=RunLabel("mae_lite_distill", row, "digits", "x"), out=out
+    )
