@@ -79,7 +79,7 @@ def export_run(run: Path, target: Path, package: str) -> list[str]:
 
 
 def _page(card: ModelCard, kwargs: dict[str, Any], file: str, package: str) -> str:
-    own = card.name.startswith(package)
+    own = timm.model_entrypoint(card.name).__module__.partition(".")[0] == package
     return _CARD.format(
         name=card.name,
         method=card.method,
