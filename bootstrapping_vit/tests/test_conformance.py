@@ -3,25 +3,20 @@ from __future__ import annotations
 from conformance.suite import MethodConformance
 
 SIZES = ("embed_dim=18", "depth=3", "mlp_ratio=2")
-MICRO = (
-    "train.epochs=3",
-    "train.batch_size=256",
-    *(f"{model}.kwargs.{size}" for model in ("student", "agent") for size in SIZES),
-    "agent.kwargs.down=[0]",
-    "agent.kwargs.stem_width=8",
-    "runtime.threads=1",
-    "runtime.eval_every_epochs=1",
-    "runtime.checkpoint_every_epochs=1",
-)
 
 
-class TestJoint(MethodConformance):
-    package = "bootstrapping_vit"
-    micro = MICRO
-
-
-class TestShared(MethodConformance):
-    """With the update rule; with two micro-batches."""
+class TestBootstrappingViT(MethodConformance):
+    """Shared weights with Algorithm 1: an update rule, and tensors that two models use."""
 
     package = "bootstrapping_vit"
-    micro = (*MICRO, "method.mode=shared", "train.accumulate=2")
+    micro = (
+        "method.mode=shared",
+        "train.epochs=3",
+        "train.batch_size=256",
+        *(f"{model}.kwargs.{size}" for model in ("student", "agent") for size in SIZES),
+        "agent.kwargs.down=[0]",
+        "agent.kwargs.stem_width=8",
+        "runtime.threads=1",
+        "runtime.eval_every_epochs=1",
+        "runtime.checkpoint_every_epochs=1",
+    )

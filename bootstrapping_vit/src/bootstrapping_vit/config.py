@@ -11,7 +11,7 @@ from vitutor_core.schema import ModelConfig, RunConfig
 
 
 class ObjectiveConfig(Config):
-    """Terms and weights of eq. 6-9, and Algorithm 1; without an agent they have no effect, but for ``sam_rho``."""
+    """Terms and weights of eq. 6-9, and Algorithm 1; without an agent only the last two fields have an effect."""
 
     mode: Literal["joint", "shared"] = identity(
         "joint", help="joint: agent and ViT have weights of their own; shared: the agent's CONV and MLP are the ViT's"
@@ -30,6 +30,7 @@ class ObjectiveConfig(Config):
     granularity: Literal["global", "layer", "tensor"] = identity(
         "global", help="what Align takes as one vector: all shared tensors, those of a layer, or each"
     )
+    decay_all: bool = identity(False, help="weight decay on biases, norms, positions and tokens too, as released")
     sam_rho: float | None = identity(
         None, help="without an agent: radius of sharpness-aware minimisation; null: off", gt=0
     )

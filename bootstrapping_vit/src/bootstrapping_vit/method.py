@@ -37,6 +37,7 @@ class BootstrappingViT(Method):
         self._terms = config.method
         self._epochs = config.train.schedule_epochs or config.train.epochs
         self._aligned = config.aligned
+        self.decays_all = config.method.decay_all
         self._layers = _layers(student, config) if agent is not None else ()
 
     @classmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,38 +43,30 @@ def feature_loss(
         raise ValueError(f"feature_loss: maps of shape {shapes}; batch and width must agree")
     agent_map = agent_map.detach()
     vit, agent = _match_2d(vit_map, agent_map) if adapter == "2d" else _match_1d(vit_map, agent_map)
-    difference = _normalise(vit, norm) - _normalise(agent, norm)
-    return difference.square().sum(dim=1).mean()
+    if norm == "l2":
+        return (F.normalize(vit, dim=2) - F.normalize(agent, dim=2)).square().sum(dim=2).mean()
+    # LayerNorm gives squared norms of d instead of 1, and the mean runs over d channels. Float32 under autocast.
+    width = vit.shape[2:]
+    return F.mse_loss(F.layer_norm(vit, width, eps=EPS), F.layer_norm(agent, width, eps=EPS))
 
 
 def _match_1d(vit_map: Tensor, agent_map: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both as (B, d, n) of equal length."""
-    vit, agent = vit_map.flatten(2), agent_map.flatten(2)
-    length, longest = sorted((vit.shape[2], agent.shape[2]))
+    """Return both as tokens (B, n, d) of equal number."""
+    vit, agent = (map_.flatten(2).transpose(1, 2) for map_ in (vit_map, agent_map))
+    length, longest = sorted((vit.shape[1], agent.shape[1]))
     if longest % length:
-        raise ValueError(f"feature_loss: {vit.shape[2]} tokens of the ViT against {agent.shape[2]} of the agent")
+        raise ValueError(f"feature_loss: {vit.shape[1]} tokens of the ViT against {agent.shape[1]} of the agent")
     return _pool_1d(vit, length), _pool_1d(agent, length)
 
 
-def _pool_1d(x: Tensor, length: int) -> Tensor:
-    ratio = x.shape[2] // length
-    return x if ratio == 1 else x.reshape(*x.shape[:2], length, ratio).mean(dim=3)
+def _pool_1d(tokens: Tensor, length: int) -> Tensor:
+    batch, count, width = tokens.shape
+    return tokens if count == length else tokens.reshape(batch, length, count // length, width).mean(dim=2)
 
 
 def _match_2d(vit_map: Tensor, agent_map: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both as (B, d, n) on the smaller of the two grids."""
+    """Return both as tokens (B, n, d) on the smaller of the two grids."""
     smaller = min(vit_map, agent_map, key=lambda map_: map_.shape[2] * map_.shape[3])
     size = (smaller.shape[2], smaller.shape[3])
-    vit, agent = (F.adaptive_avg_pool2d(map_, size) for map_ in (vit_map, agent_map))
-    return vit.flatten(2), agent.flatten(2)
-
-
-def _normalise(x: Tensor, norm: str) -> Tensor:
-    """Give each token of (B, d, n) a squared norm of about 1."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    if norm == "l2":
-        return F.normalize(x, dim=1)
-    # LayerNorm gives a squared norm of d, and the released code then takes the mean over channels.
-    x = x - x.mean(dim=1, keepdim=True)
-    variance = x.square().mean(dim=1, keepdim=True)
-    return x * ((variance + EPS) * x.shape[1]).rsqrt()
+    vit, agent = (F.adaptive_avg_pool2d(map_, size).flatten(2).transpose(1, 2) for map_ in (vit_map, agent_map))
+    return vit, agent

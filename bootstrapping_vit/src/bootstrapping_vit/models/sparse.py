@@ -26,7 +26,7 @@ class EntmaxAttention(Attention):  # type: ignore[misc]  # timm has no type info
         try:
             from entmax import entmax_bisect  # type: ignore[import-untyped]
         except ImportError:
-            raise ConfigError("attention=entmax needs the package entmax: pip install entmax") from None
+            raise ConfigError("attention=entmax needs a package: pip install entmax") from None
         super().__init__(*args, **kwargs)
         self.alpha = nn.Parameter(torch.tensor(1.5))
         self.fused_attn = False

@@ -69,7 +69,7 @@ class Method(nn.Module, ABC):
     student: nn.Module
     classifies: ClassVar[bool] = True
     """False where the head of `inference_model` is not trained: the loop then takes no accuracy of it."""
-    decays_all: ClassVar[bool] = False
+    decays_all: bool = False
     """True where weight decay is for every parameter, biases and norms included; without layer-wise decay."""
 
     @abstractmethod
