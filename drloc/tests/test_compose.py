@@ -52,7 +52,7 @@ class TwoHeads(Method):
 def test_it_rides_on_another_methods_pass(digits, drloc_build, family):
     _, batch = digits
     student, calls = drloc_build(row=family).student, Calls()
-    alone, drloc = TwoHeads(student, calls), DRLoc(student, LossConfig(hidden=32), image_size=16)
+    alone, drloc = TwoHeads(student, calls), DRLoc(student, LossConfig(hidden=32), input_size=(3, 16, 16))
     both = WithDRLoc(alone, drloc, weight=0.3)
     torch.manual_seed(7)
     expected = alone(batch, START)
@@ -73,7 +73,7 @@ def test_everything_else_is_the_other_methods(digits, drloc_build):
     _, batch = digits
     student = drloc_build(row="vit").student
     other = TwoHeads(student, Calls())
-    both = WithDRLoc(other, DRLoc(student, LossConfig(hidden=32), image_size=16), weight=0.3)
+    both = WithDRLoc(other, DRLoc(student, LossConfig(hidden=32), input_size=(3, 16, 16)), weight=0.3)
     assert both.student is both.inference_model() is student
     assert both.on_epoch(Clock(15, 3, 24))
     assert not both.on_epoch(START)
@@ -83,7 +83,7 @@ def test_everything_else_is_the_other_methods(digits, drloc_build):
     assert {name.split(".")[0] for name in both.state_dict()} == {"method", "drloc"}
     assert "method.student.pos_embed" in both.no_weight_decay()
     with pytest.raises(ConfigError, match="final grid"):
-        WithDRLoc(other, DRLoc(student, LossConfig(after_norm=True), image_size=16), weight=0.3)
+        WithDRLoc(other, DRLoc(student, LossConfig(after_norm=True), input_size=(3, 16, 16)), weight=0.3)
 
 
 def test_a_method_that_never_runs_its_student(digits, drloc_build):
@@ -91,7 +91,7 @@ def test_a_method_that_never_runs_its_student(digits, drloc_build):
     student = drloc_build(row="vit").student
     other = TwoHeads(student, Calls())
     other.forward = lambda batch, clock: StepOutput(torch.zeros(()), {})
-    both = WithDRLoc(other, DRLoc(student, image_size=16), weight=0.3)
+    both = WithDRLoc(other, DRLoc(student, input_size=(3, 16, 16)), weight=0.3)
     with pytest.raises(ConfigError, match="did not run its student"):
         both(Batch(*batch), START)
 
@@ -115,7 +115,7 @@ def test_beside_dearkds_teacher_and_feature_loss(digits, tmp_path):
     other = dearkd.DearKD.build(config, info).train()
     torch.manual_seed(7)
     expected = other(batch, START)
-    both = WithDRLoc(other, DRLoc(other.student, LossConfig(hidden=32), image_size=16), weight=0.5)
+    both = WithDRLoc(other, DRLoc(other.student, LossConfig(hidden=32), input_size=(3, 16, 16)), weight=0.5)
     torch.manual_seed(7)
     output = both(batch, START)
     torch.testing.assert_close(output.loss, expected.loss + 0.5 * output.parts["drloc_loss"])

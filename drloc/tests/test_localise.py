@@ -45,7 +45,7 @@ def count(module):
 
 
 def grids_of(drloc, model, batch):
-    return drloc._grids(model, drloc._taps(model, batch))
+    return drloc.grids(model, batch)[1]
 
 
 # --- grids
@@ -164,7 +164,19 @@ def test_pooling():
 
 def test_a_grid_of_one_cell_is_refused():
     with pytest.raises(ConfigError, match="1 x 1: no offsets"):
-        DRLoc(build("cvt", strides=(4, 4)), image_size=16)
+        DRLoc(build("cvt", strides=(4, 4)), input_size=(3, 16, 16))
+
+
+def test_one_channel_and_a_wide_image():
+    torch.manual_seed(0)
+    model = timm.create_model("resnet8_tiny", in_chans=1).train()
+    model.bn1.eval()  # a frozen part stays as it is
+    drloc = DRLoc(model, input_size=(1, 16, 24))
+    assert model.training
+    assert not model.bn1.training
+    (grid,) = grids_of(drloc, model, torch.randn(2, 1, 16, 24))
+    assert grid.shape == (2, 64, 4, 6)
+    assert drloc(model, torch.randn(2, 1, 16, 24)).loss > 0
 
 
 # --- losses on models

@@ -61,9 +61,9 @@ def test_the_grid_of_the_loss(scale, family):
     config = resolve(scale, f"{family}_drloc")
     with torch.device("meta"):
         student = create_model(config.student, num_classes=10, image_size=config.data.image_size, channels=3)
-        drloc = DRLoc(student, config.method, image_size=config.data.image_size)
-        images = torch.empty(1, 3, config.data.image_size, config.data.image_size)
-        (grid,) = drloc._grids(student, drloc._taps(student, images))
+        size = (3, config.data.image_size, config.data.image_size)
+        drloc = DRLoc(student, config.method, input_size=size)
+        (grid,) = drloc.grids(student, torch.empty(1, *size))[1]
     assert tuple(grid.shape[2:]) == ((7, 7) if scale == "imagenet" else (4, 4))
 
 

@@ -14,7 +14,8 @@ from drloc.models.grid import as_grid, block_names, pool_grid
 from drloc.models.head import OffsetClassHead, OffsetHead, init_head
 from drloc.pairs import offsets, pair_tokens, sample_pairs, scale
 from vitutor_core.errors import ConfigError
-from vitutor_core.models.taps import Taps, forward_taps
+from vitutor_core.evaluate.accuracy import evaluation_mode
+from vitutor_core.models.taps import forward_taps
 
 
 class Localisation(NamedTuple):
@@ -41,21 +42,28 @@ class DRLoc(nn.Module):
     Args:
         model: a timm model. It is run once on an empty image, in evaluation mode, to learn the shapes of its grids.
         config: what is predicted and from which grids; by default the paper's loss on the final grid.
-        image_size: side of the images in pixels; null: what the model was built for.
+        input_size: channels, height and width of the images; null: what the model was built for.
 
     Raises:
         ConfigError: the model has no such grid, or one of a single cell.
 
     """
 
-    def __init__(self, model: nn.Module, config: LossConfig | None = None, *, image_size: int | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, config: LossConfig | None = None, *, input_size: tuple[int, int, int] | None = None
+    ) -> None:
         super().__init__()
         self.config = config or LossConfig()
         grids = self.config.grids
         self._places: tuple[int | str, ...] = (-1,)
         if grids != "final":
             self._places = block_names(model) if grids == "blocks" else tuple(grids)
-        shapes = [tuple(grid.shape[1:]) for grid in self._dry_run(model, image_size)]
+        with evaluation_mode(model), torch.no_grad():
+            images = next(model.parameters()).new_zeros(1, *(input_size or _input_size(model)))
+            shapes = [tuple(grid.shape[1:]) for grid in self.grids(model, images)[1]]
+        for place, (_, height, width) in zip(self._places, shapes, strict=True):
+            if min(height, width) < 2:
+                raise ConfigError(f"drloc: the grid {place} is {height} x {width}: no offsets to predict")
         self.heads = nn.ModuleList(self._head(*shape) for shape in shapes)
 
     def forward(self, model: nn.Module, images: Tensor, generator: torch.Generator | None = None) -> Output:
@@ -63,8 +71,23 @@ class DRLoc(nn.Module):
 
         ``generator`` draws the pairs, on the images' device; None: torch's own.
         """
-        taps = self._taps(model, images)
-        return Output(taps.logits, *self.localise(self._grids(model, taps), generator))
+        logits, grids = self.grids(model, images)
+        return Output(logits, *self.localise(grids, generator))
+
+    def grids(self, model: Any, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Run ``model`` once on images (B, C, H, W); return logits (B, K) and pooled grids (B, d, h, w)."""
+        config = self.config
+        taps = forward_taps(model, images, features=() if config.after_norm else self._places)
+        if config.after_norm:
+            found = [as_grid(model, taps.tokens)]
+        else:
+            # timm gives the features that it lists as (B, d, h, w) whatever the model's own layout.
+            listed = {-1, *(entry["module"] for entry in model.feature_info)}
+            found = [
+                feature if place in listed else as_grid(model, feature)
+                for place, feature in zip(self._places, taps.features, strict=True)
+            ]
+        return taps.logits, [pool_grid(grid, max_side=config.max_side, kind=config.pool) for grid in found]
 
     def localise(self, grids: Sequence[Tensor], generator: torch.Generator | None = None) -> Localisation:
         """Return the loss on grids (B, d, H, W), one per head, that are already at hand."""
@@ -91,39 +114,6 @@ class DRLoc(nn.Module):
             return ce_loss(logits, classes, reduction=config.reduction), error
         return reg_loss(logits, classes, alpha=config.reg_alpha, reduction=config.reduction), error
 
-    def _taps(self, model: nn.Module, images: Tensor) -> Taps:
-        return forward_taps(model, images, features=() if self.config.after_norm else self._places)
-
-    def _grids(self, model: Any, taps: Taps) -> list[Tensor]:
-        if self.config.after_norm:
-            found = [as_grid(model, taps.tokens)]
-        else:
-            listed = {entry["module"] for entry in model.feature_info}
-            found = [
-                # timm gives listed features as (B, d, H, W) whatever the model's own layout.
-                feature if isinstance(place, int) or place in listed else as_grid(model, feature)
-                for place, feature in zip(self._places, taps.features, strict=True)
-            ]
-        return [pool_grid(grid, max_side=self.config.max_side, kind=self.config.pool) for grid in found]
-
-    def _dry_run(self, model: Any, image_size: int | None) -> list[Tensor]:
-        channels, height, width = model.default_cfg["input_size"]
-        built_for = getattr(getattr(model, "patch_embed", None), "img_size", None) or (height, width)
-        size = built_for if image_size is None else (image_size, image_size)
-        first = next(model.parameters())
-        channels = getattr(model, "in_chans", None) or channels
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
-            grids = self._grids(model, self._taps(model, first.new_zeros(1, channels, *size)))
-        model.train(was_training)
-        for place, grid in zip(self._places, grids, strict=True):
-            if min(grid.shape[2:]) < 2:
-                raise ConfigError(
-                    f"drloc: the grid {place} is {grid.shape[2]} x {grid.shape[3]}: no offsets to predict"
-                )
-        return grids
-
     def _head(self, dim: int, height: int, width: int) -> nn.Module:
         config = self.config
         head: nn.Module
@@ -135,6 +125,12 @@ class DRLoc(nn.Module):
         if config.head_init == "trunc_normal":
             init_head(head)
         return head
+
+
+def _input_size(model: Any) -> tuple[int, int, int]:
+    channels, height, width = model.default_cfg["input_size"]
+    height, width = getattr(getattr(model, "patch_embed", None), "img_size", None) or (height, width)
+    return getattr(model, "in_chans", channels), height, width
 
 
 def _expected_class(logits: tuple[Tensor, Tensor]) -> Tensor:

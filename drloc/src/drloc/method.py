@@ -42,7 +42,8 @@ class DRLocMethod(Method):
         )
         if config.method.weight == 0:
             return cls(student, config)
-        return cls(student, config, drloc=DRLoc(student, config.method, image_size=info.image_size))
+        size = (info.channels, info.image_size, info.image_size)
+        return cls(student, config, drloc=DRLoc(student, config.method, input_size=size))
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         if self.drloc is None:

@@ -38,7 +38,7 @@ def evaluate(
     # Images, loss, top-1, top-k, not finite; then, per bin, the sums of the confidence and of right answers.
     totals = torch.zeros(5, dtype=torch.float64, device=device)
     bins = torch.zeros(CALIBRATION_BINS, 2, dtype=torch.float64, device=device)
-    with _evaluation_mode(model), torch.inference_mode():
+    with evaluation_mode(model), torch.inference_mode():
         for images, targets in loader:
             with torch.autocast(totals.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = model(images.to(device, non_blocking=True))
@@ -92,7 +92,8 @@ def _metrics(totals: Tensor, bins: Tensor) -> dict[str, float]:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` into evaluation mode, and every module back into its own mode afterwards."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
