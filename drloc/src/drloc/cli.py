@@ -7,7 +7,13 @@ from typing import NoReturn
 from vitutor_core.cli.entry import run
 from vitutor_core.cli.paper import Paper, paper_group
 
-PAPER = Paper("drloc", config="drloc.config:DRLocConfig", method="drloc.method:DRLocMethod")
+PAPER = Paper(
+    "drloc",
+    config="drloc.config:DRLocConfig",
+    method="drloc.method:DRLocMethod",
+    plain_row="swin",
+    method_rows=("swin_drloc",),
+)
 
 cli = paper_group(PAPER, "DRLoc: a dense relative localisation loss beside cross-entropy (NeurIPS 2021).")
 
