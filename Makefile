@@ -1,4 +1,5 @@
-# make reproduce-dearkd [SCALE=digits]   train teacher and every row, print the table
+# make reproduce-dearkd [SCALE=digits]   train teacher and every row, print the table; likewise the other papers
+# make reproduce                         all papers
 # make publish-dearkd [SCALE=digits]     keep its tables and figures in docs/results
 # make test                              run the whole test suite
 # make setup                             .venv with all packages, editable, and the development tools
@@ -20,7 +21,7 @@ $(BIN)/.ready: constraints.txt $(PACKAGES:%=%/pyproject.toml)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(PACKAGES:%=-e %)
 	touch $@
 
-reproduce: reproduce-dearkd
+reproduce: $(patsubst %,reproduce-%,$(subst _,-,$(filter-out core,$(PACKAGES))))
 
 reproduce-%: setup
 	cd $(GRAPH) && dvc repro report@$(subst -,_,$*)
