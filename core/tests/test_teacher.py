@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from core.tests.test_weights import EVIL, write_evil
 from core.tests.train_samples import run, same
 from vitutor_core.data.types import DataInfo
+from vitutor_core.distill import teacher as teacher_module
 from vitutor_core.distill.teacher import FrozenTeacher, load_teacher
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.models import weights
@@ -182,6 +183,17 @@ def test_a_teacher_of_1000_classes_is_refused_before_its_weights_are_fetched(mon
     config = TeacherConfig(model=ModelConfig(name="resnet18.a1_in1k", pretrained=True))
     with pytest.raises(ConfigError, match=r"teacher resnet18\.a1_in1k has 1000 classes, the data digits 10"):
         load_teacher(config, INFO)
+
+
+def test_a_pretrained_encoder_without_classes_is_a_teacher(monkeypatch):
+    config = {"name": "vit_base_patch16_224.mae", "pretrained": True}
+    with pytest.raises(ConfigError, match="has 0 classes, the data digits 10"):
+        load_teacher(TeacherConfig(model=ModelConfig(**config)), INFO)
+    asked = []
+    monkeypatch.setattr(teacher_module, "create_model", lambda model, **_: asked.append(model) or torch.nn.Identity())
+    wanted = ModelConfig(**config, kwargs={"num_classes": 0})
+    load_teacher(TeacherConfig(model=wanted), INFO)
+    assert asked == [wanted]
 
 
 def test_an_untrained_teacher_is_refused():

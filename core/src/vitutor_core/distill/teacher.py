@@ -131,7 +131,8 @@ def _check_pretrained(config: ModelConfig, info: DataInfo) -> None:
     classes = pretrained_classes(config.name)
     if classes is None:
         raise ConfigError(f"teacher.model: timm has no weights for {config.name}; train it, or set teacher.weights")
-    if classes != info.num_classes:
+    is_encoder = classes == 0 and config.kwargs.get("num_classes") == 0  # no classes to compare
+    if classes != info.num_classes and not is_encoder:
         raise ConfigError(
             f"teacher {config.name} has {classes} classes, the data {info.name} {info.num_classes}; "
             "train a teacher on this data, or pass its weights"
