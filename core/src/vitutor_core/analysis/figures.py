@@ -26,7 +26,7 @@ def _cka(cka: Json, folder: Path) -> Picture:
         shown = left.imshow(values, vmin=0, vmax=1, origin="lower", cmap="viridis", aspect="auto")
         left.set(title="CKA", xlabel=cka["second"], ylabel=cka["first"])
         _tick(left.set_xticks, cka["columns"])
-        _tick(left.set_yticks, cka["rows"])
+        _tick(left.set_yticks, cka["rows"], rotation=0)
         left.grid(visible=False)
         figure.colorbar(shown, ax=left)
         length = min(len(cka["rows"]), len(cka["columns"]))
@@ -79,8 +79,8 @@ def _attention(label: str, part: Json, folder: Path) -> Picture:
             heads = list(zip(*_numbers(part[name]), strict=True))
             shown = axes.imshow(heads, origin="lower", cmap="viridis", vmin=0, aspect="auto")
             axes.set(title=f"attention {name} ({unit})", xlabel="block")
-            _tick(axes.set_xticks, [str(block + 1) for block in range(len(part[name]))])
-            _tick(axes.set_yticks, [f"head {head + 1}" for head in range(len(heads))])
+            _tick(axes.set_xticks, [str(block + 1) for block in range(len(part[name]))], rotation=0)
+            _tick(axes.set_yticks, [f"head {head + 1}" for head in range(len(heads))], rotation=0)
             axes.grid(visible=False)
             figure.colorbar(shown, ax=axes)
         figure.suptitle(label)
@@ -96,9 +96,8 @@ def _attention(label: str, part: Json, folder: Path) -> Picture:
     )
 
 
-def _tick(set_ticks: Any, labels: list[str]) -> None:
-    places = range(len(labels))
-    set_ticks(list(places), labels, fontsize=7, rotation=45 if max(map(len, labels)) > 3 else 0)
+def _tick(set_ticks: Any, labels: list[str], *, rotation: int = 45) -> None:
+    set_ticks(list(range(len(labels))), labels, fontsize=7, rotation=rotation)
 
 
 def _numbers(rows: list[list[float | None]]) -> list[list[float]]:

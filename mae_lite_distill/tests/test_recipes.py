@@ -1,0 +1,116 @@
+"""Rows of every scale: the same names in recipe, graph and tables, and fair comparisons."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from mae_lite_distill.cli import PAPER
+from vitutor_core.cli.options import SCALES, recipe_path
+from vitutor_core.config import parse_yaml, read_recipe
+from vitutor_core.report.paper import load_paper_results, split_row
+from vitutor_core.train.optim import peak_lr
+
+ROOT = Path(__file__).parents[2]
+
+
+@cache
+def rows(scale):
+    names = read_recipe(recipe_path("mae_lite_distill", scale)).rows
+    return {name: PAPER.resolve(scale, None, name, ()) for name in names}
+
+
+@cache
+def groups(scale):
+    path = (ROOT if scale == "digits" else ROOT / "scales" / scale) / "params.yaml"
+    params = parse_yaml(path.read_text(), where=str(path))
+    return {name: value for name, value in params.items() if name.startswith("mae_lite_distill")}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_graph_has_every_row_once_and_knows_what_it_needs(scale):
+    params, configs = groups(scale), rows(scale)
+    teachers, fresh, after = (params[f"mae_lite_distill{name}"] for name in ("_teacher", "", "_after"))
+    assert sorted([*teachers, *fresh, *after]) == sorted(configs)
+    for name, config in configs.items():
+        taught = config.teacher.row if config.teacher is not None else None
+        assert after.get(name) == (config.student.start_row or taught)
+        assert taught is None or taught in teachers
+    assert {*params["mae_lite_distill_figures"], "scratch"} <= configs.keys()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_row_fits_the_row_that_it_starts_from(scale):
+    for config in rows(scale).values():
+        if config.student.start_row is not None:
+            start = rows(scale)[config.student.start_row]
+            same = [
+                {
+                    name: value
+                    for name, value in one.student.kwargs.items()
+                    if name not in {"global_pool", "drop_path_rate"}
+                }
+                for one in (config, start)
+            ]
+            assert same[0] == same[1]
+            assert config.data.image_size == start.data.image_size
+        if config.teacher is not None and config.teacher.row is not None:
+            assert rows(scale)[config.teacher.row].student.kwargs["patch_size"] == config.student.kwargs["patch_size"]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_rows_that_are_compared_have_one_budget(scale):
+    configs = rows(scale)
+    pretrainings = ("mae", "mae_distilled", "moco")
+    assert len({configs[name].train.epochs for name in pretrainings}) == 1
+    assert configs["mae"].changed(["optim.lr=1"]).optim == configs["mae_distilled"].changed(["optim.lr=1"]).optim
+    assert configs["mae"].augment == configs["mae_distilled"].augment
+    for kind in ("finetune", "probe"):
+        compared = [configs[f"{name}_{kind}"] for name in pretrainings]
+        compared.append(configs["scratch" if kind == "finetune" else "scratch_probe"])
+        for config in compared:
+            assert config.changed(["optim.layer_decay=null"]).optim == compared[3].optim
+            assert (config.train, config.augment, config.data) == (
+                compared[3].train,
+                compared[3].augment,
+                compared[3].data,
+            )
+
+
+@pytest.mark.parametrize("scale", ["cifar100", "imagenet"])
+def test_subsets_are_for_pretraining_only(scale):
+    for name in ("1", "10", "lt"):
+        for method in ("mae", "moco"):
+            subset, whole = rows(scale)[f"{method}_{name}"], rows(scale)[method]
+            assert subset.data != whole.data
+            assert subset.train.epoch_length == "full"
+            assert (subset.train, subset.optim) == (whole.train, whole.optim)
+            assert rows(scale)[f"{method}_{name}_finetune"].data == whole.data
+
+
+def test_the_papers_settings_at_its_scale():
+    configs = rows("imagenet")
+    mae, moco, tuned = configs["mae"], configs["moco"], configs["mae_finetune"]
+    assert peak_lr(mae.optim, mae.train.batch_size) == pytest.approx(2.4e-3)
+    assert (mae.optim.betas, mae.optim.weight_decay, mae.optim.warmup_epochs) == ((0.9, 0.95), 0.05, 40)
+    assert (mae.mae.decoder_width, mae.mae.decoder_depth, mae.mae.decoder_heads) == (96, 1, 3)
+    assert peak_lr(moco.optim, moco.train.batch_size) == pytest.approx(6e-4)
+    assert moco.optim.weight_decay == 0.1
+    assert peak_lr(tuned.optim, tuned.train.batch_size) == pytest.approx(4e-3)
+    assert (tuned.optim.layer_decay, configs["moco_finetune"].optim.layer_decay) == (0.85, 0.75)
+    assert (tuned.augment.mixup, tuned.augment.cutmix, tuned.augment.label_smoothing) == (0.2, 0, 0)
+    assert configs["mae_distilled"].mae.distill_layers == (12,)
+    assert configs["mae_decoupled"].mae.decouple_after == 8
+
+
+def test_every_reproduced_cell_names_a_row():
+    paper = load_paper_results(Path(str(files("mae_lite_distill"))) / "paper_results.yaml")
+    known = {name for scale in SCALES for name in rows(scale)}
+    named = {split_row(row)[0] for table in paper.tables for row in table.reproduced()}
+    assert named <= known
+    # Rows that only others start from have no cell of their own.
+    starts = {config.student.start_row for scale in SCALES for config in rows(scale).values()}
+    assert known - named <= starts
