@@ -40,7 +40,7 @@ def measure(name: str, batch: int, side: int, rounds: int) -> dict[str, float]:
     labels = torch.arange(batch) % 4
 
     def loss_of(teacher: nn.Module) -> Tensor:
-        with BatchNormStatistics(teacher, name=name, first=1.0) as statistics:
+        with BatchNormStatistics(teacher, first=1.0) as statistics:
             return objective(teacher, statistics, images, labels, TERMS).loss
 
     def ours() -> None:

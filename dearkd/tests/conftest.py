@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dearkd.cli import PAPER
 from dearkd.config import DearKDConfig
+from dearkd.generation.teacher import open_teacher
 from dearkd.method import DearKD
+from dearkd.tests.generation_samples import micro
 from vitutor_core.cli.teacher import with_teachers
-from vitutor_core.data.types import Batch
+from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.distill import FrozenTeacher
+from vitutor_core.models.weights import ModelCard, create_model, save_model
 from vitutor_core.train import optim
 from vitutor_core.train.method import Clock
 from vitutor_core.train.session import RunLabel, train
@@ -133,3 +136,36 @@ def dearkd_train() -> Callable[..., Run]:
 
 def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.clone(value.detach()) for name, value in tensors.items()}
+
+
+@pytest.fixture(scope="session")
+def teacher(dearkd_teachers: Path) -> Path:
+    """The run of the small teacher, which is inverted."""
+    return dearkd_teachers / "cnn"
+
+
+@pytest.fixture(scope="session")
+def opened(teacher: Path) -> tuple[nn.Module, DataInfo]:
+    """The small teacher, frozen, and what it knows of its data."""
+    frozen, info = open_teacher(micro(teacher), torch.device("cpu"))
+    return frozen.model, info
+
+
+@pytest.fixture(scope="session")
+def finished_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a student of the digits recipe, untrained."""
+    folder = tmp_path_factory.mktemp("student")
+    config = PAPER.resolve("digits", None, "mhca", ()).student
+    torch.manual_seed(0)
+    model = create_model(config, num_classes=10, image_size=16, channels=3)
+    card = ModelCard(
+        name=config.name,
+        kwargs={**config.kwargs, "in_chans": 3, "img_size": 16},
+        class_names=tuple(map(str, range(10))),
+        image_size=16,
+        mean=(0.3044,) * 3,
+        std=(0.3755,) * 3,
+        method="dearkd",
+    )
+    save_model(folder / "student.safetensors", model, card)
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dearkd.generation.config import GenerationConfig
+from dearkd.generation.generate import Generation
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -79,3 +81,18 @@ def micro(teacher: Path | str, **changes: Any) -> GenerationConfig:
         "runtime": {"device": "cpu", "threads": 1, "log_every": 2},
     }
     return GenerationConfig.from_mapping(values | changes, where="test")
+
+
+def made(teacher: Path, folder: Path, shards: Any = ((1, 1),), **changes: Any) -> tuple[Path, dict[str, Any]]:
+    """Generate a set shard by shard and publish it."""
+    for shard in shards:
+        generation = Generation(micro(teacher, **changes), "test", folder / "work")
+        generation.run(generation.missing(shard))
+    record = generation.publish(folder / "out", {"scale": "digits", "command": "test"})
+    return folder / "out", record
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Map the files of a set to their hashes; its record, which names the command, is left out."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "generation.json"]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -66,7 +66,7 @@ def test_bn_statistics_of_a_layer(dtype, tolerance):
 def test_bn_statistics_of_a_network(dtype, tolerance):
     case = load_case("bn_statistics_network", dtype)
     teacher = with_weights(ConvTeacher(), case, "teacher", dtype)
-    with BatchNormStatistics(teacher, name="golden", first=10.0) as statistics:
+    with BatchNormStatistics(teacher, first=10.0) as statistics:
 
         def r_bn(x):
             teacher(x)
@@ -103,7 +103,7 @@ def test_the_whole_objective(phase, view, dtype, tolerance):
     student = with_weights(PoolStudent(), case, "student", dtype)
     terms = TermsConfig(competition=0.2)
     images = case["input.x"].requires_grad_()
-    with BatchNormStatistics(teacher, name="golden", first=terms.first_bn) as statistics:
+    with BatchNormStatistics(teacher, first=terms.first_bn) as statistics:
         outcome = objective(teacher, statistics, view_of(images, **view), case["input.y"], terms, student)
     gradient = torch.autograd.grad(outcome.loss, images)[0]
     assert_agrees(outcome.loss.detach(), case["expected.loss"], tolerance)

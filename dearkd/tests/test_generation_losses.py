@@ -64,7 +64,7 @@ def test_hooks_are_gone_afterwards_and_the_first_layer_counts_more():
     teacher, images = ConvTeacher().double().eval(), noise(3, 3, 8, 8)
     totals = {}
     for first in (1.0, 10.0):
-        with BatchNormStatistics(teacher, name="test", first=first) as statistics:
+        with BatchNormStatistics(teacher, first=first) as statistics:
             teacher(images)
             totals[first] = statistics.take()
     stem = bn_statistics_loss(teacher.conv1(images), teacher.bn1.running_mean, teacher.bn1.running_var)

@@ -14,6 +14,7 @@ from dearkd.generation.config import GenerationConfig, PhaseConfig
 from dearkd.generation.objective import BatchNormStatistics, objective, view_of
 from vitutor_core.data import keyed
 from vitutor_core.data.types import DataInfo
+from vitutor_core.errors import NonFiniteError
 
 # Tell the draws of one seed apart.
 _CLASSES, _NOISE, _JITTER = 1, 2, 3
@@ -46,7 +47,8 @@ def generate_batch(
     """Optimise batch ``index``; the images are the last iterate, as the terms of different phases do not compare.
 
     ``teacher`` is frozen and in evaluation mode; ``info`` has its classes, size and normalisation. ``tick`` is called
-    after each iteration with the number done and the newest line of the log.
+    after each iteration with the number done and the newest line of the log. Raises `NonFiniteError` where a line of
+    the log has a loss that is none.
     """
     labels = batch_labels(config, info.num_classes, index).to(device)
     mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (info.mean, info.std))
@@ -54,7 +56,7 @@ def generate_batch(
     images = _noise(config, info, index, side=info.image_size // first).to(device)
     log: list[dict[str, float]] = []
     done = 0
-    with BatchNormStatistics(teacher, name=info.name, first=config.terms.first_bn) as statistics:
+    with BatchNormStatistics(teacher, first=config.terms.first_bn) as statistics:
         for number, phase in enumerate(config.phases):
             side, shrink = info.image_size, phase.shrink
             if config.low_resolution == "own":
@@ -84,6 +86,10 @@ def generate_batch(
                     accuracy = (outcome.logits.argmax(1) == labels).float().mean()
                     figures = {"loss": outcome.loss, **outcome.parts, "teacher_accuracy": accuracy}
                     log.append({"iteration": done, **{name: value.item() for name, value in figures.items()}})
+                    if not math.isfinite(log[-1]["loss"]):
+                        raise NonFiniteError(
+                            f"batch {index}: the loss is {log[-1]['loss']} at iteration {done}; lower lr"
+                        )
                 tick(done, log[-1] if log else {})
     images = images.detach().expand(-1, info.channels, -1, -1)
     pixels = (images * std + mean).clamp(0, 1)

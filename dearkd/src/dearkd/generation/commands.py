@@ -49,7 +49,7 @@ def generate_command(paper: Paper) -> click.Command:
         config = resolve_generation(paper, scale, recipe, name, settings)
         own = _parse_shard(shard)
         options.load(paper.method)  # registers the paper's models with timm, of which the competitor is one
-        from dearkd.generation.generate import Generation
+        from dearkd.generation.generate import Generation, check_target
         from dearkd.generation.jobs import generate_side_by_side
         from vitutor_core.cli.seeds import default_jobs
         from vitutor_core.cli.teacher import trained_teacher
@@ -57,6 +57,7 @@ def generate_command(paper: Paper) -> click.Command:
         if config.teacher.recipe is not None and config.teacher.weights is None:
             weights = trained_teacher(scale, config.teacher.recipe, teachers or work / "teachers" / scale)
             config = config.changed([f"teacher.weights={json.dumps(str(weights))}"])
+        check_target(out)
         generation = Generation(config, f"generate-{name}", work / paper.package / scale)
         if own is not None:
             generation.run(generation.missing(own))

@@ -7,6 +7,7 @@ again, and several processes need not know of each other.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -72,16 +73,16 @@ class Generation:
 
     def run(self, batches: Sequence[int]) -> None:
         """Generate batches; raises `ResourceError` if they cannot be written."""
-        each, shown = self.config.iterations, time.monotonic()
+        each, noted = self.config.iterations, time.monotonic()
         (self.folder / "batches").mkdir(parents=True, exist_ok=True)
         with RunProgress(f"generating, {self.config.num_images} images in all", len(batches) * each) as progress:
             for number, index in enumerate(batches):
 
                 def tick(done: int, figures: dict[str, float], number: int = number, index: int = index) -> None:
-                    nonlocal shown
+                    nonlocal noted
                     progress.update(number * each + done, _note(figures))
-                    if time.monotonic() - shown > 1:
-                        shown = time.monotonic()
+                    if time.monotonic() - noted > 1:
+                        noted = time.monotonic()
                         write_whole(self._record(index).with_suffix(".iteration"), str(done))
 
                 batch = generate_batch(
@@ -97,15 +98,19 @@ class Generation:
 
     def iterations_done(self) -> int:
         """Return the iterations of all finished batches and, to a second, of those that processes work at."""
-        finished = self.config.num_batches - len(self.missing())
-        begun = sum(int(path.read_text()) for path in self.folder.glob("batches/*.iteration") if path.exists())
-        return finished * self.config.iterations + begun
+        done = (self.config.num_batches - len(self.missing())) * self.config.iterations
+        for path in self.folder.glob("batches/*.iteration"):
+            with contextlib.suppress(FileNotFoundError):  # the batch has just been finished
+                done += int(path.read_text())
+        return done
 
     def publish(self, out: Path, details: dict[str, Any]) -> dict[str, Any]:
         """Move the finished set to ``out`` by one rename, with manifest and record, and return the record.
 
-        ``details`` (scale, command) are recorded. Raises `ResourceError` if it cannot be written.
+        ``details`` (scale, command) are recorded. Raises `ConfigError` if ``out`` holds something else, and
+        `ResourceError` if it cannot be written.
         """
+        check_target(out)
         try:
             if not (self.folder / MANIFEST).exists():
                 self._summarise(details)
@@ -177,6 +182,12 @@ def encode_png(pixels: Tensor) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(values.permute(1, 2, 0).numpy())).save(file, "PNG")
     return file.getvalue()
+
+
+def check_target(out: Path) -> None:
+    """Raise `ConfigError` if ``out`` holds anything but a set of generated images, which would be replaced."""
+    if out.exists() and not (out / RECORD).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out.absolute()}: holds something else than generated images; choose another --out")
 
 
 def read_record(folder: Path) -> dict[str, Any]:

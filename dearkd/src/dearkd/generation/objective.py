@@ -32,10 +32,12 @@ class BatchNormStatistics:
     Raises `ConfigError` for a network without batch norms or without stored statistics.
     """
 
-    def __init__(self, model: nn.Module, *, name: str, first: float) -> None:
+    def __init__(self, model: nn.Module, *, first: float) -> None:
         layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         if not layers or any(layer.running_mean is None for layer in layers):
-            raise ConfigError(f"teacher {name}: no BatchNorm statistics to invert; choose a CNN with BatchNorm")
+            raise ConfigError(
+                f"teacher {type(model).__name__}: no BatchNorm statistics to invert; choose a CNN with BatchNorm"
+            )
         self._weights: dict[nn.Module, float] = dict.fromkeys(layers, 1.0)
         self._weights[layers[0]] = first
         self._terms: list[Tensor] = []

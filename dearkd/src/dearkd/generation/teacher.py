@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dearkd.generation.config import GenerationConfig
+from dearkd.generation.objective import BatchNormStatistics
 from vitutor_core.data.types import DataInfo
 from vitutor_core.distill import FrozenTeacher
 from vitutor_core.distill.teacher import load_teacher
@@ -35,13 +36,14 @@ def open_teacher(config: GenerationConfig, device: torch.device) -> tuple[Frozen
     side = max(phase.shrink for phase in config.phases)
     if info.image_size % side:
         raise ConfigError(f"phases: the teacher's {info.image_size} px are no multiple of shrink {side}")
-    return load_teacher(config.teacher, info).to(device), info
+    teacher = load_teacher(config.teacher, info).to(device)
+    BatchNormStatistics(teacher.model, first=1.0)  # raises where there are none
+    return teacher, info
 
 
-Logits = Callable[[Tensor], Tensor]
-
-
-def open_competitor(path: str, info: DataInfo, device: torch.device) -> tuple[FrozenTeacher, Logits]:
+def open_competitor(
+    path: str, info: DataInfo, device: torch.device
+) -> tuple[FrozenTeacher, Callable[[Tensor], Tensor]]:
     """Load the student that adaptive inversion disagrees with; return it and its logits as a function of a view.
 
     Views of a first phase are enlarged, since vision transformers are built for one size.
