@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
 from torch import nn
 
-from vitutor_core.errors import ConfigError
+from vitutor_core.cli import robustness as cli
+from vitutor_core.cli.robustness import evaluate_robustness
+from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.evaluate import robustness
 from vitutor_core.evaluate.robustness import CORRUPTIONS, Corrupted, SubsetLogits, corrupt, corruption_errors
+from vitutor_core.models.weights import ModelCard, load_model, save_model
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -113,3 +119,62 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "corrupt_tta", None)
     with pytest.raises(ConfigError, match=r"vitutor-core\[robustness\]"):
         corrupt(IMAGE, "fog", 1, seed=0)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run of an untrained CNN on digits, as `vitutor teacher` leaves it."""
+    torch.manual_seed(0)
+    card = ModelCard(
+        name="resnet8_tiny",
+        kwargs={},
+        class_names=tuple("0123456789"),
+        image_size=16,
+        mean=MEAN,
+        std=STD,
+        method="supervised",
+    )
+    save_model(tmp_path / "student.safetensors", timm.create_model("resnet8_tiny"), card)
+    config = {"config": {"data": {"source": "digits", "image_size": 16}}}
+    (tmp_path / "metrics.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_a_run_on_a_folder_of_some_classes(run, tmp_path):
+    for name, count in {"7": 2, "3": 3}.items():
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(np.roll(IMAGE, number)).save(tmp_path / "images" / name / f"{number}.png")
+    found = evaluate_robustness(run, tmp_path / "images", "cpu")
+    assert found["images"] == 5
+    model, card = load_model(run / "student.safetensors")
+    images = torch.stack([torch.from_numpy(np.roll(IMAGE, number)).permute(2, 0, 1) for number in (0, 1, 2, 0, 1)])
+    ((normalised, _),) = loader(images, torch.zeros(5))
+    logits = model.eval()(normalised)
+    right = (logits[:, 3] > logits[:, 7]) == torch.tensor([True, True, True, False, False])
+    assert found["top1"] == pytest.approx(100 * right.float().mean().item())
+    (tmp_path / "images" / "other").mkdir()
+    Image.fromarray(IMAGE).save(tmp_path / "images" / "other" / "0.png")
+    with pytest.raises(ConfigError, match="does not know other"):
+        evaluate_robustness(run, tmp_path / "images", "cpu")
+
+
+@pytest.mark.parametrize("kind", ["resident", "streamed"])
+def test_a_run_on_its_own_images_corrupted(run, monkeypatch, kind):
+    path = run / "metrics.json"
+    path.write_text(path.read_text().replace('"image_size"', f'"loader": "{kind}", "image_size"'))
+    seen = {}
+
+    def measure(model, images, **options):
+        seen.update(options, images=sum(len(labels) for _, labels in images))
+        return {"mce": 1.0}
+
+    monkeypatch.setattr(cli, "corruption_errors", measure)
+    assert evaluate_robustness(run, None, "cpu") == {"mce": 1.0}
+    assert (seen["images"], seen["num_classes"], seen["mean"]) == (896, 10, MEAN)
+
+
+def test_an_unfinished_run_is_named(run):
+    (run / "metrics.json").unlink()
+    with pytest.raises(CheckpointError, match="not a finished run"):
+        evaluate_robustness(run, None, "cpu")

@@ -1,4 +1,4 @@
-"""Token alignment (Co-advise, arXiv 2106.12378, section 3.3): patches and tokens from a convolution and an involution.
+"""Token alignment (Co-advise, arXiv 2106.12378, section 3.2): patches and tokens from a convolution and an involution.
 
 The paper does not say how the stems become tokens; this is the released code's way.
 """

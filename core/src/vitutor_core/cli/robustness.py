@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vitutor_core.data.folder import class_folders
 from vitutor_core.data.mixing import Normalise
+from vitutor_core.data.resident import ResidentEvalLoader, load_eval
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.streamed import StreamedEvalLoader, eval_transform
+from vitutor_core.data.types import EvalLoader, Split
 from vitutor_core.errors import CheckpointError
 from vitutor_core.evaluate.accuracy import evaluate
 from vitutor_core.evaluate.robustness import SubsetLogits, corruption_errors
@@ -32,17 +35,20 @@ def evaluate_robustness(run: Path, images: Path | None, device_name: str) -> dic
     model.to(device).eval()
     data = _data_config(run)
     classes, split = class_folders(images) if images is not None else (card.class_names, open_source(data).evaluation)
-    loader = StreamedEvalLoader(
-        split,
-        np.arange(len(split.labels)),
-        eval_transform(data),
-        normalise=Normalise(card.mean, card.std, device),
-        runtime=RuntimeConfig(),
-        device=device,
-    )
+    loader = _loader(split, data, Normalise(card.mean, card.std, device), device)
     if images is None:
         return corruption_errors(model, loader, num_classes=len(classes), mean=card.mean, std=card.std, device=device)
     return evaluate(SubsetLogits(model, card.class_names, classes), loader, num_classes=len(classes), device=device)
+
+
+def _loader(split: Split, data: DataConfig, normalise: Normalise, device: torch.device) -> EvalLoader:
+    runtime, everything = RuntimeConfig(), np.arange(len(split.labels))
+    if data.loader == "resident":  # there are 75 passes over corrupted images
+        pixels = load_eval(split, everything, data, device=device)
+        labels = torch.from_numpy(split.labels).to(device)
+        return ResidentEvalLoader(pixels, labels, runtime.eval_batch_size, normalise)
+    transform = eval_transform(data)
+    return StreamedEvalLoader(split, everything, transform, normalise=normalise, runtime=runtime, device=device)
 
 
 def _data_config(run: Path) -> DataConfig:
