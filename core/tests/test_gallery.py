@@ -36,13 +36,15 @@ def test_a_sheet_has_a_row_per_class_and_only_the_first_images(tmp_path: Path) -
     add_images(tmp_path, classes=3, images=10)
     (tmp_path / "train" / "02" / "9.png").unlink()
     sheet = gallery._sheet(sorted((tmp_path / "train").iterdir()))
-    assert sheet.shape == (12, 32, 3)
+    assert sheet.shape == (15, 40, 3)
+    assert (sheet[4::5] == 128).all()
+    assert (sheet[:, 4::5] == 128).all()
     for label in range(3):
         for number in range(8):
-            assert sheet[4 * label, 4 * number].tolist() == [10 * label, 20 * number, 0]
+            assert sheet[5 * label, 5 * number].tolist() == [10 * label, 20 * number, 0]
     for number in range(2, 10):
         (tmp_path / "train" / "01" / f"{number}.png").unlink()
-    assert (gallery._sheet([tmp_path / "train" / "01"])[:, 8:] == 255).all()
+    assert (gallery._sheet([tmp_path / "train" / "01"])[:4, 10:14] == 255).all()
 
 
 def test_the_figure_shows_the_sets_that_are_there(paper: PaperResults, tmp_path: Path) -> None:

@@ -53,5 +53,7 @@ def _sheet(classes: list[Path]) -> NDArray[np.uint8]:
         files = sorted(folder.iterdir())[:_IMAGES]
         images = [np.asarray(read_image(file, str(file))) for file in files]
         images += [np.full_like(images[0], 255)] * (_IMAGES - len(images))
-        rows.append(np.concatenate(images, axis=1))
+        # A grey line tells neighbours apart.
+        framed = [np.pad(image, ((0, 1), (0, 1), (0, 0)), constant_values=128) for image in images]
+        rows.append(np.concatenate(framed, axis=1))
     return np.concatenate(rows)
