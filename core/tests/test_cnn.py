@@ -16,7 +16,14 @@ def count(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("resnet18_cifar", 11_173_962), ("resnet34_cifar", 21_282_122), ("resnet8_tiny", 78_042)]
+    ("name", "parameters"),
+    [
+        ("resnet10_cifar", 4_903_242),
+        ("resnet18_cifar", 11_173_962),
+        ("resnet34_cifar", 21_282_122),
+        ("resnet50_cifar", 23_520_842),
+        ("resnet8_tiny", 78_042),
+    ],
 )
 def test_parameter_counts(name, parameters):
     assert count(timm.create_model(name)) == parameters

@@ -147,7 +147,7 @@ def test_a_run_on_a_folder_of_some_classes(run, tmp_path):
             Image.fromarray(np.roll(IMAGE, number)).save(tmp_path / "images" / name / f"{number}.png")
     found = evaluate_robustness(run, tmp_path / "images", "cpu")
     assert found["images"] == 5
-    model, card = load_model(run / "student.safetensors")
+    model, _ = load_model(run / "student.safetensors")
     images = torch.stack([torch.from_numpy(np.roll(IMAGE, number)).permute(2, 0, 1) for number in (0, 1, 2, 0, 1)])
     ((normalised, _),) = loader(images, torch.zeros(5))
     logits = model.eval()(normalised)
