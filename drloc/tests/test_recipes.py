@@ -13,7 +13,8 @@ from drloc import DRLoc
 from drloc.cli import PAPER
 from vitutor_core.cli.options import SCALES, recipe_path
 from vitutor_core.config import parse_yaml, read_recipe
-from vitutor_core.models.weights import create_model
+from vitutor_core.errors import ConfigError
+from vitutor_core.models.weights import create_model, pretrained_classes
 from vitutor_core.report.paper import load_paper_results, split_row
 from vitutor_core.train import optim
 
@@ -30,10 +31,6 @@ def rows(scale):
 @cache
 def resolve(scale, row):
     return PAPER.resolve(scale, None, row, ())
-
-
-def with_loss():
-    return [(scale, row) for scale in SCALES for row in rows(scale) if "_drloc" in row]
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -93,6 +90,17 @@ def test_data_sets_and_lengths_of_the_tables():
     assert resolve("imagenet", "t2t_finetune").student.kwargs["qk_scale"] == pytest.approx(384**-0.5)
     assert resolve("cifar100", "swin_drloc_finetune_svhn").student.start_row == "swin"
     assert resolve("digits", "swin_drloc_finetune").student.start_row == "swin_pretrain"
+
+
+def test_fine_tuning_starts_from_weights_or_not_at_all():
+    for family in ("swin", "resnet"):
+        student = resolve("imagenet", f"{family}_finetune").student
+        assert student.pretrained
+        assert pretrained_classes(student.name) == 1000
+    # timm has no weights of T2T-ViT; the row must not train from scratch without a word.
+    student = resolve("imagenet", "t2t_finetune").student
+    with pytest.raises(ConfigError, match="No pretrained weights exist for t2t_vit_14"), torch.device("meta"):
+        create_model(student, num_classes=10, image_size=224, channels=3)
 
 
 @pytest.mark.parametrize("scale", SCALES)

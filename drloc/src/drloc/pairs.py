@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Unit = Literal["k", "k-1", "cells"]
 
@@ -35,11 +36,12 @@ def pair_tokens(grid: Tensor, pairs: Pairs) -> Tensor:
 
     The released code takes H for the stride of a row and so reads wrong tokens of grids that are not square.
     """
-    batch, dim, _, width = grid.shape
-    tokens = grid.flatten(2).transpose(1, 2)
-    index = (pairs.rows * width + pairs.columns).flatten(1)
-    found = tokens.gather(1, index[..., None].expand(-1, -1, dim))
-    return found.reshape(batch, -1, 2 * dim)
+    batch, dim, height, width = grid.shape
+    tokens = grid.flatten(2).transpose(1, 2).reshape(-1, dim)
+    first = torch.arange(0, batch * height * width, height * width, device=grid.device)
+    index = first[:, None, None] + pairs.rows * width + pairs.columns
+    # Whole rows of a table: faster in both directions than a gather by element, and deterministic on GPUs too.
+    return F.embedding(index, tokens).flatten(2)
 
 
 def offsets(pairs: Pairs, *, signed: bool = False) -> Tensor:
