@@ -10,6 +10,7 @@ from core.tests.train_samples import run
 from vitutor_core.cli.entry import run as run_command
 from vitutor_core.cli.main import vitutor
 from vitutor_core.models.weights import load_model, save_model
+from vitutor_core.report.analyses import analysis_pictures
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,18 @@ def test_two_models_are_compared(runs, call, tmp_path):
     written = {path.name for path in tmp_path.iterdir()}
     assert {"cka.png", "cka-dark.png", "fourier.png", "attention-test--seed-0--2-.png"} <= written
     assert str(tmp_path / "cka.png") in output
+
+
+def test_a_report_shows_each_figure_once(runs, call, tmp_path):
+    for name in ("a", "b"):
+        out = tmp_path / "figures" / name
+        call(runs / "one", runs / "other", "--images", 16, "--batch", 16, "--out", out)
+    pictures = analysis_pictures(tmp_path, tmp_path)
+    titles = [picture.title for picture in pictures]
+    assert len(titles) == len(set(titles)) == 4
+    assert all(picture.light.read_bytes() != picture.dark.read_bytes() for picture in pictures)
+    assert pictures[0].light.name == "a-cka.png"
+    assert analysis_pictures(tmp_path / "none", tmp_path) == []
 
 
 def test_one_model_is_compared_with_itself(runs, call, tmp_path):

@@ -37,7 +37,7 @@ def _cka(cka: Json, folder: Path) -> Picture:
     return save_picture(
         folder / "cka",
         draw,
-        title="Similarity of layers",
+        title=f"Similarity of layers: {cka['first']}; {cka['second']}",
         caption="Linear centred kernel alignment of the patch tokens, by unbiased minibatch HSIC.",
         alt=f"Heatmap of the CKA of the layers of {cka['first']} with those of {cka['second']}, and its diagonal.",
     )
@@ -67,7 +67,7 @@ def _fourier(models: Json, folder: Path) -> Picture:
     return save_picture(
         folder / "fourier",
         draw,
-        title="High frequencies in the layers",
+        title=f"High frequencies in the layers: {'; '.join(models)}",
         caption="Log amplitude of the Fourier transform of the token maps along the diagonal, relative to frequency 0.",
         alt=f"Log amplitude against frequency for each layer of {' and '.join(models)}.",
     )

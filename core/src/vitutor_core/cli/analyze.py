@@ -63,8 +63,10 @@ def analyze(
     moved = (tuple(part.to(place) for part in parts) for parts in data)
     found = analyse(networks, moved, Quirks(released=released, true_nyquist=true_nyquist))
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "analysis.json", found)
-    for picture in draw_analysis(found, out):
+    pictures = draw_analysis(found, out)
+    names = [{"file": p.light.stem, "title": p.title, "caption": p.caption, "alt": p.alt} for p in pictures]
+    write_json(out / "analysis.json", {**found, "pictures": names})
+    for picture in pictures:
         click.echo(str(picture.light))
 
 

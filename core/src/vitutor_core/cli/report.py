@@ -40,6 +40,7 @@ def table(paper: str, results: Path, out: Path) -> None:
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
 def html(paper: str, results: Path, table_file: Path, out: Path) -> None:
     """Write the report of PAPER: one self-contained HTML page, and its figures as PNG."""
+    from vitutor_core.report.analyses import analysis_pictures
     from vitutor_core.report.gallery import gallery_figure
     from vitutor_core.report.html import write_report
     from vitutor_core.report.paper import load_paper_results
@@ -54,6 +55,7 @@ def html(paper: str, results: Path, table_file: Path, out: Path) -> None:
     figures = draw_figures(printed, built, rows, out)
     gallery = gallery_figure(printed, results / paper, out)
     figures += [gallery] if gallery is not None else []
+    figures += analysis_pictures(results / paper, out)
     write_report(built, rows, figures, out / "report.html")
     (out / "table.md").write_text(to_markdown(built))
     click.echo(f"report {out / 'report.html'}")
