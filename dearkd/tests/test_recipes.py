@@ -106,6 +106,24 @@ def test_rows_on_generated_images(scale):
         assert updates == pytest.approx(real.train.epochs * per_real_epoch, rel=2e-3)
 
 
+def test_a_changed_student_leaves_the_images_that_have_no_competitor():
+    stages, params = graph("digits")
+    generate = stages["dearkd_generate"]
+    sources = generate["foreach"]
+    assert sources == {"plain": "results/teachers/cnn", "intra": "results/teachers/cnn"} | {
+        "adaptive": "results/dearkd/free_plain"
+    }
+    own = "${root}dearkd/src/dearkd/"
+    (recipe,) = generate["do"]["params"]
+    assert recipe == {own + "recipes/generation/${scale}.yaml": ["base", "rows.${key}"]}
+    deps = [dep.removeprefix(own) for dep in generate["do"]["deps"] if dep.startswith(own)]
+    assert deps
+    assert all(dep.startswith("generation/") for dep in deps)
+    # A changed weight of the terms makes new images, and they make new rows.
+    assert "results/dearkd/generated/${item}" in stages["dearkd_free"]["do"]["deps"]
+    assert set(params["dearkd_free"].values()) == sources.keys()
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_generated_sets_differ_in_their_terms_alone(scale):
     sets = {name: resolve_generation(PAPER, scale, None, name, ()) for name in ("plain", "adaptive", "intra")}
