@@ -145,7 +145,7 @@ def test_one_batch_can_be_learnt_by_heart():
         loss = method.objective(images, masking).loss
         loss.backward()
         optimizer.step()
-    assert loss < 0.4  # measured: 0.05; without learning 47 / 48
+    assert loss < 0.4  # measured with three seeds: 0.16 to 0.22; without learning 47 / 48
 
 
 def test_pictures_keep_what_was_seen():
