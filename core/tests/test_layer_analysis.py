@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from cka import cka_from_features
 from safetensors.torch import load_file
 
 from vitutor_core.analysis.attention import attention_distance, attention_entropy
@@ -43,6 +44,15 @@ def cka(first, second):
 
 def gaussians(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_cka_agrees_with_the_library_pytorch_cka():
+    first = [gaussians(16, 10 + layer, seed=layer) for layer in range(3)]
+    second = [x[:, :5] @ gaussians(5, 7, seed=9) + gaussians(16, 7, seed=10 + layer) for layer, x in enumerate(first)]
+    found = MinibatchCKA()
+    found.add(first, second)
+    # The library cuts negative estimates off at 0.
+    torch.testing.assert_close(found.result().clamp(min=0), cka_from_features(first, second), rtol=1e-10, atol=0)
 
 
 @PRECISIONS
