@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 setup: $(BIN)/.ready
 
-$(BIN)/.ready: constraints.txt $(PACKAGES:%=%/pyproject.toml)
+$(BIN)/.ready: constraints.txt requirements-dev.txt $(PACKAGES:%=%/pyproject.toml)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(PACKAGES:%=-e %)
