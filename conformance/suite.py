@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -166,6 +167,16 @@ class MethodConformance:
         for scale in SCALES:
             for row in read_recipe(recipe_path(self.package, scale)).rows:
                 self.paper().resolve(scale, None, row, ())
+
+    def test_compare_finds_its_rows(self) -> None:
+        from vitutor_core.cli.options import SCALES, recipe_path
+
+        (entry,) = entry_points(group="vitutor.papers", name=self.package)
+        assert entry.load() == self.paper()
+        wanted = {self.paper().plain_row, *self.paper().method_rows}
+        assert len(wanted) > 1
+        for scale in SCALES:
+            assert wanted <= read_recipe(recipe_path(self.package, scale)).rows.keys()
 
     def test_another_config_is_refused_with_the_difference(self, finished: Path, teachers: Path) -> None:
         with pytest.raises(ConfigError, match=r"optim\.lr"):

@@ -8,7 +8,13 @@ from dearkd.generation.commands import diversity_command, generate_command
 from vitutor_core.cli.entry import run
 from vitutor_core.cli.paper import Paper, paper_group
 
-PAPER = Paper("dearkd", config="dearkd.config:DearKDConfig", method="dearkd.method:DearKD")
+PAPER = Paper(
+    "dearkd",
+    config="dearkd.config:DearKDConfig",
+    method="dearkd.method:DearKD",
+    plain_row="vit",
+    method_rows=("dearkd",),
+)
 
 cli = paper_group(PAPER, "DearKD: early knowledge distillation from a CNN into a vision transformer (CVPR 2022).")
 cli.add_command(generate_command(PAPER))
