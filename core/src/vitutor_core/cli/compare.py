@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.config import nearest, parse_yaml
+from vitutor_core.config import nearest, parse_yaml, read_recipe
 from vitutor_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ def compare(scale: str, papers: str | None, seeds: str, settings: tuple[str, ...
     chosen, numbers = _choose(papers), options.seed_numbers(seeds)
     budget = _budget(scale)
     for paper in chosen:
+        known = read_recipe(options.recipe_path(paper.package, scale)).rows
         for row in _rows(paper):
+            if row not in known and row in paper.method_rows[:-1]:
+                continue  # this scale starts from published weights
             shared = {"data": budget["data"]} if row in paper.method_rows[:-1] else budget
             changes = (*(f"{name}={json.dumps(value)}" for name, value in shared.items()), *settings)
             configs = [paper.resolve(scale, None, row, (*changes, f"seed={seed}")) for seed in numbers]
@@ -108,7 +111,7 @@ def _line(paper: Paper, results: Path) -> dict[str, Any]:
     gain = difference(method, plain)
 
     def seconds(*names: str) -> float:
-        return sum(run.result.seconds for name in names for run in rows[name]) / len(rows[names[0]])
+        return sum(run.result.seconds for name in names for run in rows.get(name, [])) / len(rows[names[-1]])
 
     first = rows[method_row][0].result
     return {
@@ -121,7 +124,7 @@ def _line(paper: Paper, results: Path) -> dict[str, Any]:
         "outcome": outcome_of(gain),
         "updates": first.updates,
         "train_images": first.train_images,
-        "pretraining_updates": sum(rows[name][0].result.updates for name in paper.method_rows[:-1]),
+        "pretraining_updates": sum(rows[name][0].result.updates for name in paper.method_rows[:-1] if name in rows),
         "cost": seconds(*paper.method_rows) / seconds(plain_row),
     }
 

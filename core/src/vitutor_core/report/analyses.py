@@ -19,9 +19,8 @@ def analysis_pictures(results: Path, folder: Path) -> list[Picture]:
         for entry in json.loads(path.read_text())["pictures"]:
             if entry["title"] in pictures:
                 continue
-            files = []
-            for suffix in ("", "-dark"):
-                files.append(folder / f"{path.parent.name}-{entry['file']}{suffix}.png")
-                shutil.copyfile(path.parent / f"{entry['file']}{suffix}.png", files[-1])
-            pictures[entry["title"]] = Picture(*files, entry["title"], entry["caption"], entry["alt"])
+            light, dark = (folder / f"{path.parent.name}-{entry['file']}{suffix}.png" for suffix in ("", "-dark"))
+            for file, suffix in ((light, ""), (dark, "-dark")):
+                shutil.copyfile(path.parent / f"{entry['file']}{suffix}.png", file)
+            pictures[entry["title"]] = Picture(light, dark, entry["title"], entry["caption"], entry["alt"])
     return list(pictures.values())
