@@ -40,7 +40,9 @@ def rows(scale):
 def test_the_graph_has_the_rows_of_the_recipe(scale):
     folder = ROOT if scale == "digits" else ROOT / "scales" / scale
     params = parse_yaml((folder / "params.yaml").read_text(), where="params")
-    assert params["bootstrapping_vit"] == list(rows(scale))
+    # At ImageNet's scale the paper has no rows with all images; `vitutor compare` has.
+    compared = {"vit", "joint"} if scale == "imagenet" else set()
+    assert params["bootstrapping_vit"] == [row for row in rows(scale) if row not in compared]
 
 
 def test_every_row_that_a_table_names_is_at_some_scale():
