@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from core.tests.report_samples import PAPER, write_row
+from core.tests.report_samples import PAPER, write_row, write_run
 from vitutor_core.errors import DataError
 from vitutor_core.report.paper import load_paper_results
 from vitutor_core.report.plots import draw_figures
@@ -35,6 +36,7 @@ def test_what_is_published_can_be_read_in_the_repository(tmp_path):
     results, target = tmp_path / "results", tmp_path / "repository" / "docs" / "results" / "digits"
     for row, value in (("plain", 90.0), ("part", 91.0), ("ours", 93.0)):
         write_row(results, row, [value, value + 1])
+    write_run(results, "own_idea", 0, 90.0, {"config": {"teacher": {"weights": str(results / "teachers" / "cnn")}}})
     paper, rows = load_paper_results(path), load_results(results, "demo")
     table = build_table(paper, rows)
     draw_figures(paper, table, rows, results / "reports" / "demo")
@@ -43,6 +45,9 @@ def test_what_is_published_can_be_read_in_the_repository(tmp_path):
     readme.write_text("# x\n<!-- results:demo -->\n<!-- end -->\n")
     written = publish_results(table, results, target, readme)
     assert all(path.exists() for path in written)
+    runs = json.loads((target / "demo-runs.json").read_text())
+    assert [run["config"]["teacher"]["weights"] for run in runs if run["row"] == "own_idea"] == ["results/teachers/cnn"]
+    assert str(tmp_path) not in (target / "demo-runs.json").read_text()
     shown = re.findall(r"!?\[[^]]*\]\(([^)]*)\)", readme.read_text())
     assert shown == ["docs/results/digits/demo-ablation-ablation.png", "docs/results/digits/demo.md"]
     assert "- OURS is 3.0 +- 0.7 points above plain model." in readme.read_text()
