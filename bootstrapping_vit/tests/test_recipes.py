@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bootstrapping_vit.cli import PAPER
 from vitutor_core.cli.options import SCALES, load, recipe_path
 from vitutor_core.config import parse_yaml, read_recipe
+from vitutor_core.data.subsets import subset_indices
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.weights import create_model
 from vitutor_core.report.paper import load_paper_results, split_row
@@ -140,3 +143,16 @@ def test_decay_of_everything(info):
         config = resolve("digits", "joint", *settings)
         optimizer = optim.build_optimizer(METHOD.build(config, info), config.optim, 32)
         assert sorted(group["weight_decay"] for group in optimizer.param_groups) == groups
+
+
+def test_the_released_part_of_imagenet_can_be_drawn():
+    expected = load_file(Path(__file__).parent / "golden" / "imagenet_subset.safetensors")
+    config = PAPER.resolve("imagenet", None, "joint_b_10", (), preset="official").data
+    assert (config.subset_draw, config.fraction) == ("numpy", 0.1)
+    for counts, name in (([25, 35, 47], "kept_index"), ([1300] * 1000, "kept_1300")):
+        labels = np.repeat(np.arange(len(counts)), counts)
+        chosen, starts = subset_indices(labels, config), np.cumsum([0, *counts])
+        for key in [key for key in expected if key.startswith(name)]:
+            label = int(key.rpartition("class")[2])
+            own = chosen[labels[chosen] == label] - starts[label]
+            assert own.tolist() == sorted(expected[key].tolist())

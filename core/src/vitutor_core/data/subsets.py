@@ -22,7 +22,9 @@ def subset_indices(labels: NDArray[np.int64], config: DataConfig) -> NDArray[np.
     """Choose the training images that ``config`` asks for: positions in ``labels`` (N,), ascending.
 
     Each class is put in an order that depends on ``subset_seed``, the class and its size alone, and its head is kept.
-    So subsets are nested: 10 % lies in 25 %, 10 images per class lie in 50.
+    So subsets are nested: 10 % lies in 25 %, 10 images per class lie in 50. ``subset_draw: numpy`` takes the order of
+    ``numpy.random.default_rng(class)`` instead and rounds f n to the nearest, halves to even: the subsets of ImageNet
+    that Bootstrapping ViTs (arXiv 2112.03552) released.
 
     - ``fraction`` f keeps floor(f n) of the n images of a class, at least 1;
     - ``per_class`` keeps that many;
@@ -35,7 +37,10 @@ def subset_indices(labels: NDArray[np.int64], config: DataConfig) -> NDArray[np.
     kept = []
     for label, keep in zip(classes.tolist(), _sizes(counts.tolist(), classes.tolist(), config), strict=True):
         members = np.flatnonzero(labels == label)
-        order = keyed.permutation(len(members), config.subset_seed, _STREAM, label)
+        if config.subset_draw == "numpy":
+            order = np.random.default_rng(label).permutation(len(members))
+        else:
+            order = keyed.permutation(len(members), config.subset_seed, _STREAM, label)
         kept.append(members[order[:keep]])
     return np.sort(np.concatenate(kept)).astype(np.int64)
 
@@ -49,6 +54,8 @@ def _sizes(counts: list[int], classes: list[int], config: DataConfig) -> list[in
     if config.long_tail is not None:
         last = max(len(counts) - 1, 1)
         return [max(round(max(counts) * config.long_tail ** (rank / last)), 1) for rank in range(len(counts))]
+    if config.subset_draw == "numpy":
+        return [max(round(config.fraction * count), 1) for count in counts]
     # The decimal number that was written, not its binary neighbour: 0.29 of 100 images is 29.
     fraction = Fraction(repr(config.fraction))
     return [max(int(fraction * count), 1) for count in counts]
