@@ -22,13 +22,19 @@ def groups_figure(paper: PaperResults, part: Json, folder: Path) -> Picture | No
         return None
     labels = list(dict.fromkeys(line["label"] for line in lines))
     methods = list(dict.fromkeys(line["method"] for line in lines))
+    groups = {label: [line for line in lines if line["label"] == label] for label in labels}
+
+    def place(line: Json) -> float:
+        """Return where a line stands: side by side with the others of its label, within a third to either side."""
+        group = groups[line["label"]]
+        apart = min(0.2, 0.66 / max(1, len(group) - 1))
+        return labels.index(line["label"]) + apart * (group.index(line) - (len(group) - 1) / 2)
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
-        for place, method in enumerate(methods):
+        for method in methods:
             style = style_of(paper, method) | {"linestyle": "none"}
-            shift = 0.12 * (place - (len(methods) - 1) / 2)
-            own = [(labels.index(line["label"]) + shift, line) for line in lines if line["method"] == method]
+            own = [(place(line), line) for line in lines if line["method"] == method]
             ours = [(x, line["ours"]) for x, line in own if line["ours"]]
             left.errorbar(
                 [x for x, _ in ours],
