@@ -74,8 +74,10 @@ def test_every_row_gets_the_budget_and_a_finished_one_is_kept(toy, monkeypatch, 
 
 
 def test_a_paper_that_is_not_there(toy):
-    with pytest.raises(ConfigError, match=r"'toypapr' is not installed; did you mean 'toypaper'\?; pip install"):
+    with pytest.raises(ConfigError, match=r"'toypapr' is not installed; did you mean 'toypaper'\?$"):
         run(toy, "--papers", "toypapr")
+    with pytest.raises(ConfigError, match=r"'other' is not installed; pip install \./other$"):
+        run(toy, "--papers", "other")
 
 
 def test_a_row_changed_by_the_budget_keeps_what_is_its_own(toy):

@@ -70,7 +70,8 @@ def _choose(names: str | None) -> list[Paper]:
     wanted = sorted(installed) if names is None else names.split(",")
     for name in wanted:
         if name not in installed:
-            raise ConfigError(f"--papers: '{name}' is not installed{nearest(name, installed)}; pip install ./{name}")
+            hint = nearest(name, installed) or f"; pip install ./{name}"
+            raise ConfigError(f"--papers: '{name}' is not installed{hint}")
     if not wanted:
         raise ConfigError("no paper is installed; pip install ./dearkd, for example")
     return [installed[name].load() for name in wanted]
