@@ -21,9 +21,9 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
     paper = table["paper"]
     runs = [json.loads(path.read_text()) for path in sorted((folder / paper).glob("*/seed-*/metrics.json"))]
     written = [target / f"{paper}.json", target / f"{paper}.md", target / f"{paper}-runs.json"]
-    written[0].write_text(json.dumps(table, indent=1) + "\n")
     # Where the checkout was is nobody's concern: paths are kept relative to it.
     here = f"{folder.absolute().parent}/"
+    written[0].write_text(json.dumps(table, indent=1).replace(here, "") + "\n")
     written[2].write_text("[\n" + ",\n".join(json.dumps(run).replace(here, "") for run in runs) + "\n]\n")
     for figure in sorted((folder / "reports" / paper).glob("*.png")):
         written.append(target / f"{paper}-{figure.name}")
