@@ -28,10 +28,10 @@ from safetensors.torch import load_file
 from conformance import ranks
 from conformance.cost import cpu_seconds
 from vitutor_core.cli.teacher import with_teachers
-from vitutor_core.config import read_recipe
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.types import Batch
 from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.recipe import read_recipe
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.method import Clock
 from vitutor_core.train.session import RunLabel, train
@@ -162,14 +162,16 @@ class MethodConformance:
         assert type(config).from_mapping(config.model_dump(mode="json"), where="x") == config
 
     def test_every_row_of_every_scale_is_valid(self) -> None:
-        from vitutor_core.cli.options import SCALES, recipe_path
+        from vitutor_core.cli.options import SCALES
+        from vitutor_core.recipe import recipe_path
 
         for scale in SCALES:
             for row in read_recipe(recipe_path(self.package, scale)).rows:
                 self.paper().resolve(scale, None, row, ())
 
     def test_compare_finds_its_rows(self) -> None:
-        from vitutor_core.cli.options import SCALES, recipe_path
+        from vitutor_core.cli.options import SCALES
+        from vitutor_core.recipe import recipe_path
 
         (entry,) = entry_points(group="vitutor.papers", name=self.package)
         assert entry.load() == self.paper()

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from bootstrapping_vit.cli import PAPER
-from vitutor_core.cli.options import SCALES, load, recipe_path
-from vitutor_core.config import parse_yaml, read_recipe
+from vitutor_core.cli.options import SCALES, load
+from vitutor_core.config import parse_yaml
 from vitutor_core.data.subsets import subset_indices
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.weights import create_model
+from vitutor_core.recipe import read_recipe, recipe_path
 from vitutor_core.report.paper import load_paper_results, split_row
 from vitutor_core.train import optim
 

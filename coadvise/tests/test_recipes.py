@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from coadvise.cli import PAPER
-from vitutor_core.cli.options import SCALES, recipe_path
-from vitutor_core.config import parse_yaml, read_recipe
-from vitutor_core.config import resolve as resolve_recipe
+from vitutor_core.cli.options import SCALES
+from vitutor_core.config import parse_yaml
 from vitutor_core.models.weights import create_model
+from vitutor_core.recipe import read_recipe, recipe_path
+from vitutor_core.recipe import resolve as resolve_recipe
 from vitutor_core.report.paper import load_paper_results, split_row
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim

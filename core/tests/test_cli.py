@@ -17,9 +17,10 @@ from vitutor_core.cli import teacher as teacher_command
 from vitutor_core.cli.entry import run
 from vitutor_core.cli.main import vitutor
 from vitutor_core.cli.teacher import with_teachers
-from vitutor_core.config import identity, resolve
+from vitutor_core.config import identity
 from vitutor_core.errors import DataError
 from vitutor_core.models.weights import read_card
+from vitutor_core.recipe import resolve
 from vitutor_core.schema import RunConfig, TeacherConfig
 from vitutor_core.train.run_folder import RunFolder
 

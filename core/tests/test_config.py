@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from vitutor_core.cli.teacher import teacher_recipes
-from vitutor_core.config import identity, identity_fields, leaves, nearest, parse_yaml, read_recipe, resolve
+from vitutor_core.config import identity, identity_fields, leaves, nearest, parse_yaml
 from vitutor_core.errors import ConfigError
+from vitutor_core.recipe import read_recipe, resolve
 from vitutor_core.schema import RunConfig, TeacherConfig
 
 RECIPE = """
@@ -115,7 +116,7 @@ def test_duplicate_keys_and_yaml_1_2(tmp_path):
     assert parse_yaml("a: 1e-3\nb: no\nc: 010", where="x") == {"a": 1e-3, "b": "no", "c": 10}
     path = tmp_path / "bad.yaml"
     path.write_text("bases: {}")
-    with pytest.raises(ConfigError, match="'base', 'presets' and 'rows'"):
+    with pytest.raises(ConfigError, match="a recipe has the key 'base'"):
         read_recipe(path)
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         read_recipe(tmp_path / "nowhere.yaml")
@@ -167,3 +168,34 @@ def test_nothing_heavy_is_imported_for_a_config_mistake():
 def test_nearest_is_silent_without_a_near_name():
     assert nearest("zzz", ["epochs"]) == ""
     assert nearest("epoch", ["epochs"]) == "; did you mean 'epochs'?"
+
+
+def test_products_make_rows_of_rows_and_variants(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        RECIPE
+        + """
+variants:
+  half: {data.fraction: 0.25, optim.lr: 5e-4}
+products:
+  - {rows: [small], variants: [half]}
+  - {rows: {wide: {student.kwargs.depth: 8}}, variants: {long: {train.epochs: 9}, longer: {train.epochs: 18}}}
+groups: {big: ["wide_*"]}
+"""
+    )
+    recipe = read_recipe(path)
+    assert list(recipe.rows) == ["small", "other", "small_half", "wide_long", "wide_longer"]
+    half = resolve(RunConfig, path, row="small_half")
+    assert (half.student.kwargs, half.data.fraction, half.optim.lr) == ({"depth": 2}, 0.25, 5e-4)  # the variant is last
+    assert resolve(RunConfig, path, row="wide_longer").train.epochs == 18
+    assert (recipe.group_of("wide_long"), recipe.group_of("small_half")) == ("big", "core")
+    path.write_text(RECIPE + "products:\n  - {rows: [smal], variants: {half: {}}}\n")
+    with pytest.raises(ConfigError, match="names 'smal'; did you mean 'small'"):
+        read_recipe(path)
+    path.write_text(
+        RECIPE
+        + "products:\n  - {rows: {small: {}}, variants: {a: {}}}\n" * 1
+        + "  - {rows: {small: {}}, variants: {a: {}}}\n"
+    )
+    with pytest.raises(ConfigError, match="row 'small_a' is made twice"):
+        read_recipe(path)

@@ -15,12 +15,13 @@ from dearkd.cli import PAPER
 from dearkd.generation.commands import resolve_generation
 from dearkd.generation.config import GenerationConfig, TermsConfig
 from dearkd.models import MHCA
-from vitutor_core.cli.options import SCALES, recipe_path
-from vitutor_core.config import parse_yaml, read_recipe
+from vitutor_core.cli.options import SCALES
+from vitutor_core.config import parse_yaml
 from vitutor_core.data.build import build_data
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.subsets import subset_indices
 from vitutor_core.models.weights import create_model
+from vitutor_core.recipe import read_recipe, recipe_path
 from vitutor_core.train import optim
 from vitutor_core.train.method import Clock
 

@@ -11,10 +11,11 @@ import torch
 
 from drloc import DRLoc
 from drloc.cli import PAPER
-from vitutor_core.cli.options import SCALES, recipe_path
-from vitutor_core.config import parse_yaml, read_recipe
+from vitutor_core.cli.options import SCALES
+from vitutor_core.config import parse_yaml
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.weights import create_model, pretrained_classes
+from vitutor_core.recipe import read_recipe, recipe_path
 from vitutor_core.report.paper import load_paper_results, split_row
 from vitutor_core.train import optim
 

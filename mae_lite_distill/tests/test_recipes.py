@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mae_lite_distill.cli import PAPER
-from vitutor_core.cli.options import SCALES, recipe_path
-from vitutor_core.config import parse_yaml, read_recipe
+from vitutor_core.cli.options import SCALES
+from vitutor_core.config import parse_yaml
+from vitutor_core.recipe import read_recipe, recipe_path
 from vitutor_core.report.paper import load_paper_results, split_row
 from vitutor_core.train.optim import peak_lr
 

@@ -1,4 +1,4 @@
-"""Frozen configs: load a YAML recipe, apply ``--set a.b=c``, validate, fingerprint, save.
+"""Frozen configs: apply ``--set a.b=c``, validate, fingerprint.
 
 A config is a tree of `Config` models. Every leaf is declared with `identity` (it changes the result of a run,
 so it is part of the fingerprint) or `runtime` (it may change between a run and its resumption).
@@ -7,15 +7,12 @@ This module and the schemas import neither torch nor timm, so that a typo is rep
 
 from __future__ import annotations
 
-import copy
 import difflib
 import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -107,62 +104,13 @@ def parse_yaml(text: str, *, where: str) -> Any:
         raise ConfigError(f"{where}: not valid YAML: {reason}") from None
 
 
-class Recipe(NamedTuple):
-    """A recipe file: ``base`` has nested values, each of ``presets`` and ``rows`` dotted overrides of it."""
-
-    base: dict[str, Any]
-    presets: dict[str, dict[str, Any]]
-    rows: dict[str, dict[str, Any]]
-
-
-def read_recipe(path: Path) -> Recipe:
-    """Read a recipe file; raises `ConfigError` if it is none."""
-    try:
-        loaded = copy.deepcopy(_parsed(path.read_text(encoding="utf-8"), path.name))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    unknown = set(loaded or {}) - {"base", "presets", "rows"}
-    if not isinstance(loaded, dict) or "base" not in loaded or unknown:
-        raise ConfigError(f"{path}: a recipe has the keys 'base', 'presets' and 'rows', found {sorted(loaded or {})}")
-    return Recipe(loaded["base"], loaded.get("presets") or {}, loaded.get("rows") or {})
-
-
-@cache
-def _parsed(text: str, where: str) -> Any:
-    # A recipe of two hundred rows takes a tenth of a second to read, and a test reads it once a row.
-    return parse_yaml(text, where=where)
-
-
-def resolve(
-    schema: type[ConfigT],
-    recipe: Path,
-    *,
-    preset: str | None = None,
-    row: str | None = None,
-    settings: Iterable[str] = (),
-) -> ConfigT:
-    """Build a config from a recipe, one of its presets, one of its rows, and ``a.b=c`` settings, in this order."""
-    base, presets, rows = read_recipe(recipe)
-    values = json.loads(json.dumps(base))
-    for kind, name, known in (("preset", preset, presets), ("row", row, rows)):
-        if name is None:
-            continue
-        if name not in known:
-            found = f"{kind}s: {', '.join(known)}" if known else f"it has no {kind}s"
-            raise ConfigError(f"{recipe.name}: no {kind} '{name}'{nearest(name, known)}; {found}")
-        for path, value in known[name].items():
-            _assign(values, path, value)
-    apply_settings(values, settings)
-    return schema.from_mapping(values, where=recipe.name)
-
-
 def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> None:
     """Apply ``a.b=c`` settings to nested values; ``c`` is read as YAML."""
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not path:
             raise ConfigError(f"--set {setting}: write it as field.name=value")
-        _assign(values, path, parse_yaml(text, where=f"--set {path}"))
+        assign(values, path, parse_yaml(text, where=f"--set {path}"))
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -171,7 +119,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean '{found[0]}'?" if found else ""
 
 
-def _assign(values: dict[str, Any], path: str, value: Any) -> None:
+def assign(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set the dotted ``path`` of nested values; raises `ConfigError` where a parent is not a section."""
     *parents, last = path.split(".")
     for parent in parents:
         child = values.setdefault(parent, {})
@@ -202,6 +151,3 @@ def _config_type(annotation: Any) -> Any:
         if isinstance(candidate, type) and issubclass(candidate, Config):
             return candidate
     return None
-
-
-ConfigT = TypeVar("ConfigT", bound=Config)

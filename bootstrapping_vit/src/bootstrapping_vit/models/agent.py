@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Mlp
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from bootstrapping_vit.models.conv import Conv
+from vitutor_core.models.variants import imagenet_cfg
 
 STEM_STRIDES = {16: (2, 2, 2), 8: (2, 1, 2), 4: (1, 1, 2), 2: (1, 1, 1)}
 """Strides of first convolution, max-pooling and second convolution by the side of the ViT's patches.
@@ -201,17 +201,7 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **defaults: 
     return model
 
 
-_CFG: dict[str, Any] = {
-    "url": "",
-    "num_classes": 1000,
-    "input_size": (3, 224, 224),
-    "crop_pct": 0.875,
-    "interpolation": "bilinear",
-    "mean": IMAGENET_DEFAULT_MEAN,
-    "std": IMAGENET_DEFAULT_STD,
-    "first_conv": "stem.0",
-    "classifier": "head",
-}
+_CFG = imagenet_cfg(interpolation="bilinear", first_conv="stem.0", classifier="head")
 
 default_cfgs = generate_default_cfgs({"bootstrapping_agent_s": _CFG, "bootstrapping_agent_b": _CFG})
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Attention
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models import generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from bootstrapping_vit.models.agent import SLIP_MEAN, SLIP_STD, init_patch_projection
 from bootstrapping_vit.models.sparse import EntmaxAttention
+from vitutor_core.models.variants import build_vit_variant, imagenet_cfg
 
 _ATTENTION: dict[str, type[nn.Module]] = {"softmax": Attention, "entmax": EntmaxAttention}
 
@@ -61,28 +61,13 @@ def init_vit(model: VisionTransformer, *, official: bool) -> None:
 
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **defaults: Any) -> VisionTransformer:
-    return build_model_with_cfg(
-        build_vit,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
-        **{"patch_size": 16, **defaults, **kwargs},
+    model: VisionTransformer = build_vit_variant(
+        build_vit, variant, pretrained, **{"patch_size": 16, **defaults, **kwargs}
     )
+    return model
 
 
-_CFG: dict[str, Any] = {
-    "url": "",
-    "num_classes": 1000,
-    "input_size": (3, 224, 224),
-    "fixed_input_size": True,
-    "crop_pct": 0.875,
-    "interpolation": "bilinear",
-    "mean": IMAGENET_DEFAULT_MEAN,
-    "std": IMAGENET_DEFAULT_STD,
-    "first_conv": "patch_embed.proj",
-    "classifier": "head",
-}
+_CFG = imagenet_cfg(fixed_input_size=True, interpolation="bilinear", first_conv="patch_embed.proj", classifier="head")
 
 default_cfgs = generate_default_cfgs({"bootstrapping_vit_s_patch16_224": _CFG, "bootstrapping_vit_b_patch16_224": _CFG})
 

@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models import generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from coadvise.models.stems import StemEmbed
+from vitutor_core.models.variants import build_vit_variant, imagenet_cfg
 
 
 class CiT(VisionTransformer):  # type: ignore[misc]  # timm has no type information
@@ -90,30 +90,12 @@ class CiT(VisionTransformer):  # type: ignore[misc]  # timm has no type informat
 
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **defaults: Any) -> CiT:
-    model: CiT = build_model_with_cfg(
-        CiT,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
-        **{"patch_size": 16, "depth": 12} | defaults | kwargs,
-    )
+    model: CiT = build_vit_variant(CiT, variant, pretrained, **{"patch_size": 16, "depth": 12} | defaults | kwargs)
     return model
 
 
 def _cfg(first_conv: str | tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "fixed_input_size": True,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": first_conv,
-        "classifier": ("head", "teacher_heads"),
-    }
+    return imagenet_cfg(fixed_input_size=True, first_conv=first_conv, classifier=("head", "teacher_heads"))
 
 
 default_cfgs = generate_default_cfgs(

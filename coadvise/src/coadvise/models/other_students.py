@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnet import BasicBlock, ResNet
 
-_CFG: dict[str, Any] = {
-    "url": "",
-    "num_classes": 1000,
-    "input_size": (3, 224, 224),
-    "crop_pct": 0.875,
-    "interpolation": "bicubic",
-    "mean": IMAGENET_DEFAULT_MEAN,
-    "std": IMAGENET_DEFAULT_STD,
-}
+from vitutor_core.models.variants import imagenet_cfg
 
 default_cfgs = generate_default_cfgs(
     {
-        "resnet10": _CFG | {"pool_size": (7, 7), "first_conv": "conv1", "classifier": "fc"},
-        "mixer_tiny_patch16_224": _CFG | {"fixed_input_size": True, "first_conv": "stem.proj", "classifier": "head"},
+        "resnet10": imagenet_cfg(pool_size=(7, 7), first_conv="conv1", classifier="fc"),
+        "mixer_tiny_patch16_224": imagenet_cfg(fixed_input_size=True, first_conv="stem.proj", classifier="head"),
     }
 )
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.config import nearest, parse_yaml, read_recipe
+from vitutor_core.config import nearest, parse_yaml
 from vitutor_core.errors import ConfigError
+from vitutor_core.recipe import read_recipe, recipe_path
 
 if TYPE_CHECKING:
     from vitutor_core.cli.paper import Paper
@@ -38,7 +39,7 @@ def compare(scale: str, papers: str | None, seeds: str, settings: tuple[str, ...
     chosen, numbers = _choose(papers), options.seed_numbers(seeds)
     budget = _budget(scale)
     for paper in chosen:
-        known = read_recipe(options.recipe_path(paper.package, scale)).rows
+        known = read_recipe(recipe_path(paper.package, scale)).rows
         for row in _rows(paper):
             if row not in known and row in paper.method_rows[:-1]:
                 continue  # this scale starts from published weights

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.config import read_recipe
+from vitutor_core.recipe import read_recipe, recipe_path
 from vitutor_core.schema import DataConfig
 
 
@@ -22,7 +22,7 @@ def data(scale: str, source: str | None, settings: tuple[str, ...], out: Path | 
     Sizes and counts are listed, a corrupt image is named. --set changes fields of the data section, e.g.
     --set fraction=0.1.
     """
-    base = read_recipe(options.recipe_path("vitutor_core", scale)).base
+    base = read_recipe(recipe_path("vitutor_core", scale)).base
     config = DataConfig.from_mapping(base["data"], where=f"{scale}.yaml")
     config = config.changed((*(() if source is None else (f"source={source}",)), *settings))
 

@@ -6,7 +6,6 @@ import importlib
 import shlex
 import sys
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +41,6 @@ def out() -> Callable[[Any], Any]:
         required=True,
         help="Folder of the run; the same command again resumes it.",
     )
-
-
-def recipe_path(package: str, scale_name: str, own: Path | None = None) -> Path:
-    """Return the recipe file of a package at a scale."""
-    return own if own is not None else Path(str(files(package))) / "recipes" / f"{scale_name}.yaml"
 
 
 def seed_numbers(text: str) -> tuple[int, ...]:

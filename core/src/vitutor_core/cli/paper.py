@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.config import read_recipe, resolve
+from vitutor_core.recipe import read_recipe, recipe_path, resolve
 from vitutor_core.schema import RunConfig
 
 
@@ -48,7 +48,7 @@ class Paper:
     ) -> RunConfig:
         """Return the validated config of a run."""
         schema: type[RunConfig] = options.load(self.config)
-        path = options.recipe_path(self.package, scale, recipe)
+        path = recipe_path(self.package, scale, recipe)
         return resolve(schema, path, preset=preset, row=row, settings=settings)
 
 
@@ -188,7 +188,7 @@ def _rows(paper: Paper) -> click.Command:
     @options.scale
     def rows(scale: str) -> None:
         """List the rows and presets that a scale's recipe has, with what each changes."""
-        recipe = read_recipe(options.recipe_path(paper.package, scale))
+        recipe = read_recipe(recipe_path(paper.package, scale))
         for name, changes in recipe.rows.items():
             click.echo(f"{name:28}{_brief(changes)}")
         for name, changes in recipe.presets.items():

@@ -11,7 +11,8 @@ from typing import TypeVar
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.config import Config, resolve
+from vitutor_core.config import Config
+from vitutor_core.recipe import recipe_path, resolve
 from vitutor_core.schema import RunConfig, TeacherConfig
 from vitutor_core.train.publish import publish
 
@@ -48,7 +49,7 @@ def train_teacher(
     work: Path | None = None,
 ) -> float:
     """Train one teacher with plain supervision and return its top-1 accuracy in percent."""
-    config = resolve(RunConfig, options.recipe_path(PACKAGE, scale, recipe), row=name, settings=settings)
+    config = resolve(RunConfig, recipe_path(PACKAGE, scale, recipe), row=name, settings=settings)
     from vitutor_core.train.session import RunLabel, train
     from vitutor_core.train.supervised import Supervised
 

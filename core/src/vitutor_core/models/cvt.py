@@ -19,6 +19,8 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitutor_core.models.variants import imagenet_cfg
+
 Grid = tuple[int, int]
 
 
@@ -282,16 +284,7 @@ def _init_weights(module: nn.Module) -> None:
 
 default_cfgs = generate_default_cfgs(
     {
-        "cvt_13": {
-            "url": "",
-            "num_classes": 1000,
-            "input_size": (3, 224, 224),
-            "pool_size": None,
-            "crop_pct": 0.875,
-            "interpolation": "bicubic",
-            "first_conv": "embeddings.0.conv",
-            "classifier": "head",
-        }
+        "cvt_13": imagenet_cfg(pool_size=None, first_conv="embeddings.0.conv", classifier="head"),
     }
 )
 

@@ -15,6 +15,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from vitutor_core.models.variants import imagenet_cfg
+
 
 class TokenPerformer(nn.Module):
     """One-head attention of linear cost by positive random features (Choromanski et al., arXiv 2009.14794), and an MLP.
@@ -175,17 +177,9 @@ def _t2t(
 
 default_cfgs = generate_default_cfgs(
     {
-        "t2t_vit_14": {
-            "url": "",
-            "num_classes": 1000,
-            "input_size": (3, 224, 224),
-            "pool_size": None,
-            "crop_pct": 0.9,
-            "interpolation": "bicubic",
-            "fixed_input_size": True,
-            "first_conv": (),
-            "classifier": "head",
-        }
+        "t2t_vit_14": imagenet_cfg(
+            pool_size=None, crop_pct=0.9, fixed_input_size=True, first_conv=(), classifier="head"
+        ),
     }
 )
 

@@ -11,8 +11,8 @@ import click
 from dearkd.generation.config import GenerationConfig
 from vitutor_core.cli import options
 from vitutor_core.cli.paper import Paper
-from vitutor_core.config import resolve
 from vitutor_core.errors import ConfigError
+from vitutor_core.recipe import recipe_path, resolve
 
 
 def generate_command(paper: Paper) -> click.Command:
@@ -132,7 +132,7 @@ def resolve_generation(
     paper: Paper, scale: str, recipe: Path | None, name: str | None, settings: tuple[str, ...]
 ) -> GenerationConfig:
     """Return the validated config of a set of images."""
-    path = options.recipe_path(paper.package, f"generation/{scale}", recipe)
+    path = recipe_path(paper.package, f"generation/{scale}", recipe)
     return resolve(GenerationConfig, path, row=name, settings=settings)
 
 

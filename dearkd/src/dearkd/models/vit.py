@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models import generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
 
 from dearkd.models.mhca import MHCA
+from vitutor_core.models.variants import build_vit_variant, imagenet_cfg
 
 MHCA_OPTIONS = (
     "rpe_drop",
@@ -73,29 +73,13 @@ class DearKDVisionTransformer(VisionTransformer):  # type: ignore[misc]  # timm 
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **sizes: int) -> DearKDVisionTransformer:
     defaults: dict[str, Any] = {"patch_size": 16, "depth": 12, "mhca_blocks": 8, "drop_path_rate": 0.1}
-    model: DearKDVisionTransformer = build_model_with_cfg(
-        DearKDVisionTransformer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
-        **defaults | sizes | kwargs,
+    model: DearKDVisionTransformer = build_vit_variant(
+        DearKDVisionTransformer, variant, pretrained, **defaults | sizes | kwargs
     )
     return model
 
 
-_CFG: dict[str, Any] = {
-    "url": "",
-    "num_classes": 1000,
-    "input_size": (3, 224, 224),
-    "fixed_input_size": True,
-    "crop_pct": 0.875,
-    "interpolation": "bicubic",
-    "mean": IMAGENET_DEFAULT_MEAN,
-    "std": IMAGENET_DEFAULT_STD,
-    "first_conv": "patch_embed.proj",
-    "classifier": "head",
-}
+_CFG = imagenet_cfg(fixed_input_size=True, first_conv="patch_embed.proj", classifier="head")
 
 default_cfgs = generate_default_cfgs(
     dict.fromkeys(("dearkd_tiny_patch16_224", "dearkd_small_patch16_224", "dearkd_base_patch16_224"), _CFG)
