@@ -1,8 +1,9 @@
-"""The recipe files of all packages that are installed: nothing is written twice."""
+"""The recipe files of all packages that are installed: no value is written twice, and groups are what they say."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 
 from vitutor_core.cli.compare import GROUP
-from vitutor_core.config import parse_yaml
+from vitutor_core.cli.options import SCALES
+from vitutor_core.config import leaves, parse_yaml
+from vitutor_core.models.weights import pretrained_classes
+from vitutor_core.recipe import CORE_GROUP, read_recipe, recipe_path
 
 PAPERS = [entry.load() for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)]
 FOLDERS = [Path(str(files(package))) / "recipes" for package in ("vitutor_core", *(paper.package for paper in PAPERS))]
@@ -47,3 +51,38 @@ def test_no_value_is_written_both_nested_and_dotted(name):
 )
 def test_flat_names_of_nested_and_dotted_values(text, times):
     assert list(flat(parse_yaml(text, where="x"))).count(".train.epochs") == times
+
+
+def expected_group(config):
+    """The group of a row that needs images or weights that a user may not have; those of all others are `core`."""
+    source, student = config.data.source, config.student
+    if student.pretrained and pretrained_classes(student.name) is None:
+        return "published_weights"
+    if source.startswith("domainnet:"):
+        return "domainnet"
+    if source.startswith("folder:") and source != "folder:imagenet":
+        return {"folder:stanford_cars": "cars", "folder:inat18": "inat"}[source]
+    return CORE_GROUP
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.package)
+def test_groups_name_the_rows_that_need_more_than_others(paper, scale):
+    recipe, teachers = (read_recipe(recipe_path(package, scale)) for package in (paper.package, "vitutor_core"))
+    for row in recipe.rows:
+        config = paper.resolve(scale, None, row, ())
+        assert recipe.group_of(row) == expected_group(config), row
+        # What a row starts from and what teaches it.
+        for path, _, name in leaves(config):
+            kind = path.rpartition(".")[2]
+            if name is not None and kind in {"start_row", "row"}:
+                assert recipe.group_of(name) in {CORE_GROUP, recipe.group_of(row)}, row
+            elif name is not None and kind == "recipe":
+                assert teachers.group_of(name) == CORE_GROUP, row
+
+
+@pytest.mark.parametrize("name", sorted(name for name in FILES if "/budget/" not in name))
+def test_every_pattern_of_a_group_fits_a_row(name):
+    recipe = read_recipe(FILES[name])
+    for pattern in (pattern for patterns in recipe.groups.values() for pattern in patterns):
+        assert any(fnmatchcase(row, pattern) for row in recipe.rows), pattern
