@@ -16,6 +16,7 @@ from rich.console import Console
 
 from core.tests.report_samples import PAPER, write_row, write_run
 from vitutor_core.errors import DataError, ResourceError
+from vitutor_core.report.drawing import COLOURS, style_of
 from vitutor_core.report.html import write_report
 from vitutor_core.report.paper import PaperResults, load_paper_results
 from vitutor_core.report.plots import draw_figures
@@ -104,6 +105,74 @@ def test_another_metric_of_a_row_in_another_unit(tmp_path: Path) -> None:
     assert "| agent | 0.210 | -0.040 | 0.220 +- 0.014 | -0.040 +- 0.014 | 2 | 898 | 56 |" in markdown
     assert paper.title_of("ours_10:agent") == "the agent of OURS"
     assert paper.title_of("ours_10:other") == "OURS"
+
+
+def test_variants_compose_titles_and_have_colours_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "paper_results.yaml"
+    added = 'variants: {small: on few images, long: ", long", long_tail: on a long tail}\ncolours: {part_long: 9}\n'
+    path.write_text(PAPER.replace("curves:", added + "curves:"))
+    paper = load_paper_results(path)
+    titles = {
+        "ours": "OURS",
+        "ours_10": "OURS",
+        "ours_small": "OURS on few images",
+        "ours_small_long": "OURS on few images, long",
+        "ours_long_tail_small_10": "OURS on a long tail on few images",
+        "ours_smaller": "OURS",
+        "ours_10_small": "OURS",
+        "nobody_small": "nobody_small",
+    }
+    assert {row: paper.title_of(row) for row in titles} == titles
+    assert paper.method_of("ours_long_tail_small_10") == "ours_long_tail_small"
+    assert paper.method_of(paper.method_of("ours_small_10") or "") == "ours_small"
+    assert paper.method_of("nobody_small") is None
+    # The methods have the places 0 to 2; a variant moves by its own place, from 1.
+    places = {
+        "plain": 0,
+        "ours": 1,
+        "ours_10": 1,
+        "ours_small": 2,
+        "ours_long": 3,
+        "ours_small_long": 4,
+        "part_long": 9,
+    }
+    assert {row: paper.place_of(row) for row in places} == places
+    assert style_of(paper, "part_long_10")["color"] == COLOURS[9 % len(COLOURS)]
+    path.write_text(PAPER.replace("curves:", "colours: {ours_small: 1}\ncurves:"))
+    with pytest.raises(DataError, match=r"'colours' of no method with variants: \['ours_small'\]"):
+        load_paper_results(path)
+
+
+def test_a_star_stands_for_each_measured_column(tmp_path: Path) -> None:
+    text = (
+        PAPER[: PAPER.index("tables:")]
+        + """
+tables:
+  - id: sets
+    title: Table D
+    caption: sets
+    columns: {flowers: Flowers, pets: Pets}
+    rows:
+      - {label: plain, cells: {flowers: 50.0, pets: 60.0}, row: plain_*}
+      - {label: OURS, cells: {flowers: 51.0, pets: null}, row: ours_*}
+      - {label: part, cells: {pets: 61.0}, row: "part_*:agent"}
+    comparisons: [{row: ours_*, to: plain_*, headline: true}]
+  - {id: one, title: Table E, caption: one, columns: {a: A, top1: Top-1}, rows: []}
+"""
+    )
+    path = tmp_path / "paper_results.yaml"
+    path.write_text(text)
+    several, one = load_paper_results(path).tables
+    found = [(cell.row, cell.value) for cell in several.cells()]
+    assert found[:4] == [("plain_flowers", 50.0), ("plain_pets", 60.0), ("ours_flowers", 51.0), ("ours_pets", None)]
+    assert found[4:] == [(None, None), ("part_pets:agent", 61.0)]
+    pairs = [(pair.row, pair.to, pair.headline) for pair in several.comparisons]
+    assert pairs == [("ours_flowers", "plain_flowers", True), ("ours_pets", "plain_pets", True)]
+    # What a table does not say: it is of top-1, in the column of that name, else in all columns.
+    assert (several.metric, several.measured, one.measured) == ("top1", ("flowers", "pets"), ("top1",))
+    path.write_text(text.replace("columns: {a: A, top1: Top-1}", "columns: {a: A}, measured: [top1]"))
+    with pytest.raises(DataError, match="measured columns are not in columns"):
+        load_paper_results(path)
 
 
 def test_rows_without_results_are_kept_empty(paper: PaperResults, tmp_path: Path) -> None:

@@ -33,8 +33,7 @@ class Picture:
 
 def style_of(paper: PaperResults, row: str) -> dict[str, Any]:
     """Return colour, marker and label of a row's method."""
-    methods = list(paper.methods)
-    place = methods.index(paper.method_of(row) or methods[0])
+    place = paper.place_of(row)
     colour, marker = COLOURS[place % len(COLOURS)], _MARKERS[place % len(_MARKERS)]
     return {"color": colour, "marker": marker, "label": paper.title_of(row), "linewidth": 2, "markersize": 5}
 

@@ -6,15 +6,16 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from vitutor_core.config import parse_yaml
 from vitutor_core.errors import DataError
 from vitutor_core.report.results import Record, parse_record
 
 Cell = bool | int | float | str | None
+_COLUMN = "*"
 
 
 def split_row(name: str) -> tuple[str, str | None]:
@@ -28,7 +29,8 @@ class PaperRow(Record):
 
     ``cells`` maps column ids to what is printed (null: nothing). ``row`` names the package's row that reproduces
     the measured cell, or one row per measured column; ``row:metric`` takes another of its metrics than the table's.
-    ``fraction`` is the share of the training data, if rows differ in it.
+    A ``*`` in a name stands for the id of each measured column that ``cells`` has. ``fraction`` is the share of the
+    training data, if rows differ in it.
     """
 
     label: str
@@ -38,7 +40,10 @@ class PaperRow(Record):
 
 
 class Comparison(Record):
-    """Two of the package's rows whose difference the report judges: ``row`` minus ``to``."""
+    """Two of the package's rows whose difference the report judges: ``row`` minus ``to``.
+
+    A ``*`` in the names stands for the id of each measured column: one comparison for each.
+    """
 
     row: str
     to: str
@@ -55,21 +60,27 @@ class MeasuredCell:
     row: str | None
 
 
+def _measured_columns(known: dict[str, Any]) -> tuple[str, ...]:
+    columns = tuple(known.get("columns", ()))
+    return (known["metric"],) if known.get("metric") in columns else columns
+
+
 class PaperTable(Record):
     """A table of the paper.
 
     ``columns`` maps ids to headings; those in ``measured`` hold ``metric``, a name in metrics.json, in ``unit`` and
-    shown with ``decimals``. Differences are taken to the package's row ``baseline``. ``figure`` asks for a plot: the
-    metric against ``fraction``, the gain of each row over the baseline, or the metric by label. ``optional`` metrics
-    need not be there, as where an extra computes them: they then count as not measured.
+    shown with ``decimals``: by default the column of that id or, where there is none, all. Differences are taken to the
+    package's row ``baseline``. ``figure`` asks for a plot: the metric against ``fraction``, the gain of each row over
+    the baseline, or the metric by label. ``optional`` metrics need not be there, as where an extra computes them: they
+    then count as not measured.
     """
 
     id: str
     title: str
     caption: str
-    metric: str
+    metric: str = "top1"
     columns: dict[str, str]
-    measured: tuple[str, ...]
+    measured: tuple[str, ...] = Field(default_factory=_measured_columns)
     unit: str = "points"
     decimals: int = Field(1, ge=0)
     optional: bool = False
@@ -90,8 +101,36 @@ class PaperTable(Record):
         """Map the package's rows to the cells that they reproduce."""
         return {cell.row: cell for cell in self.cells() if cell.row is not None}
 
+    @field_validator("rows")
+    @classmethod
+    def _name_rows_of_columns(cls, rows: tuple[PaperRow, ...], known: ValidationInfo) -> tuple[PaperRow, ...]:
+        def named(row: PaperRow) -> PaperRow:
+            if not isinstance(row.row, str) or _COLUMN not in row.row:
+                return row
+            columns = [column for column in known.data.get("measured", ()) if column in row.cells]
+            return row.model_copy(update={"row": {column: row.row.replace(_COLUMN, column) for column in columns}})
+
+        return tuple(named(row) for row in rows)
+
+    @field_validator("comparisons")
+    @classmethod
+    def _compare_each_column(cls, pairs: tuple[Comparison, ...], known: ValidationInfo) -> tuple[Comparison, ...]:
+        def each(pair: Comparison) -> list[Comparison]:
+            if _COLUMN not in pair.row + pair.to:
+                return [pair]
+            return [
+                Comparison(
+                    row=pair.row.replace(_COLUMN, name), to=pair.to.replace(_COLUMN, name), headline=pair.headline
+                )
+                for name in known.data.get("measured", ())
+            ]
+
+        return tuple(one for pair in pairs for one in each(pair))
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
+        if not set(self.measured) <= set(self.columns):
+            raise ValueError(f"measured columns are not in columns: {sorted(set(self.measured) - set(self.columns))}")
         for row in self.rows:
             used = set(row.cells) | (set(row.row) if isinstance(row.row, dict) else set())
             if used - set(self.columns):
@@ -114,9 +153,11 @@ class PaperResults(Record):
     """What a paper reports.
 
     ``methods`` maps the names of the package's methods to their titles, in the order of their colours; the rows of
-    method ``m`` are ``m`` itself and ``m_<anything>``; ``m:metric`` names what else was measured of them. ``scale`` is
-    the scale of the printed numbers and ``setting`` describes it. ``curves`` and ``attention`` name the rows drawn in
-    those figures; ``galleries`` maps folders of images, below the paper's results, to their titles.
+    method ``m`` are ``m`` itself and ``m_<anything>``; ``m:metric`` names what else was measured of them. Rows that
+    have names of ``variants`` after that of ``m`` are a method of their own: each variant adds to the title of ``m``,
+    and moves the place in the order of colours, unless ``colours`` has the place. ``scale`` is the scale of the printed
+    numbers and ``setting`` describes it. ``curves`` and ``attention`` name the rows drawn in those figures;
+    ``galleries`` maps folders of images, below the paper's results, to their titles.
     """
 
     paper: str
@@ -125,25 +166,55 @@ class PaperResults(Record):
     scale: str
     setting: str
     methods: dict[str, str]
+    variants: dict[str, str] = Field(default_factory=dict)
+    colours: dict[str, int] = Field(default_factory=dict)
     curves: tuple[str, ...]
     attention: tuple[str, ...]
     galleries: dict[str, str] = Field(default_factory=dict)
     tables: tuple[PaperTable, ...]
 
     def method_of(self, row: str) -> str | None:
-        """Return the method that ``row`` is a row of: the longest name that fits."""
+        """Return the method that ``row`` is a row of: the longest name that fits, with its variants."""
+        name, variants = self._fit(row)
+        if name is None:
+            return None
+        stem, metric = split_row(name)
+        return "_".join((stem, *variants)) + (f":{metric}" if metric else "")
+
+    def title_of(self, row: str) -> str:
+        """Return the title of the row's method, or the row's name where no method fits."""
+        name, variants = self._fit(row)
+        if name is None:
+            return row
+        added = [self.variants[variant] for variant in variants]
+        return self.methods[name] + "".join(text if text.startswith(",") else f" {text}" for text in added)
+
+    def place_of(self, row: str) -> int:
+        """Return the place of the row's method in the order of colours, the first where no method fits."""
+        name, variants = self._fit(row)
+        if name is None:
+            return 0
+        places = list(self.variants)
+        place = list(self.methods).index(name) + sum(1 + places.index(variant) for variant in variants)
+        return self.colours.get(self.method_of(row) or "", place)
+
+    def _fit(self, row: str) -> tuple[str | None, tuple[str, ...]]:
+        """Return the name in ``methods`` that fits the row, and the variants that follow it."""
         own, metric = split_row(row)
         fitting = []
         for name in self.methods:
             stem, of = split_row(name)
             if of in (None, metric) and (own == stem or own.startswith(f"{stem}_")):
-                fitting.append((of is not None, len(stem), name))
-        return max(fitting)[-1] if fitting else None
+                variants = self._leading_variants(own.removeprefix(stem))
+                fitting.append((of is not None, len("_".join((stem, *variants))), len(stem), name, variants))
+        return max(fitting)[-2:] if fitting else (None, ())
 
-    def title_of(self, row: str) -> str:
-        """Return the title of the row's method, or the row's name where no method fits."""
-        method = self.method_of(row)
-        return row if method is None else self.methods[method]
+    def _leading_variants(self, rest: str) -> tuple[str, ...]:
+        found: list[str] = []
+        while fitting := [name for name in self.variants if f"{rest}_".startswith(f"_{name}_")]:
+            found.append(max(fitting, key=len))
+            rest = rest.removeprefix(f"_{found[-1]}")
+        return tuple(found)
 
     @model_validator(mode="after")
     def _methods_are_known(self) -> Self:
@@ -151,6 +222,9 @@ class PaperResults(Record):
         unknown = sorted({row for row in rows if self.method_of(row) is None})
         if unknown:
             raise ValueError(f"rows of no method in 'methods': {unknown}")
+        strange = sorted(name for name in self.colours if self.method_of(name) != name)
+        if strange:
+            raise ValueError(f"'colours' of no method with variants: {strange}")
         return self
 
 
