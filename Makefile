@@ -1,38 +1,51 @@
-# make reproduce-dearkd [SCALE=digits]   train teacher and every row, print the table; likewise the other papers
+# make reproduce-dearkd [SCALE=digits]   train teachers and every row, print the table; likewise the other papers
 # make reproduce                         all papers
 # make publish-dearkd [SCALE=digits]     keep its tables and figures in docs/results
-# make test                              run the whole test suite
+# make test | lint                       run the whole test suite | ruff, mypy, import contracts, the graphs
 # make setup                             .venv with all packages, editable, and the development tools
+# make graph                             write the dvc.yaml of each scale again, after a change of recipes
+#
+# What is run may be set once, and stays in the scale's params.yaml:
+# make reproduce-dearkd SEEDS=0,1,2,3,4 PRESET=official GPUS=8 GROUPS=core,cars ROWS="vit dearkd" SET=train.accumulate=4
 
 SCALE ?= digits
 PYTHON ?= python3
 BIN := .venv/bin
+SCALES := cifar100 imagenet
 GRAPH := $(if $(filter digits,$(SCALE)),.,scales/$(SCALE))
-PACKAGES := core dearkd bootstrapping_vit drloc coadvise mae_lite_distill
+PAPERS := $(filter-out core,$(patsubst %/pyproject.toml,%,$(wildcard */pyproject.toml)))
+PARAMS := $(if $(SEEDS),seeds="$(SEEDS)") $(if $(PRESET),preset="$(PRESET)") $(if $(GPUS),processes="$(GPUS)") \
+    $(if $(GROUPS),groups="$(GROUPS)") $(if $(ROWS),rows="$(ROWS)") $(if $(SET),set="$(SET)")
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup test lint reproduce
+.PHONY: setup test lint graph reproduce
 
 setup: $(BIN)/.ready
 
-$(BIN)/.ready: constraints.txt requirements-dev.txt $(PACKAGES:%=%/pyproject.toml)
+$(BIN)/.ready: constraints.txt requirements-dev.txt core/pyproject.toml $(PAPERS:%=%/pyproject.toml)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(PACKAGES:%=-e %)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e core $(PAPERS:%=-e %)
 	touch $@
 
-reproduce: $(patsubst %,reproduce-%,$(subst _,-,$(filter-out core,$(PACKAGES))))
+reproduce: $(patsubst %,reproduce-%,$(subst _,-,$(PAPERS)))
 
 reproduce-%: setup
+	$(if $(strip $(PARAMS)),vitutor params $(strip $(PARAMS)) --params $(GRAPH)/params.yaml)
+	vitutor ready $(subst -,_,$*) --params $(GRAPH)/params.yaml
 	cd $(GRAPH) && dvc repro report@$(subst -,_,$*)
-	vitutor report show $(subst -,_,$*) --folder $(GRAPH)/results
+	vitutor report show $(subst -,_,$*) --results $(GRAPH)/results
 
 test: setup
 	$(BIN)/python -m pytest
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+	vitutor graph --check && $(foreach scale,$(SCALES),vitutor graph --scale $(scale) --folder scales/$(scale) --check &&) true
+
+graph: setup
+	vitutor graph && $(foreach scale,$(SCALES),vitutor graph --scale $(scale) --folder scales/$(scale) &&) true
 
 publish-%: setup
-	vitutor report publish $(subst -,_,$*) --folder $(GRAPH)/results --to docs/results/$(SCALE) \
+	vitutor report publish $(subst -,_,$*) --results $(GRAPH)/results --to docs/results/$(SCALE) \
 	    $(if $(filter digits,$(SCALE)),--readme README.md)

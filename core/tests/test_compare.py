@@ -9,8 +9,8 @@ import pytest
 from core.tests.toy_paper import write_toy_paper
 from vitutor_core.cli import compare, seeds
 from vitutor_core.cli.main import vitutor
-from vitutor_core.cli.paper import Paper
 from vitutor_core.errors import ConfigError
+from vitutor_core.paper import Paper
 
 PAPER = Paper(
     "toypaper",

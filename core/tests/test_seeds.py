@@ -12,9 +12,9 @@ import pytest
 from conformance.suite import assert_equal_weights
 from core.tests.toy_paper import COMMAND, write_toy_paper
 from vitutor_core.cli import options, seeds
-from vitutor_core.cli.paper import Paper
 from vitutor_core.config import identity
 from vitutor_core.errors import ConfigError, InterruptedRun, VitutorError
+from vitutor_core.paper import Paper
 from vitutor_core.recipe import resolve
 from vitutor_core.schema import RunConfig, TeacherConfig
 from vitutor_core.train.session import RunLabel, train

@@ -8,9 +8,9 @@ from typing import NoReturn
 
 import click
 
-from vitutor_core.cli import options
 from vitutor_core.cli.entry import run
-from vitutor_core.cli.paper import Paper, paper_group
+from vitutor_core.cli.paper import paper_group
+from vitutor_core.paper import Paper, load
 
 PAPER = Paper(
     "coadvise",
@@ -33,8 +33,8 @@ cli = paper_group(PAPER, "Co-advise: cross inductive bias distillation from two 
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 def robustness(run_folder: Path, images: Path | None, device: str) -> None:
     """Evaluate the finished RUN, a student's or a teacher's, out of distribution."""
-    options.load(PAPER.method)  # registers the paper's models with timm
-    measure = options.load("vitutor_core.cli.robustness:evaluate_robustness")
+    load(PAPER.method)  # registers the paper's models with timm
+    measure = load("vitutor_core.cli.robustness:evaluate_robustness")
     click.echo(json.dumps(measure(run_folder, images, device), indent=2))
 
 

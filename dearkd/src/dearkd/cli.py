@@ -6,7 +6,8 @@ from typing import NoReturn
 
 from dearkd.generation.commands import diversity_command, generate_command
 from vitutor_core.cli.entry import run
-from vitutor_core.cli.paper import Paper, paper_group
+from vitutor_core.cli.paper import paper_group
+from vitutor_core.paper import Paper
 
 PAPER = Paper(
     "dearkd",
@@ -14,6 +15,7 @@ PAPER = Paper(
     method="dearkd.method:DearKD",
     plain_row="vit",
     method_rows=("dearkd",),
+    stages="dearkd.generation.stages:stages",
 )
 
 cli = paper_group(PAPER, "DearKD: early knowledge distillation from a CNN into a vision transformer (CVPR 2022).")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NoReturn
 
 from vitutor_core.cli.entry import run
-from vitutor_core.cli.paper import Paper, paper_group
+from vitutor_core.cli.paper import paper_group
+from vitutor_core.paper import Paper
 
 PAPER = Paper(
     "drloc",

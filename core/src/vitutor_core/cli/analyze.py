@@ -11,6 +11,8 @@ import click
 
 from vitutor_core.cli import options
 from vitutor_core.errors import ConfigError
+from vitutor_core.graph.planned import read_planned
+from vitutor_core.paper import load
 from vitutor_core.schema import DataConfig
 from vitutor_core.train.publish import WEIGHTS_NAME
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command("analyze")
-@click.argument("models", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--source", help="Data source of the images, as data.source.  [default: that of the first run]")
 @click.option("--images", type=click.IntRange(min=4), default=1152, show_default=True, help="Evaluation images.")
 @click.option("--batch", type=click.IntRange(min=4), default=128, show_default=True, help="Images per CKA batch.")
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--released", is_flag=True, help="As MAE-Lite's released tools: units, epsilon, last norm, first images.")
 @click.option("--true-nyquist", is_flag=True, help="Fourier curves up to the highest frequency.")
+@options.stage_plan
 @options.out()
 def analyze(
     models: tuple[Path, ...],
@@ -41,6 +44,7 @@ def analyze(
     device: str,
     released: bool,
     true_nyquist: bool,
+    plan: Path | None,
     out: Path,
 ) -> None:
     """Compare the layers of one or two MODELS, finished runs or weights files of any paper, and draw their attention.
@@ -48,6 +52,11 @@ def analyze(
     Writes cka.png, fourier.png, attention-<model>.png (each also for a dark page) and analysis.json into OUT. With two
     models, the second is the reference. Images are drawn at random from the evaluation split.
     """
+    if plan is not None and not (planned := read_planned(plan))["run"]:
+        out.mkdir(parents=True, exist_ok=True)
+        click.echo(f"not analysed, {planned['why']}")
+        return
+    models = tuple(_first_seed(path) for path in models)
     if len(models) > 2:
         raise ConfigError(f"analyze: {len(models)} models given; give one, or two to compare")
     from vitutor_core.analysis.analyse import Quirks, analyse
@@ -70,6 +79,14 @@ def analyze(
         click.echo(str(picture.light))
 
 
+def _first_seed(path: Path) -> Path:
+    """Return the run of the lowest seed where ``path`` is what `reproduce` published of a row."""
+    if not path.exists():
+        raise ConfigError(f"{path.absolute()}: there is no such run or file")
+    seeds = sorted(path.glob("seed-*"), key=lambda run: int(run.name.removeprefix("seed-")))
+    return seeds[0] if seeds and not (path / WEIGHTS_NAME).exists() else path
+
+
 def _load(path: Path) -> tuple[nn.Module, ModelCard]:
     from vitutor_core.errors import CheckpointError
     from vitutor_core.models.weights import load_model, read_card
@@ -88,7 +105,7 @@ def _register(method: str) -> None:
         distribution(f"vitutor-{method.replace('_', '-')}")
     except (PackageNotFoundError, ValueError):
         return  # a model of core or timm needs nothing, and for another the message of timm is good
-    options.load(options.load(f"{method}.cli:PAPER").method)
+    load(load(f"{method}.cli:PAPER").method)
 
 
 def _labels(paths: tuple[Path, ...]) -> list[str]:

@@ -1,21 +1,16 @@
-"""What is done with a finished run: evaluate it again, export its student."""
+"""Export the student of a finished run."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
-from vitutor_core.data.build import build_data
 from vitutor_core.errors import CheckpointError
-from vitutor_core.evaluate.accuracy import evaluate
-from vitutor_core.evaluate.complexity import complexity, throughput
 from vitutor_core.models.weights import ModelCard, load_model, save_model
-from vitutor_core.schema import RunConfig
-from vitutor_core.train.distributed import choose_device, effective_precision
+from vitutor_core.train.evaluation import read_record
 from vitutor_core.train.publish import WEIGHTS_NAME
 
 _CARD = """# {name}
@@ -33,37 +28,9 @@ Classes, in the order of the logits: {class_names}.
 """
 
 
-def evaluate_run(run: Path, schema: type[RunConfig], package: str, *, speed: bool) -> dict[str, Any]:
-    """Return accuracy, calibration error, parameters and FLOPs (and images/s) of a finished run."""
-    result = _result(run, package)
-    config: RunConfig = schema.from_mapping(result["config"], where=str(run / "metrics.json"))
-    device = choose_device(config.runtime.device)
-    model, card = load_model(run / WEIGHTS_NAME)
-    model.to(device)
-    metrics: dict[str, Any] = {}
-    if "top1" in result["metrics"]:  # else the head is not trained
-        data = build_data(config, device=device)
-        try:
-            metrics = evaluate(
-                model,
-                data.evaluation,
-                num_classes=data.info.num_classes,
-                device=device,
-                precision=effective_precision(config.train.precision, device),
-            )
-        finally:
-            data.train.close()
-    metrics |= complexity(model, card.image_size, channels=len(card.mean))
-    if speed:
-        metrics["images_per_s"] = throughput(
-            model, card.image_size, device=device, batch_size=config.runtime.eval_batch_size
-        )
-    return metrics
-
-
 def export_run(run: Path, target: Path, package: str) -> list[str]:
     """Write weights that timm loads and a model card, after checking that timm does; return what to tell the user."""
-    _result(run, package)
+    read_record(run, package)
     model, card = load_model(run / WEIGHTS_NAME)
     target.parent.mkdir(parents=True, exist_ok=True)
     save_model(target, model, card)
@@ -95,15 +62,3 @@ def _page(card: ModelCard, kwargs: dict[str, Any], file: str, package: str) -> s
         std=card.std,
         class_names=", ".join(card.class_names),
     )
-
-
-def _result(run: Path, package: str) -> dict[str, Any]:
-    path = run / "metrics.json"
-    try:
-        result: dict[str, Any] = json.loads(path.read_text())
-        found = result["paper"]
-    except (OSError, ValueError, KeyError):
-        raise CheckpointError(f"{path.absolute()}: not a finished run; train it to its end first") from None
-    if found != package:
-        raise CheckpointError(f"{run.absolute()}: a run of method {found}, expected {package}")
-    return result

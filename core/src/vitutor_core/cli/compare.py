@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from vitutor_core.cli import options
 from vitutor_core.config import nearest, parse_yaml
 from vitutor_core.errors import ConfigError
+from vitutor_core.paper import Paper, installed_papers
 from vitutor_core.recipe import read_recipe, recipe_path
-
-if TYPE_CHECKING:
-    from vitutor_core.cli.paper import Paper
-
-GROUP = "vitutor.papers"
 
 
 @click.command("compare")
@@ -34,10 +29,12 @@ def compare(scale: str, papers: str | None, seeds: str, settings: tuple[str, ...
     --set data.source=folder:my_images --set data.fraction=0.1. What a method needs besides (teachers, pre-training)
     comes from its own recipe and is listed. Interrupted, the same command goes on; changed, it trains what changed.
     """
-    from vitutor_core.cli.seeds import reproduce_row
+    from vitutor_core.cli.evaluate import evaluate_row
+    from vitutor_core.cli.reproduce import Folders, Row, reproduce_row
 
     chosen, numbers = _choose(papers), options.seed_numbers(seeds)
     budget = _budget(scale)
+    folders = Folders(out, out / "work")
     for paper in chosen:
         known = read_recipe(recipe_path(paper.package, scale)).rows
         for row in _rows(paper):
@@ -45,29 +42,15 @@ def compare(scale: str, papers: str | None, seeds: str, settings: tuple[str, ...
                 continue  # this scale starts from published weights
             shared = {"data": budget["data"]} if row in paper.method_rows[:-1] else budget
             changes = (*(f"{name}={json.dumps(value)}" for name, value in shared.items()), *settings)
-            configs = [paper.resolve(scale, None, row, (*changes, f"seed={seed}")) for seed in numbers]
-            folder = out / "results" / paper.package / row
-            if _is_done(folder, configs):
-                continue
-            reproduce_row(
-                paper,
-                row,
-                scale,
-                configs,
-                preset=None,
-                settings=changes,
-                teachers=out / "teachers",
-                work=out / "work",
-                jobs=None,
-                out=folder,
-            )
-    lines = [_line(paper, out / "results") for paper in chosen]
+            reproduce_row(Row(paper, row, scale, settings=changes), numbers, folders)
+            evaluate_row(paper, folders.runs(paper, row), out / "evaluation" / paper.package / row, None, speed=False)
+    lines = [_line(paper, out / "evaluation") for paper in chosen]
     _show(lines, out)
 
 
 def _choose(names: str | None) -> list[Paper]:
     """Return the papers that are asked for, or all that are installed; raises `ConfigError` where there is none."""
-    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
+    installed = installed_papers()
     wanted = sorted(installed) if names is None else names.split(",")
     for name in wanted:
         if name not in installed:
@@ -75,7 +58,7 @@ def _choose(names: str | None) -> list[Paper]:
             raise ConfigError(f"--papers: '{name}' is not installed{hint}")
     if not wanted:
         raise ConfigError("no paper is installed; pip install ./dearkd, for example")
-    return [installed[name].load() for name in wanted]
+    return [installed[name] for name in wanted]
 
 
 def _rows(paper: Paper) -> tuple[str, ...]:
@@ -88,18 +71,6 @@ def _budget(scale: str) -> dict[str, Any]:
     path = Path(str(files("vitutor_core"))) / "recipes" / "budget" / f"{scale}.yaml"
     budget: dict[str, Any] = parse_yaml(path.read_text(encoding="utf-8"), where=path.name)
     return budget
-
-
-def _is_done(folder: Path, configs: list[Any]) -> bool:
-    """Return whether a row's results are there, for these seeds and configs."""
-    for config in configs:
-        path = folder / f"seed-{config.seed}" / "metrics.json"
-        if not path.exists():
-            return False
-        saved = type(config).from_mapping(json.loads(path.read_text())["config"], where=str(path))
-        if saved.fingerprint() != config.fingerprint():
-            return False
-    return True
 
 
 def _line(paper: Paper, results: Path) -> dict[str, Any]:

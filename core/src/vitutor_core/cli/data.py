@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from vitutor_core.cli import options
+from vitutor_core.graph.planned import read_planned
 from vitutor_core.recipe import read_recipe, recipe_path
 from vitutor_core.schema import DataConfig
 
@@ -15,20 +16,32 @@ from vitutor_core.schema import DataConfig
 @options.scale
 @click.option("--source", help="A data source, instead of the scale's: digits, cifar100, folder:PATH, ...")
 @options.settings
+@click.option(
+    "--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The source's file of a plan."
+)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the manifest there as JSON.")
-def data(scale: str, source: str | None, settings: tuple[str, ...], out: Path | None) -> None:
+def data(scale: str, source: str | None, settings: tuple[str, ...], plan: Path | None, out: Path | None) -> None:
     """Read and check every image of a data source; print what was found.
 
     Sizes and counts are listed, a corrupt image is named. --set changes fields of the data section, e.g.
     --set fraction=0.1.
     """
+    from vitutor_core.train.run_folder import write_json
+
+    if plan is not None:
+        planned = read_planned(plan)
+        source = planned["source"]
+        if not planned["run"] and out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(out, {"name": source, "skipped": planned["why"]})
+            click.echo(f"{source}: not checked, {planned['why']}")
+            return
     base = read_recipe(recipe_path("vitutor_core", scale)).base
     config = DataConfig.from_mapping(base["data"], where=f"{scale}.yaml")
     config = config.changed((*(() if source is None else (f"source={source}",)), *settings))
 
     from vitutor_core.data.check import check_source
     from vitutor_core.train.progress import RunProgress
-    from vitutor_core.train.run_folder import write_json
 
     with RunProgress(f"checking {config.source}", 1) as progress:
         manifest = check_source(config, progress=progress.of)

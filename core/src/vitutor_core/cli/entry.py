@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import click
 
@@ -15,23 +16,32 @@ from vitutor_core.errors import VitutorError
 def run(group: click.Command, arguments: list[str] | None = None) -> NoReturn:
     """Run ``group`` and leave the process with the exit code of what happened.
 
-    0 ok, 1 bug, 2 usage or config, 3 data, 4 checkpoint, 5 non-finite, 6 memory or disk, 7 run folder busy,
-    130 interrupted, 143 terminated after saving. ``VITUTOR_DEBUG=1`` or ``--debug`` shows tracebacks.
+    ``VITUTOR_DEBUG=1`` or ``--debug`` shows tracebacks; for the codes see `exit_after`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments or os.environ.get("VITUTOR_DEBUG") == "1"
+    if "--debug" in arguments:
+        os.environ["VITUTOR_DEBUG"] = "1"
     arguments = [argument for argument in arguments if argument != "--debug"]
+    exit_after(lambda: group.main(arguments, standalone_mode=False))
+
+
+def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:
+    """Make a call and leave the process; ``who`` says in an error which of several calls it is.
+
+    0 ok, 1 bug, 2 usage or config, 3 data, 4 checkpoint, 5 non-finite, 6 memory or disk, 7 run folder busy,
+    130 interrupted, 143 terminated after saving.
+    """
     try:
-        code = group.main(arguments, standalone_mode=False)
+        code = call()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
+        _fail(f"{who}interrupted", 130)
     except VitutorError as error:
-        if debug:
+        if os.environ.get("VITUTOR_DEBUG") == "1":
             traceback.print_exc()
-        _fail(" ".join(str(error).split()), error.exit_code)
+        _fail(who + " ".join(str(error).split()), error.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -11,6 +11,7 @@ from vitutor_core.cli.compare import compare
 from vitutor_core.cli.data import data
 from vitutor_core.cli.doctor import doctor
 from vitutor_core.cli.entry import run
+from vitutor_core.cli.graph import graph, params, plan, ready
 from vitutor_core.cli.report import report
 from vitutor_core.cli.teacher import teacher
 
@@ -21,7 +22,7 @@ def vitutor() -> None:
     """ViTutor's shared tools. Each paper has its own command, such as dearkd."""
 
 
-for command in (data, teacher, analyze, compare, report, doctor):
+for command in (data, teacher, analyze, compare, report, graph, plan, ready, params, doctor):
     vitutor.add_command(command)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
 import sys
 from collections.abc import Callable
@@ -32,6 +31,29 @@ teachers = click.option(
     help="Folder with one run per teacher recipe; a missing one is trained there.  [default: OUT/teachers]",
 )
 
+plan = click.option(
+    "--plan",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Plan of `vitutor plan`, which says what is run and with which seeds, instead of the other options.",
+)
+stage_plan = click.option(
+    "--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The stage's file of a plan."
+)
+results = click.option(
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    help="Folder of results: data/, teachers/, runs/, evaluation/.",
+)
+work = click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("work"),
+    show_default=True,
+    help="Folder of unfinished runs.",
+)
+
 
 def out() -> Callable[[Any], Any]:
     """Return the --out option."""
@@ -49,12 +71,6 @@ def seed_numbers(text: str) -> tuple[int, ...]:
         return tuple(int(seed) for seed in text.split(","))
     except ValueError:
         raise ConfigError(f"--seeds {text}: write whole numbers separated by commas") from None
-
-
-def load(reference: str) -> Any:
-    """Import ``module:name``; commands name their heavy parts so, to be quick until they are needed."""
-    module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def command_line(program: str) -> str:

@@ -9,47 +9,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.recipe import read_recipe, recipe_path, resolve
-from vitutor_core.schema import RunConfig
-
-
-@dataclass(frozen=True)
-class Paper:
-    """A paper package: its folder name, and where its config and its method are (``module:name``).
-
-    For `vitutor compare`: ``plain_row`` is the row of the student without the method; of ``method_rows`` the last is
-    the method's, and those before it are pre-training.
-    """
-
-    package: str
-    config: str
-    method: str
-    plain_row: str | None = None
-    method_rows: tuple[str, ...] = ()
-
-    @property
-    def command(self) -> str:
-        return self.package.replace("_", "-")
-
-    def resolve(
-        self,
-        scale: str,
-        recipe: Path | None,
-        row: str | None,
-        settings: tuple[str, ...],
-        *,
-        preset: str | None = None,
-    ) -> RunConfig:
-        """Return the validated config of a run."""
-        schema: type[RunConfig] = options.load(self.config)
-        path = recipe_path(self.package, scale, recipe)
-        return resolve(schema, path, preset=preset, row=row, settings=settings)
+from vitutor_core.errors import ConfigError
+from vitutor_core.graph.planned import PlannedRow
+from vitutor_core.paper import Paper, load
+from vitutor_core.recipe import read_recipe, recipe_path
 
 
 def paper_group(paper: Paper, summary: str) -> click.Group:
@@ -98,7 +66,7 @@ def _train(paper: Paper) -> click.Command:
 
         config = with_teachers(config, scale, teachers or out / "teachers")
         label = RunLabel(paper.package, row or "train", scale, options.command_line(paper.command))
-        result = run_session(config, options.load(paper.method).build, label=label, out=out)
+        result = run_session(config, load(paper.method).build, label=label, out=out)
         if os.environ.get("RANK", "0") == "0" and os.environ.get(QUIET) != "1":
             click.echo(f"{_measured(result['metrics'])} on {result['metrics']['images']:.0f} images; {out}")
 
@@ -119,42 +87,44 @@ def _reproduce(paper: Paper) -> click.Command:
     @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, separated by commas.")
     @options.preset
     @options.settings
-    @options.teachers
-    @click.option("--work", type=click.Path(file_okay=False, path_type=Path), default=Path("work"), show_default=True)
+    @options.plan
+    @options.results
+    @options.work
     @click.option("--jobs", type=click.IntRange(min=1), help="Seeds trained at once.  [default: cores + 1; 1 on a GPU]")
-    @options.out()
+    @click.option("--processes", type=click.IntRange(min=1), help="GPUs (or processes on a CPU) per run.  [default: 1]")
     def reproduce(
         row: str,
         scale: str,
         seeds: str,
         preset: str | None,
         settings: tuple[str, ...],
-        teachers: Path | None,
+        plan: Path | None,
+        results: Path,
         work: Path,
         jobs: int | None,
-        out: Path,
+        processes: int | None,
     ) -> None:
-        """Train ROW of the paper's tables with several seeds and publish the results into OUT.
+        """Train ROW of the paper's tables with several seeds and publish each into RESULTS/runs/PAPER/ROW.
 
-        Checkpoints live in WORK, in a folder named by the fingerprint, so an interrupted command resumes and a
-        changed hyper-parameter starts afresh.
+        Checkpoints live in WORK, in a folder named by what decides the result, so an interrupted command resumes and
+        a changed hyper-parameter starts afresh. Seeds that are published already are left alone.
         """
-        from vitutor_core.cli.seeds import reproduce_row
+        from vitutor_core.cli.reproduce import Folders, Row, reproduce_row
 
-        numbers = options.seed_numbers(seeds)
-        configs = [paper.resolve(scale, None, row, _settings(settings, seed), preset=preset) for seed in numbers]
-        reproduce_row(
-            paper,
-            row,
-            scale,
-            configs,
-            preset=preset,
-            settings=settings,
-            teachers=teachers,
-            work=work,
-            jobs=jobs,
-            out=out,
-        )
+        folders = Folders(results, work)
+        if plan is None:
+            numbers = options.seed_numbers(seeds)
+            reproduce_row(
+                Row(paper, row, scale, preset, settings), numbers, folders, jobs=jobs, processes=processes or 1
+            )
+            return
+        planned = PlannedRow.read(plan, paper.package, row)
+        if planned.run:
+            chosen = Row(paper, row, planned.scale, planned.preset, planned.settings)
+            reproduce_row(chosen, planned.seeds, folders, jobs=jobs, processes=processes or planned.processes)
+        else:
+            folders.runs(paper, row).mkdir(parents=True, exist_ok=True)
+            click.echo(f"{row}: not run, {planned.why}")
 
     return reproduce
 
@@ -210,12 +180,30 @@ def _evaluate(paper: Paper) -> click.Command:
     @click.command("evaluate")
     @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
     @click.option("--speed", is_flag=True, help="Measure throughput as well.")
-    def evaluate(run: Path, speed: bool) -> None:
-        """Evaluate the finished RUN again, from its weights: accuracy, calibration, parameters, FLOPs."""
-        from vitutor_core.cli.artefacts import evaluate_run
+    @options.plan
+    @click.option(
+        "--out",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Write the records of a row's runs there.  [default under a plan: RESULTS/evaluation/PAPER/ROW]",
+    )
+    @options.results
+    def evaluate(run: Path, speed: bool, plan: Path | None, out: Path | None, results: Path) -> None:
+        """Evaluate the finished RUN again, from its weights: accuracy, calibration, parameters, FLOPs.
 
-        options.load(paper.method)  # registers the paper's models with timm
-        click.echo(json.dumps(evaluate_run(run, options.load(paper.config), paper.package, speed=speed), indent=2))
+        RUN may also be what `reproduce` published of a row, a folder with a run per seed; --out then writes a record
+        of each seed for the tables.
+        """
+        from vitutor_core.cli.evaluate import evaluate_one, evaluate_row
+
+        if plan is not None:
+            out = out or results / "evaluation" / paper.package / run.name
+        if (run / "metrics.json").exists() and out is None:
+            click.echo(json.dumps(evaluate_one(paper, run, speed=speed), indent=2))
+        elif out is None:
+            raise ConfigError(f"{run}: holds several runs or none; name one of them, or write all with --out")
+        else:
+            planned = None if plan is None else PlannedRow.read(plan, paper.package, run.name)
+            evaluate_row(paper, run, out, planned, speed=speed)
 
     return evaluate
 
@@ -228,7 +216,7 @@ def _export(paper: Paper) -> click.Command:
         """Write the student of RUN as safetensors for timm.create_model, with a model card beside it."""
         from vitutor_core.cli.artefacts import export_run
 
-        options.load(paper.method)  # registers the paper's models with timm
+        load(paper.method)  # registers the paper's models with timm
         for line in export_run(run, target, paper.package):
             click.echo(line)
 

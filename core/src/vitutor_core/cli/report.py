@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from vitutor_core.cli import options
 from vitutor_core.errors import ConfigError, DataError
 
 
@@ -19,27 +20,33 @@ def report() -> None:
 
 @report.command("table")
 @click.argument("paper")
-@click.option("--results", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Table as JSON.")
-def table(paper: str, results: Path, out: Path) -> None:
-    """Put the results of PAPER beside the paper's numbers."""
+@options.results
+def table(paper: str, results: Path) -> None:
+    """Put the evaluated rows of PAPER beside the paper's numbers.
+
+    Writes RESULTS/tables/PAPER.json and, for `dvc metrics` and `dvc plots`, a file of each row in metrics/ and curves/.
+    """
+    from vitutor_core.report.metrics import write_metrics
     from vitutor_core.report.paper import load_paper_results
     from vitutor_core.report.results import load_results
     from vitutor_core.report.table import build_table
     from vitutor_core.train.run_folder import write_json
 
-    built = build_table(load_paper_results(_paper_results(paper)), load_results(results, paper))
+    folder = results / "evaluation"
+    is_empty = (folder / paper).is_dir() and not any((folder / paper).glob("*/seed-*"))
+    rows = {} if is_empty else load_results(folder, paper)
+    printed = load_paper_results(_paper_results(paper))
+    out = results / "tables" / f"{paper}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, built)
+    write_json(out, build_table(printed, rows) if rows else {"paper": paper, "skipped": "no row of it was run"})
+    write_metrics(rows, results / "metrics" / paper, results / "curves" / paper)
 
 
 @report.command("html")
 @click.argument("paper")
-@click.option("--results", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--table", "table_file", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
-def html(paper: str, results: Path, table_file: Path, out: Path) -> None:
-    """Write the report of PAPER: one self-contained HTML page, and its figures as PNG."""
+@options.results
+def html(paper: str, results: Path) -> None:
+    """Write RESULTS/reports/PAPER: one self-contained HTML page, and its figures."""
     from vitutor_core.report.analyses import analysis_pictures
     from vitutor_core.report.gallery import gallery_figure
     from vitutor_core.report.html import write_report
@@ -48,14 +55,18 @@ def html(paper: str, results: Path, table_file: Path, out: Path) -> None:
     from vitutor_core.report.render import to_markdown
     from vitutor_core.report.results import load_results
 
-    built = _read_table(table_file)
-    rows = load_results(results, paper)
+    out = results / "reports" / paper
     out.mkdir(parents=True, exist_ok=True)
+    built = _read_table(results / "tables" / f"{paper}.json")
+    if "skipped" in built:
+        click.echo(f"{paper}: no report, {built['skipped']}")
+        return
+    rows = load_results(results / "evaluation", paper)
     printed = load_paper_results(_paper_results(paper))
     figures = draw_figures(printed, built, rows, out)
-    gallery = gallery_figure(printed, results / paper, out)
+    gallery = gallery_figure(printed, results, out)
     figures += [gallery] if gallery is not None else []
-    figures += analysis_pictures(results / paper, out)
+    figures += analysis_pictures(results / "analyses" / paper, out)
     write_report(built, rows, figures, out / "report.html")
     (out / "table.md").write_text(to_markdown(built))
     click.echo(f"report {out / 'report.html'}")
@@ -63,33 +74,35 @@ def html(paper: str, results: Path, table_file: Path, out: Path) -> None:
 
 @report.command("show")
 @click.argument("paper")
-@click.option("--folder", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
-def show(paper: str, folder: Path) -> None:
-    """Print the table of PAPER and the path of its report, from a results FOLDER."""
+@options.results
+def show(paper: str, results: Path) -> None:
+    """Print the table of PAPER and the path of its report, from RESULTS."""
     from rich.console import Console
 
     from vitutor_core.report.render import print_table
 
     console = Console()
-    print_table(
-        _read_table(folder / "tables" / f"{paper}.json"), console if console.is_terminal else Console(width=110)
-    )
-    click.echo(f"report: {(folder / 'reports' / paper / 'report.html').absolute()}")
+    table = _read_table(results / "tables" / f"{paper}.json")
+    if "skipped" in table:
+        click.echo(f"{paper}: no table, {table['skipped']}")
+        return
+    print_table(table, console if console.is_terminal else Console(width=110))
+    click.echo(f"report: {(results / 'reports' / paper / 'report.html').absolute()}")
 
 
 @report.command("publish")
 @click.argument("paper")
-@click.option("--folder", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@options.results
 @click.option("--to", "target", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--readme", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Replace its results block."
 )
-def publish(paper: str, folder: Path, target: Path, readme: Path | None) -> None:
-    """Keep the table and figures of a results FOLDER in the repository."""
+def publish(paper: str, results: Path, target: Path, readme: Path | None) -> None:
+    """Keep the table and figures of RESULTS in the repository."""
     from vitutor_core.report.publish import publish_results
 
-    table = _read_table(folder / "tables" / f"{paper}.json")
-    for path in publish_results(table, folder, target, readme):
+    table = _read_table(results / "tables" / f"{paper}.json")
+    for path in publish_results(table, results, target, readme):
         click.echo(str(path))
 
 

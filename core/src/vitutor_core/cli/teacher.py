@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.config import Config
+from vitutor_core.graph.needs import teachers_of
+from vitutor_core.graph.planned import read_planned
 from vitutor_core.recipe import recipe_path, resolve
-from vitutor_core.schema import RunConfig, TeacherConfig
+from vitutor_core.schema import RunConfig
 from vitutor_core.train.publish import publish
 
 PACKAGE = "vitutor_core"
@@ -28,13 +28,29 @@ RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
 @click.option(
     "--work",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Train there, in a folder named by the fingerprint.",
+    help="Train there, in a folder named by the fingerprint.  [default: OUT; work under a plan]",
+)
+@click.option(
+    "--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The teacher's file of a plan."
 )
 @options.out()
 def teacher(
-    name: str, scale: str, recipe: Path | None, settings: tuple[str, ...], work: Path | None, out: Path
+    name: str,
+    scale: str,
+    recipe: Path | None,
+    settings: tuple[str, ...],
+    work: Path | None,
+    plan: Path | None,
+    out: Path,
 ) -> None:
     """Train the teacher NAME of a recipe into OUT."""
+    if plan is not None:
+        planned = read_planned(plan)
+        if not planned["run"]:
+            out.mkdir(parents=True, exist_ok=True)
+            click.echo(f"{name}: not trained, {planned['why']}")
+            return
+        scale, work = planned["scale"], work or Path("work")
     result = train_teacher(scale, name, out, recipe=recipe, settings=settings, work=work)
     click.echo(f"{name}: top-1 {result:.2f} %; {out}")
 
@@ -90,23 +106,3 @@ def trained_teacher(scale: str, name: str, folder: Path, *, settings: tuple[str,
     if not (run / "metrics.json").exists():
         train_teacher(scale, name, run, settings=settings)
     return run
-
-
-def teacher_recipes(config: RunConfig) -> list[str]:
-    """Return the teacher recipes that a config names, each once, in alphabetical order."""
-    return sorted({teacher.recipe for _, teacher in teachers_of(config) if teacher.recipe is not None})
-
-
-def teachers_of(config: Config, prefix: str = "") -> list[tuple[str, TeacherConfig]]:
-    """Return every teacher section of a config with its dotted path."""
-    found: list[tuple[str, TeacherConfig]] = []
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        children = value.items() if isinstance(value, Mapping) else [(None, value)]
-        for key, child in children:
-            path = prefix + name if key is None else f"{prefix}{name}.{key}"
-            if isinstance(child, TeacherConfig):
-                found.append((path, child))
-            elif isinstance(child, Config):
-                found.extend(teachers_of(child, f"{path}."))
-    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,15 @@ def pretrained_classes(name: str) -> int | None:
 
 def save_model(path: Path, model: nn.Module, card: ModelCard) -> None:
     """Write a model's state dict with its card; raises `ResourceError` if it cannot be written."""
-    tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
+    save_tensors(path, model.state_dict(), {_KEY: card.model_dump_json(), "format": "pt"})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors as safetensors through a rename; raises `ResourceError` if they cannot be written."""
+    own = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
     partial = path.with_name(path.name + ".tmp")
     try:
-        save_file(tensors, partial, metadata={_KEY: card.model_dump_json(), "format": "pt"})
+        save_file(own, partial, metadata=metadata)
         partial.chmod(0o644)
         partial.replace(path)
     except (OSError, SafetensorError) as error:

@@ -10,12 +10,12 @@ from vitutor_core.report.drawing import Picture
 
 
 def analysis_pictures(results: Path, folder: Path) -> list[Picture]:
-    """Copy the figures of the analyses ``figures/<name>/`` below a paper's ``results`` into ``folder``.
+    """Copy the figures of the analyses ``<name>/`` below ``results`` into ``folder``.
 
     A model that several analyses look at is shown once.
     """
     pictures: dict[str, Picture] = {}
-    for path in sorted((results / "figures").glob("*/analysis.json")):
+    for path in sorted(results.glob("*/analysis.json")):
         for entry in json.loads(path.read_text())["pictures"]:
             if entry["title"] in pictures:
                 continue

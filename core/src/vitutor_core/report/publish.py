@@ -19,7 +19,9 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
     """
     target.mkdir(parents=True, exist_ok=True)
     paper = table["paper"]
-    runs = [json.loads(path.read_text()) for path in sorted((folder / paper).glob("*/seed-*/metrics.json"))]
+    runs = [
+        json.loads(path.read_text()) for path in sorted((folder / "evaluation" / paper).glob("*/seed-*/metrics.json"))
+    ]
     written = [target / f"{paper}.json", target / f"{paper}.md", target / f"{paper}-runs.json"]
     # Where the checkout was is nobody's concern: paths are kept relative to it.
     here = f"{folder.absolute().parent}/"

@@ -1,4 +1,4 @@
-"""Read the results that training published: ``<root>/<paper>/<row>/seed-<n>/{metrics.json, curves.csv}``."""
+"""Read the records of evaluated runs: ``<root>/<paper>/<row>/seed-<n>/{metrics.json, curves.csv}``."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ class Result(Record):
     updates: int = Field(ge=0)
     train_images: int = Field(ge=1)
     fraction: float = Field(gt=0, le=1)
+    own_metrics: bool = False
+    code: str | None = None
     fingerprint: str
     data_fingerprint: str
     teachers: dict[str, Teacher]

@@ -90,8 +90,6 @@ def fit(
                 metrics = _evaluate(method, state.ema, data, config, processes, probe)
                 line |= metrics
                 run.keep_pictures(epoch + 1, method.pictures(probe.to(processes.device)))
-            if epoch + 1 == epochs:
-                metrics |= method.final_metrics(data.evaluation)
             state.end_epoch(line, metrics)
             progress.epoch(_summary(line, epochs), last=epoch + 1 == epochs)
             must_stop = processes.any(bool(stop))

@@ -18,13 +18,20 @@ from vitutor_core.config import identity_fields
 from vitutor_core.data.build import build_data
 from vitutor_core.data.types import Data, DataInfo
 from vitutor_core.errors import ResourceError
-from vitutor_core.models.weights import ModelCard, save_model, starting_weights, takes_image_size, weights_sha256
+from vitutor_core.models.weights import (
+    ModelCard,
+    save_model,
+    save_tensors,
+    starting_weights,
+    takes_image_size,
+    weights_sha256,
+)
 from vitutor_core.provenance import git_state, machine, versions
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.distributed import Processes, processes
 from vitutor_core.train.loop import fit
 from vitutor_core.train.method import Method
-from vitutor_core.train.publish import EMA_WEIGHTS_NAME, WEIGHTS_NAME
+from vitutor_core.train.publish import EMA_WEIGHTS_NAME, METHOD_NAME, WEIGHTS_NAME
 from vitutor_core.train.run_folder import RunFolder, write_json
 
 BuildMethod = Callable[[Any, DataInfo], Method]
@@ -38,10 +45,17 @@ class RunLabel:
     row: str
     scale: str
     command: str
+    code: str | None = None
+    """Fingerprint of the code that trains, where it was computed."""
 
 
-def train(config: RunConfig, build_method: BuildMethod, *, label: RunLabel, out: Path) -> dict[str, Any]:
-    """Train one run into the folder ``out``, resuming what is there, and return the content of its metrics.json."""
+def train(
+    config: RunConfig, build_method: BuildMethod, *, label: RunLabel, out: Path, measure: bool = True
+) -> dict[str, Any]:
+    """Train one run into the folder ``out``, resuming what is there, and return the content of its metrics.json.
+
+    ``measure`` takes the method's own figures at the end, too; without it they are left to `train.evaluation`.
+    """
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
     started = time.monotonic()
@@ -56,6 +70,8 @@ def train(config: RunConfig, build_method: BuildMethod, *, label: RunLabel, out:
             if run.is_finished:
                 return _read(run)
             metrics, averaged = _fit(method, data, config, run, group, identity)
+            if measure:
+                metrics = metrics | method.final_metrics(data.evaluation)
         finally:
             data.train.close()
         if group.is_main:
@@ -63,10 +79,17 @@ def train(config: RunConfig, build_method: BuildMethod, *, label: RunLabel, out:
             save_model(run.path / WEIGHTS_NAME, method.inference_model(), card)
             if averaged is not None:
                 save_model(run.path / EMA_WEIGHTS_NAME, averaged, card)
+            if has_own_metrics(method) and len(method.state_dict()) > len(method.inference_model().state_dict()):
+                save_tensors(run.path / METHOD_NAME, method.state_dict(), {})
             result = _result(config, data, label, metrics, identity, method)
             write_json(run.path / "metrics.json", result | {"seconds": round(time.monotonic() - started, 1)})
         group.barrier()
     return _read(run)
+
+
+def has_own_metrics(method: Method) -> bool:
+    """Return whether a method measures more than accuracy at the end."""
+    return type(method).final_metrics is not Method.final_metrics
 
 
 def _read(run: RunFolder) -> dict[str, Any]:
@@ -146,6 +169,8 @@ def _result(
         "updates": config.train.epochs * data.train.steps_per_epoch,
         "train_images": data.info.num_train,
         "fraction": config.data.fraction,
+        "own_metrics": has_own_metrics(method),
+        "code": label.code,
         "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16],
         "data_fingerprint": data.info.fingerprint,
         "teachers": method.teachers(),

@@ -10,9 +10,10 @@ import click
 
 from dearkd.generation.config import GenerationConfig
 from vitutor_core.cli import options
-from vitutor_core.cli.paper import Paper
 from vitutor_core.errors import ConfigError
-from vitutor_core.recipe import recipe_path, resolve
+from vitutor_core.graph.planned import read_planned
+from vitutor_core.paper import Paper, load
+from vitutor_core.recipe import read_recipe, recipe_path, resolve
 
 
 def generate_command(paper: Paper) -> click.Command:
@@ -23,42 +24,56 @@ def generate_command(paper: Paper) -> click.Command:
     @options.scale
     @options.recipe
     @options.settings
-    @options.teachers
+    @options.plan
+    @options.results
     @click.option(
         "--shard", metavar="I/N", help="Only the batches of shard I of N, counted from 1; nothing is published."
     )
     @click.option("--jobs", type=click.IntRange(min=1), help="Processes side by side.  [default: cores; 1 on a GPU]")
-    @click.option("--work", type=click.Path(file_okay=False, path_type=Path), default=Path("work"), show_default=True)
-    @options.out()
+    @options.work
+    @click.option(
+        "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: RESULTS/generated/NAME]"
+    )
     def generate(
         name: str,
         scale: str,
         recipe: Path | None,
         settings: tuple[str, ...],
-        teachers: Path | None,
+        plan: Path | None,
+        results: Path,
         shard: str | None,
         jobs: int | None,
         work: Path,
-        out: Path,
+        out: Path | None,
     ) -> None:
         """Generate the images NAME (plain, adaptive or intra) from a trained CNN alone, and publish them into OUT.
 
         Finished batches lie in WORK, so an interrupted command goes on. On several machines, run shards over one WORK;
         the command without --shard then finds all batches there and publishes.
         """
+        out = out or results / "generated" / name
+        processes = 1
+        if plan is not None:
+            planned = read_planned(plan / "stages" / f"dearkd_generate-{name}.json")
+            if not planned["run"]:
+                out.mkdir(parents=True, exist_ok=True)
+                click.echo(f"{name}: not generated, {planned['why']}")
+                return
+            processes = read_planned(plan / "runtime.json")["processes"]
         config = resolve_generation(paper, scale, recipe, name, settings)
         own = _parse_shard(shard)
-        options.load(paper.method)  # registers the paper's models with timm, of which the competitor is one
+        load(paper.method)  # registers the paper's models with timm, of which the competitor is one
         from dearkd.generation.generate import Generation, check_target
         from dearkd.generation.jobs import generate_side_by_side
-        from vitutor_core.cli.seeds import default_jobs
+        from vitutor_core.cli.launch import default_jobs
         from vitutor_core.cli.teacher import trained_teacher
 
         if config.teacher.recipe is not None and config.teacher.weights is None:
-            weights = trained_teacher(scale, config.teacher.recipe, teachers or work / "teachers" / scale)
+            weights = trained_teacher(scale, config.teacher.recipe, results / "teachers")
             config = config.changed([f"teacher.weights={json.dumps(str(weights))}"])
         check_target(out)
-        generation = Generation(config, f"generate-{name}", work / paper.package / scale)
+        folder, title = work / paper.package / scale, f"generate-{name}"
+        generation = Generation(config, title, folder)
         if own is not None:
             generation.run(generation.missing(own))
             click.echo(f"{name}: shard {shard} done, {len(generation.missing())} batches of all shards are missing")
@@ -66,13 +81,9 @@ def generate_command(paper: Paper) -> click.Command:
         record = generation.published(out)
         if record is None:
             missing = generation.missing()
-            side_by_side = min(jobs or default_jobs(), len(missing))
+            side_by_side = min(jobs or max(processes, default_jobs()), len(missing))
             if side_by_side > 1:
-                arguments = ["generate", name, "--scale", scale, "--work", str(work), "--out", str(out)]
-                arguments += ["--recipe", str(recipe)] if recipe is not None else []
-                arguments += [part for setting in settings for part in ("--set", setting)]
-                arguments += ["--set", f"teacher.weights={json.dumps(config.teacher.weights)}"]
-                generate_side_by_side(paper, generation, arguments, side_by_side)
+                generate_side_by_side(generation, title, folder, side_by_side)
             else:
                 generation.run(missing)
             record = generation.publish(out, {"scale": scale, "command": options.command_line(paper.command)})
@@ -89,38 +100,54 @@ def diversity_command(paper: Paper) -> click.Command:
 
     @click.command("diversity")
     @options.scale
-    @click.option(
-        "--images",
-        required=True,
-        type=click.Path(exists=True, file_okay=False, path_type=Path),
-        help="Folder of the sets that `generate` published, one folder per name.",
-    )
+    @options.plan
+    @options.results
     @click.option(
         "--features",
-        required=True,
         type=click.Path(exists=True, path_type=Path),
-        help="Run folder whose model gives the feature space; take one that was trained on real images.",
+        help="Run whose model gives the feature space, trained on real images.  [default: row vit, seed 0]",
     )
     @click.option(
-        "--lpips", metavar="FILE|download", help="LPIPS too: AlexNet's weights as safetensors, or torchvision's."
+        "--lpips",
+        metavar="FILE|download|auto",
+        help="LPIPS too: AlexNet's weights as safetensors, or torchvision's; auto: torchvision's if they can be had.",
     )
     @options.settings
-    @options.out()
     def diversity(
-        scale: str, images: Path, features: Path, lpips: str | None, settings: tuple[str, ...], out: Path
+        scale: str,
+        plan: Path | None,
+        results: Path,
+        features: Path | None,
+        lpips: str | None,
+        settings: tuple[str, ...],
     ) -> None:
-        """Measure the diversity of real and generated images and write OUT/images_NAME for the table.
+        """Measure how different the images below RESULTS/generated and the real ones are, for the paper's table.
 
         --set changes the scale's generation recipe, e.g. --set diversity_pairs=10.
         """
+        if plan is not None:
+            planned = read_planned(plan / "stages" / "dearkd_diversity-images.json")
+            if not planned["run"]:
+                for name in ("real", *read_recipe(recipe_path("dearkd", f"generation/{scale}")).rows):
+                    (results / "evaluation" / "dearkd" / f"images_{name}").mkdir(parents=True, exist_ok=True)
+                click.echo(f"images: not measured, {planned['why']}")
+                return
+        features = features or results / "runs" / "dearkd" / "vit" / "seed-0"
         config = resolve_generation(paper, scale, None, None, settings)
         data = paper.resolve(scale, None, None, ()).data
-        options.load(paper.method)  # registers the paper's models with timm
+        load(paper.method)  # registers the paper's models with timm
         from dearkd.generation.measure import measure_sets
 
         command = options.command_line(paper.command)
         for name, metrics in measure_sets(
-            config, data, images, features=features, lpips=lpips, out=out, scale=scale, command=command
+            config,
+            data,
+            results / "generated",
+            features=features,
+            lpips=lpips,
+            out=results / "evaluation" / "dearkd",
+            scale=scale,
+            command=command,
         ):
             shown = ", ".join(f"{metric} {value:.3f}" for metric, value in metrics.items())
             click.echo(f"{name:12}{shown}")

@@ -70,6 +70,14 @@ def feature_distance(model: nn.Module, mean: tuple[float, ...], std: tuple[float
     return lambda first, second: torch.linalg.vector_norm(features(first) - features(second), dim=1)
 
 
+def lpips_if_available(device: torch.device) -> Distance | None:
+    """Return LPIPS with torchvision's AlexNet, or None without the package or the weights."""
+    try:
+        return lpips_distance("download", device)
+    except (ConfigError, ResourceError):
+        return None
+
+
 def lpips_distance(weights: str, device: torch.device) -> Distance:
     """Return LPIPS v0.1 with AlexNet (Zhang et al., arXiv 1801.03924); small images are enlarged to 64 px first.
 

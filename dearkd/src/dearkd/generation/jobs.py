@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
-from vitutor_core.cli.paper import Paper
-from vitutor_core.cli.seeds import run_commands
+import torch
+
+from dearkd import method as _method  # noqa: F401  # registers the students, of which the competitor may be one
+from dearkd.generation.config import GenerationConfig
+from dearkd.generation.generate import Generation
+from vitutor_core.cli.launch import Job, run_jobs
 from vitutor_core.train.progress import RunProgress
 
-if TYPE_CHECKING:
-    from dearkd.generation.generate import Generation
 
-
-def generate_side_by_side(paper: Paper, generation: Generation, arguments: list[str], jobs: int) -> None:
-    """Run ``arguments``, a command of ``paper``, once per shard, and show the iterations that are done."""
-    commands = [[*arguments, "--shard", f"{number}/{jobs}"] for number in range(1, jobs + 1)]
+def generate_side_by_side(generation: Generation, name: str, work: Path, jobs: int) -> None:
+    """Generate what is missing in ``jobs`` processes, each with a GPU of its own where there are several."""
+    work_of = [
+        Job(f"{name}, shard {shard}/{jobs}", f"{__name__}:run_shard", _arguments(generation, name, work, shard, jobs))
+        for shard in range(1, jobs + 1)
+    ]
     total, done = generation.config.num_batches * generation.config.iterations, generation.iterations_done()
     with RunProgress(f"generating {generation.config.num_images:,} images", total, done=done) as progress:
-        run_commands(paper, commands, jobs, lambda: progress.update(generation.iterations_done(), "iterations"))
+        run_jobs(
+            work_of,
+            jobs,
+            preload=[__name__],
+            tick=lambda: progress.update(generation.iterations_done(), "iterations"),
+        )
+
+
+def run_shard(config: dict[str, Any], name: str, work: str, shard: int, of: int) -> None:
+    """Generate the missing batches of one shard; this is what a job's process does."""
+    generation = Generation(GenerationConfig.from_mapping(config, where=name), name, Path(work))
+    generation.run(generation.missing((shard, of)))
+
+
+def _arguments(generation: Generation, name: str, work: Path, shard: int, of: int) -> dict[str, Any]:
+    config = generation.config
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and config.runtime.device in {"auto", "cuda"}:
+        config = config.changed([f"runtime.device=cuda:{(shard - 1) % gpus}"])
+    return {
+        "config": config.model_dump(mode="json"),
+        "name": name,
+        "work": str(work.absolute()),
+        "shard": shard,
+        "of": of,
+    }

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 
 from dearkd.generation.config import GenerationConfig
-from dearkd.generation.diversity import feature_distance, lpips_distance, mean_distance, same_class_pairs
+from dearkd.generation.diversity import (
+    feature_distance,
+    lpips_distance,
+    lpips_if_available,
+    mean_distance,
+    same_class_pairs,
+)
 from dearkd.generation.generate import MANIFEST, read_record
 from vitutor_core.data.resample import eval_fit
 from vitutor_core.data.sources import open_source
@@ -46,8 +52,9 @@ def measure_sets(
     model, card = load_model(features / WEIGHTS_NAME if features.is_dir() else features)
     judge = {"name": card.name, "sha256": weights_sha256(model.state_dict()), "top1": card.metrics.get("top1")}
     distances = {"feature_distance": feature_distance(model.to(device).eval(), card.mean, card.std)}
-    if lpips is not None:
-        distances["lpips"] = lpips_distance(lpips, device)
+    perceptual = lpips_if_available(device) if lpips == "auto" else lpips_distance(lpips, device) if lpips else None
+    if perceptual is not None:
+        distances["lpips"] = perceptual
     fit = eval_fit(data.changed([f"image_size={card.image_size}"]))
     sets = {"real": None} | {path.parent.name: path.parent for path in sorted(images.glob(f"*/{MANIFEST}"))}
     for name, folder in sets.items():

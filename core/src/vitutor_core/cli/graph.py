@@ -1,0 +1,101 @@
+"""vitutor graph, plan, ready: the DVC graph of a scale, its plan, and what cannot run here."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from vitutor_core.cli import options
+from vitutor_core.errors import ConfigError
+from vitutor_core.graph.params import Params
+
+_PARAMS = click.option(
+    "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True, help="What is run."
+)
+
+
+@click.command("graph")
+@options.scale
+@click.option("--folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=Path())
+@click.option("--check", is_flag=True, help="Write nothing; fail if the graph is not that of the recipes.")
+def graph(scale: str, folder: Path, check: bool) -> None:
+    """Write FOLDER/dvc.yaml from the recipes of the installed papers at a scale."""
+    from vitutor_core.graph.dvc import dvc_text, write_graph
+    from vitutor_core.graph.stages import read_graph
+
+    found = read_graph(scale)
+    path = folder / "dvc.yaml"
+    if not check:
+        write_graph(folder, found)
+        click.echo(f"written {path}")
+    elif not path.exists() or path.read_text() != dvc_text(folder, found):
+        raise ConfigError(f"{path}: not what the recipes say; run 'vitutor graph --scale {scale} --folder {folder}'")
+
+
+@click.command("plan")
+@_PARAMS
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("results/plan"))
+def plan(params: Path, out: Path) -> None:
+    """Write what decides the result of each stage of the graph into OUT, a small file per stage.
+
+    Stages depend on their file: what reruns is what changed.
+    """
+    from vitutor_core.graph.dvc import out_of_date
+    from vitutor_core.graph.plan import build_plan
+    from vitutor_core.graph.stages import read_graph
+    from vitutor_core.train.run_folder import write_json
+
+    chosen = Params.read(params)
+    built = build_plan(chosen)
+    written = params.parent / "dvc.yaml"
+    if written.exists():
+        different = out_of_date(written.read_text(), read_graph(chosen.scale))
+        if different:
+            raise ConfigError(
+                f"{written}: {different[0]} and {len(different) - 1} other stages are not as the recipes of the scale "
+                f"'{chosen.scale}' say; run 'vitutor graph --scale {chosen.scale}' there"
+            )
+    shutil.rmtree(out, ignore_errors=True)
+    for name, content in built.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        write_json(out / name, content)
+    run = sum(content.get("run", False) for name, content in built.items() if name.count("/") == 1)
+    click.echo(f"plan of {len(built)} stages, {run} of them to be run")
+
+
+@click.command("ready")
+@click.argument("papers", nargs=-1)
+@_PARAMS
+def ready(papers: tuple[str, ...], params: Path) -> None:
+    """Say which of the chosen rows of PAPERS (default: all installed) cannot run here, and why."""
+    from vitutor_core.graph.ready import Obstacle, obstacles
+    from vitutor_core.graph.stages import read_graph
+
+    chosen = Params.read(params)
+    found = read_graph(chosen.scale, preset=chosen.preset, settings=chosen.set)
+    missing: list[Obstacle] = []
+    for name in papers or found.papers:
+        if name not in found.papers:
+            raise ConfigError(f"paper '{name}' has no recipe at '{chosen.scale}', or is not installed")
+        missing += obstacles(found, name, chosen)
+    for obstacle in missing:
+        click.echo(f"{obstacle.row:32}{obstacle.reason}", err=True)
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} rows of the groups {', '.join(chosen.groups)} cannot run here; provide what they need, or "
+            f"leave them out by `groups` or `rows` in {params}"
+        )
+    click.echo("all chosen rows can run")
+
+
+@click.command("params")
+@click.argument("changes", nargs=-1, metavar="FIELD=VALUE...")
+@_PARAMS
+def params(changes: tuple[str, ...], params: Path) -> None:
+    """Change fields of params.yaml, such as seeds=0,1,2 or rows="vit dearkd"; its comments stay."""
+    from vitutor_core.graph.params import change_params
+
+    for line in change_params(params, changes):
+        click.echo(line)

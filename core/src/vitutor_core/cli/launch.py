@@ -1,0 +1,158 @@
+"""Run several jobs side by side in processes of their own, or each of them as several processes under torchrun.
+
+As a program, ``python -m vitutor_core.cli.launch JOB``, this module is what torchrun starts. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vitutor_core.cli.entry import exit_after
+from vitutor_core.errors import InterruptedRun, VitutorError
+from vitutor_core.paper import load
+from vitutor_core.train.progress import QUIET
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call of ``target`` (``module:function``) with JSON values as ``arguments``; ``name`` is for messages."""
+
+    name: str
+    target: str
+    arguments: dict[str, Any]
+
+
+def default_jobs() -> int:
+    """Return how many processes run side by side."""
+    # A small model keeps one core busy, so a run per core and one to fill the gaps; a GPU takes one run.
+    has_gpu = Path("/dev/nvidia0").exists()
+    return 1 if has_gpu else (os.cpu_count() or 1) + 1
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    side_by_side: int,
+    *,
+    preload: Sequence[str],
+    tick: Callable[[], None],
+    done: Callable[[Job], None] = lambda job: None,
+    processes: int = 1,
+) -> None:
+    """Run ``jobs``, ``side_by_side`` at a time, each as ``processes`` processes.
+
+    ``tick`` is called while they run, and ``done`` for each job that has ended well; ``preload`` are the heavy modules
+    that single processes share. Raises `InterruptedRun` when asked to stop, after the jobs have, and `VitutorError`
+    when one of them fails.
+    """
+    # The fork server imports the heavy packages once for all jobs.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*preload, "sklearn.datasets"])
+    threads = max(1, (os.cpu_count() or 1) // min(side_by_side, len(jobs)) // processes)
+
+    def start(job: Job) -> BaseProcess | _Torchrun:
+        if processes > 1:
+            return _Torchrun(job, processes, threads)
+        process = context.Process(target=_child, args=(job, threads))
+        process.start()
+        return process
+
+    waiting = list(jobs)
+    running: dict[BaseProcess | _Torchrun, Job] = {}
+    arrived: list[int] = []
+
+    # Passed on by the loop below: while a process is being started, its handler could not reach it.
+    def note_signal(number: int, _frame: FrameType | None) -> None:
+        arrived.append(number)
+
+    before = {number: signal.signal(number, note_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    stopped_by = failed = 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < side_by_side:
+                job = waiting.pop(0)
+                running[start(job)] = job
+            time.sleep(0.05)
+            tick()
+            while arrived:
+                stopped_by = arrived.pop()
+                waiting.clear()
+                _terminate(running)
+            for process in [process for process in running if not process.is_alive()]:
+                job = running.pop(process)
+                if process.exitcode == 0:
+                    done(job)
+                elif not failed and not stopped_by:
+                    failed = process.exitcode or 1
+                    waiting.clear()
+                    _terminate(running)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped_by:
+        raise InterruptedRun("stopped and saved; run it again to go on", stopped_by)
+    if failed:
+        _raise(failed)
+
+
+def _raise(code: int) -> None:
+    if code < 0:
+        raise VitutorError(f"a run was killed by {signal.Signals(-code).name}; run it again to go on")
+    error = VitutorError("a run failed; its message is above")
+    error.exit_code = code
+    raise error
+
+
+def _terminate(running: dict[BaseProcess | _Torchrun, Job]) -> None:
+    for process in running:
+        process.terminate()
+
+
+def _child(job: Job, threads: int) -> None:
+    import torch
+
+    os.environ[QUIET] = "1"
+    os.setsid()  # signals reach a job once, through its parent
+    torch.set_num_threads(threads)
+    exit_after(lambda: load(job.target)(**job.arguments), who=f"{job.name}: ")
+
+
+class _Torchrun:
+    """Several processes of one job, with the interface of one process."""
+
+    def __init__(self, job: Job, processes: int, threads: int) -> None:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command += ["-m", "vitutor_core.cli.launch", json.dumps(asdict(job))]
+        environment = os.environ | {QUIET: "1", "OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        self._process = subprocess.Popen(command, env=environment, start_new_session=True)
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.poll()
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+
+def main() -> None:
+    """Run the job that the only argument describes."""
+    job = Job(**json.loads(sys.argv[1]))
+    exit_after(lambda: load(job.target)(**job.arguments), who=f"{job.name}: ")
+
+
+if __name__ == "__main__":
+    main()

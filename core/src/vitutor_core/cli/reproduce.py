@@ -1,0 +1,190 @@
+"""Train the seeds of a row side by side and publish each when it is done. Imports nothing heavy itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vitutor_core.cli.launch import Job, default_jobs, run_jobs
+from vitutor_core.cli.teacher import with_teachers
+from vitutor_core.config import differences, identity_fields
+from vitutor_core.data.locate import locate
+from vitutor_core.errors import ConfigError
+from vitutor_core.graph.needs import source_name, teachers_of
+from vitutor_core.graph.stages import train_code
+from vitutor_core.paper import Paper, load
+from vitutor_core.schema import RunConfig
+from vitutor_core.train.progress import RunProgress
+from vitutor_core.train.publish import INPUTS_NAME, WEIGHTS_NAME, content_sha256, publish
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row to be trained: what its runs are called, and the settings that a command would be given."""
+
+    paper: Paper
+    name: str
+    scale: str
+    preset: str | None = None
+    settings: tuple[str, ...] = ()
+
+    def config(self, seed: int) -> RunConfig:
+        """Resolve the row for one seed."""
+        settings = (*self.settings, f"seed={seed}")
+        return self.paper.resolve(self.scale, None, self.name, settings, preset=self.preset)
+
+    def command(self, seed: int) -> str:
+        """Return a command that trains the same run by itself."""
+        words = [self.paper.command, "train", "--scale", self.scale, "--row", self.name, "--seed", str(seed)]
+        words += ["--preset", self.preset] if self.preset is not None else []
+        words += [word for setting in self.settings for word in ("--set", setting)]
+        return shlex.join([*words, "--out", f"runs/{self.name}-{seed}"])
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where results are published and where unfinished runs lie."""
+
+    results: Path
+    work: Path
+
+    def runs(self, paper: Paper, row: str) -> Path:
+        """Return where the runs of a row are published."""
+        return self.results / "runs" / paper.package / row
+
+
+def reproduce_row(
+    row: Row, seeds: tuple[int, ...], folders: Folders, *, jobs: int | None = None, processes: int = 1
+) -> None:
+    """Train one run per seed, ``jobs`` at a time, and publish each as ``results/runs/PAPER/ROW/seed-N`` by a rename.
+
+    A seed that is published with the same inputs (config, code, data, teachers, starting weights) is left alone.
+    """
+    paper, out = row.paper, folders.runs(row.paper, row.name)
+    runs: dict[str, tuple[Path, Path]] = {}
+    work: list[Job] = []
+    epochs = 0
+    code = train_code(paper)
+    for seed in seeds:
+        config = row.config(seed).changed(_of_other_rows(row.config(seed), out.parent))
+        config = with_teachers(config, row.scale, folders.results / "teachers")
+        inputs = _inputs(config, code, folders.results)
+        key = content_sha256(json.dumps(inputs, sort_keys=True).encode())[:12]
+        run = folders.work / paper.package / row.scale / f"{row.name}-seed-{seed}-{key}"
+        target = out / f"seed-{seed}"
+        changed = _changed(target, inputs)
+        if changed == []:
+            shutil.rmtree(run, ignore_errors=True)  # of a command that was killed after publishing
+            click.echo(f"{row.name}, seed {seed}: already in {target}")
+            continue
+        if changed:
+            click.echo(f"{row.name}, seed {seed}: trained again, since {'; '.join(changed)}")
+        run.parent.mkdir(parents=True, exist_ok=True)
+        work.append(_job(row, config, code, inputs, run))
+        runs[work[-1].name] = run, target
+        epochs += config.train.epochs
+    if work:
+        preload = [paper.method.partition(":")[0], "vitutor_core.train.session"]
+        with RunProgress(row.name, epochs) as progress:
+            run_jobs(
+                work,
+                min(jobs or (default_jobs() if processes == 1 else 1), len(work)),
+                preload=preload,
+                tick=lambda: progress.update(_epochs_done(runs.values()), "epochs"),
+                done=lambda job: _publish(*runs[job.name]),
+                processes=processes,
+            )
+    click.echo(f"{row.name}: {len(seeds)} seeds in {out}")
+
+
+def train_job(
+    schema: str, method: str, config: dict[str, Any], label: dict[str, Any], inputs: dict[str, Any], out: str
+) -> None:
+    """Train one run from its config as JSON; this is what a job's process does."""
+    from vitutor_core.train.run_folder import write_json
+    from vitutor_core.train.session import RunLabel, train
+
+    parsed: RunConfig = load(schema).from_mapping(config, where=label["row"])
+    train(parsed, load(method).build, label=RunLabel(**label), out=Path(out), measure=False)
+    if os.environ.get("RANK", "0") == "0":
+        write_json(Path(out) / INPUTS_NAME, inputs)
+
+
+def _job(row: Row, config: RunConfig, code: str, inputs: dict[str, Any], run: Path) -> Job:
+    label = {"paper": row.paper.package, "row": row.name, "scale": row.scale, "command": row.command(config.seed)}
+    arguments = {
+        "schema": row.paper.config,
+        "method": row.paper.method,
+        "config": config.model_dump(mode="json"),
+        "label": label | {"code": code},
+        "inputs": inputs,
+        "out": str(run.absolute()),
+    }
+    return Job(f"{row.name}, seed {config.seed}", f"{__name__}:train_job", arguments)
+
+
+def _publish(run: Path, target: Path) -> None:
+    publish(run, target)
+    shutil.rmtree(run)
+
+
+def _of_other_rows(config: RunConfig, published: Path) -> list[str]:
+    """Return settings that say where other rows were published: the student's start of the same seed, teachers.
+
+    Raises `ConfigError` if one was not.
+    """
+    wanted = [("student", config.student.start_row, config.student.weights, config.seed)]
+    wanted += [(path, teacher.row, teacher.weights, 0) for path, teacher in teachers_of(config)]
+    settings = []
+    for path, row, weights, seed in wanted:
+        if row is not None and weights is None:
+            folder = (published / row / f"seed-{seed}").absolute()
+            if not (folder / WEIGHTS_NAME).exists():
+                raise ConfigError(f"{path}: no {folder / WEIGHTS_NAME}; reproduce the row '{row}' first")
+            settings.append(f"{path}.weights={json.dumps(str(folder))}")
+    return settings
+
+
+def _inputs(config: RunConfig, code: str, results: Path) -> dict[str, Any]:
+    """Return everything that decides a run's result: config, code, data, teachers, starting weights, images."""
+    weights = {path: teacher.weights for path, teacher in teachers_of(config) if teacher.weights is not None}
+    weights |= {"student": config.student.weights} if config.student.weights is not None else {}
+    data = results / "data" / source_name(config.data.source)
+    inputs: dict[str, Any] = {
+        "code": code,
+        "config": identity_fields(config),
+        "weights": {path: _weights_sha256(Path(where)) for path, where in weights.items()},
+        "data": content_sha256(data.read_bytes()) if data.exists() else None,
+    }
+    if config.data.train_from is not None:
+        manifest = locate(config.data.train_from) / "manifest.json"
+        inputs["images"] = content_sha256(manifest.read_bytes()) if manifest.exists() else None
+    return inputs
+
+
+def _weights_sha256(where: Path) -> str:
+    return content_sha256((where / WEIGHTS_NAME if where.is_dir() else where).read_bytes())
+
+
+def _changed(published: Path, inputs: dict[str, Any]) -> list[str] | None:
+    """Return what differs from the inputs of a published run: nothing if it is up to date, None if there is none."""
+    try:
+        before = json.loads((published / INPUTS_NAME).read_text())
+        old, new = ({**values, **values["config"], "config": None} for values in (before, inputs))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return differences(old, new)
+
+
+def _epochs_done(runs: Iterable[tuple[Path, Path]]) -> int:
+    # A run that is not there yet is not begun, or published.
+    curves = [(run if run.exists() else target) / "curves.csv" for run, target in runs]
+    return sum(len(path.read_text().splitlines()) - 1 for path in curves if path.exists())

@@ -1,0 +1,1 @@
+"""The DVC graph, derived from the recipes of the installed papers. Imports nothing heavy."""

@@ -1,0 +1,225 @@
+"""Write the dvc.yaml of a scale.
+
+Each stage depends on its file of the plan and on what other stages made. DVC cannot template a list of dependencies,
+so the items of ``foreach`` are lists of equal length, filled up by repeating the last entry.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitutor_core.config import parse_yaml
+from vitutor_core.graph.needs import Needs, needs_of, source_name
+from vitutor_core.graph.stages import Graph, PaperGraph, Stage
+
+_HEAD = """\
+# Written by `vitutor graph`; do not edit: what is run is set in params.yaml, and how in the packages' recipes.
+# plan -> data -> teachers -> rows -> evaluation of each row -> table -> report. Every command runs without DVC too.
+# Checkpoints live in work/, which is no output: an interrupted stage resumes.
+vars:
+  - in: "PATH=$PATH:{bin}"
+
+stages:
+  plan:
+    cmd: ${{in}} vitutor plan
+    {code}
+    params: [scale, seeds, preset, set, groups, rows, processes]
+    outs: [results/plan]
+"""
+_DATA = """
+  data:
+    foreach:{items}
+    do:
+      cmd: ${{in}} vitutor data --plan results/plan/data/${{item}}.json --out results/data/${{item}}
+      deps: ["results/plan/data/${{item}}.json"]
+      outs: ["results/data/${{item}}"]
+"""
+_TEACHER = """
+  teacher:
+    foreach:{items}
+    do:
+      cmd: ${{in}} vitutor teacher ${{key}} --plan results/plan/teachers/${{key}}.json --out results/teachers/${{key}}
+      deps: ["results/plan/teachers/${{key}}.json", {deps}]
+      outs: ["results/teachers/${{key}}"]
+"""
+# Published seeds persist: the command itself leaves those alone that are up to date, and trains the others.
+_ROWS = """
+  {paper}:
+    foreach: &{paper}{items}
+    do:
+      cmd: ${{in}} {command} reproduce ${{key}} --plan results/plan
+      deps: ["results/plan/{paper}/${{key}}.json", {deps}]
+      outs: [{{"results/runs/{paper}/${{key}}": {{persist: true}}}}]
+  {paper}_evaluate:
+    foreach: *{paper}
+    do:
+      cmd: ${{in}} {command} evaluate results/runs/{paper}/${{key}} --plan results/plan
+      deps:
+        [results/plan/code/{paper}-evaluate.json, "results/plan/{paper}/${{key}}.json", "results/runs/{paper}/${{key}}"]
+      outs: ["results/evaluation/{paper}/${{key}}"]
+"""
+_STAGE = """
+  {name}:
+    foreach:{items}
+    do:
+      cmd: ${{in}} {command}
+      deps: ["results/plan/stages/{name}-${{key}}.json", {deps}]
+      outs: [{outs}]
+"""
+_REPORT = """
+  table:
+    foreach:{papers}
+    do:
+      cmd: ${{in}} vitutor report table ${{item}}
+      deps: ["results/plan/code/${{item}}-table.json", "results/evaluation/${{item}}"]
+      outs: ["results/tables/${{item}}.json", "results/metrics/${{item}}", "results/curves/${{item}}"]
+  report:
+    foreach:{items}
+    do:
+      cmd: ${{in}} vitutor report html ${{key}}
+      deps: [results/plan/code/report.json, "results/evaluation/${{key}}", {deps}]
+      outs: ["results/reports/${{key}}"]
+
+metrics: [results/metrics]
+plots: [{{results/curves: {{x: epoch, y: top1}}}}]
+"""
+
+
+def dvc_yaml(graph: Graph, *, root: str, is_repository: bool) -> str:
+    """Return the text of dvc.yaml for a folder from which ``root`` leads to the repository's.
+
+    DVC ignores files only inside its repository. Elsewhere Python's caches would count as source code, so there the
+    plan, which takes seconds, is made each time.
+    """
+    folders = [f"{root}{package}/src" for package in ("core", *graph.papers)]
+    code = f"deps: [{', '.join(folders)}]" if is_repository else "always_changed: true"
+    parts = [_HEAD.format(bin=f"{root}.venv/bin", code=code)]
+    parts.append(_DATA.format(items=_wrapped([source_name(source) for source in graph.sources], "[", "]")))
+    if graph.teachers:
+        items = {name: [_data(config.data.source)] for name, config in graph.teachers.items()}
+        parts.append(_TEACHER.format(items=_mapping(items), deps=_slots(items)))
+    for name, paper in graph.papers.items():
+        parts += _paper(name, paper)
+    drawn = {name: _drawn(name, paper) for name, paper in graph.papers.items()}
+    papers = _wrapped(list(graph.papers), "[", "]")
+    parts.append(_REPORT.format(papers=papers, items=_mapping(drawn), deps=_slots(drawn)))
+    return "".join(parts)
+
+
+def out_of_date(text: str, graph: Graph) -> list[str]:
+    """Return the stages of the installed papers that a dvc.yaml lacks or has with other dependencies."""
+    written, right = (
+        _items(parse_yaml(yaml, where="dvc.yaml")) for yaml in (text, dvc_yaml(graph, root="", is_repository=True))
+    )
+    return [stage for stage, inputs in right.items() if written.get(stage) != inputs]
+
+
+def _items(loaded: Any) -> dict[str, str]:
+    """Map every ``stage@item`` to what it is given, however long its list was made."""
+    stages = loaded.get("stages", {}) if isinstance(loaded, dict) else {}
+    found = {}
+    for name, stage in stages.items():
+        items = stage.get("foreach", ())
+        for item in items:
+            given = items[item] if isinstance(items, dict) else item
+            found[f"{name}@{item}"] = str(sorted(set(given))) if isinstance(given, list) else str(given)
+    return found
+
+
+def dvc_text(folder: Path, graph: Graph) -> str:
+    """Return the text of ``folder/dvc.yaml``; the repository is the nearest folder above that holds core/."""
+    root = root_of(folder)
+    return dvc_yaml(graph, root=root, is_repository=root == "")
+
+
+def write_graph(folder: Path, graph: Graph) -> None:
+    """Write ``folder/dvc.yaml``."""
+    (folder / "dvc.yaml").write_text(dvc_text(folder, graph))
+
+
+def root_of(folder: Path) -> str:
+    """Return the path from ``folder`` to the checkout, ending in a slash, or an empty string for the checkout."""
+    here = folder.absolute()
+    above = next((n for n, place in enumerate((here, *here.parents)) if (place / "core" / "src").is_dir()), 0)
+    return "../" * above
+
+
+def _paper(name: str, paper: PaperGraph) -> list[str]:
+    items = {row: _inputs(name, needs_of(config)) for row, config in paper.configs.items()}
+    parts = [_ROWS.format(paper=name, command=paper.paper.command, items=_mapping(items), deps=_slots(items))]
+    return [*parts, *(_extra(name, stages) for stages in _by_name(paper.stages).values())]
+
+
+def _drawn(name: str, paper: PaperGraph) -> list[str]:
+    """Return what a paper's report shows beside the evaluations."""
+    outs = [out for stage in paper.stages for out in stage.outs if not out.startswith("evaluation/")]
+    return [f"tables/{name}.json", *outs]
+
+
+def _extra(paper: str, stages: Sequence[Stage]) -> str:
+    """Write stages of one name; their commands and outputs differ in the name of the item alone, or are lists."""
+    first = stages[0]
+    inputs = {
+        stage.item: [
+            *(_data(source) for source in stage.sources),
+            *(f"teachers/{teacher}" for teacher in stage.teachers),
+            *(f"runs/{paper}/{row}" for row in stage.rows),
+            *stage.inputs,
+        ]
+        or [f"plan/stages/{stage.name}-{stage.item}.json"]
+        for stage in stages
+    }
+    deps, items = _slots(inputs, place="item.deps"), {}
+    for stage in stages:
+        items[stage.item] = {"cmd": stage.command, "deps": _filled(inputs)[stage.item], "outs": list(stage.outs)}
+    outs = ", ".join(f'"results/${{item.outs[{n}]}}"' for n in range(len(first.outs)))
+    return _STAGE.format(name=first.name, items=_mapping(items), command="${item.cmd}", deps=deps, outs=outs)
+
+
+def _inputs(paper: str, needs: Needs) -> list[str]:
+    images = [needs.images.removeprefix("results/")] if needs.images is not None else []
+    teachers = [f"teachers/{name}" for name in needs.teachers]
+    return [_data(needs.source), *teachers, *(f"runs/{paper}/{row}" for row in needs.rows), *images]
+
+
+def _data(source: str) -> str:
+    return f"data/{source_name(source)}"
+
+
+def _by_name(stages: Sequence[Stage]) -> Mapping[str, list[Stage]]:
+    names = dict.fromkeys(stage.name for stage in stages)
+    return {name: [stage for stage in stages if stage.name == name] for name in names}
+
+
+def _slots(items: Mapping[str, Sequence[str]], place: str = "item") -> str:
+    longest = max(map(len, items.values()))
+    return ", ".join(f'"results/${{{place}[{n}]}}"' for n in range(longest))
+
+
+def _filled(items: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    longest = max(map(len, items.values()))
+    return {name: [*values, *[values[-1]] * (longest - len(values))] for name, values in items.items()}
+
+
+def _mapping(items: Mapping[str, Any]) -> str:
+    if all(isinstance(value, list) for value in items.values()):
+        items = _filled(items)
+    return _wrapped([f"{name}: {_flow(value)}" for name, value in items.items()], "{", "}")
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_flow(child)}" for name, child in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_flow(child) for child in value) + "]"
+    return f'"{value}"' if " " in value else str(value)
+
+
+def _wrapped(parts: Sequence[str], start: str, end: str) -> str:
+    # The first line goes on behind the name of its key.
+    text = f"{start}{', '.join(parts)}{end}"
+    lines = textwrap.wrap(text, 112, break_long_words=False, break_on_hyphens=False)
+    return f" {lines[0]}" if len(lines) == 1 and len(text) < 90 else "\n      " + "\n       ".join(lines)

@@ -1,0 +1,67 @@
+"""params.yaml: what a person sets of a graph."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Self
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+
+from vitutor_core.config import Config, identity, nearest, parse_yaml, runtime
+from vitutor_core.errors import ConfigError
+from vitutor_core.recipe import CORE_GROUP
+
+
+class Params(Config):
+    """What is run of a scale's graph, and how."""
+
+    scale: str = identity("digits", help="which recipes: data and model sizes")
+    seeds: tuple[int, ...] = identity((0, 1, 2), help="one run of each row per seed", min_length=1)
+    preset: str | None = identity(None, help="a reading of the recipes that have it, such as official")
+    set: tuple[str, ...] = identity((), help="more settings of every row, e.g. train.accumulate=4")
+    groups: tuple[str, ...] = identity((CORE_GROUP,), help="groups of rows that are run; see `vitutor ready`")
+    rows: tuple[str, ...] = identity((), help="only these rows, and what they need; none: all of the groups")
+    processes: int = runtime(1, help="GPUs, or processes on a CPU, per run", ge=1, le=1024)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a params.yaml; raises `ConfigError`."""
+        try:
+            values = parse_yaml(path.read_text(encoding="utf-8"), where=str(path))
+        except OSError as error:
+            raise ConfigError(f"{path.absolute()}: {error.strerror}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: write fields such as 'scale: digits'")
+        params = cls.from_mapping(values, where=str(path))
+        if len(set(params.seeds)) < len(params.seeds) or min(params.seeds) < 0:
+            raise ConfigError(f"{path}: seeds: {list(params.seeds)}; name each seed once, from 0")
+        return params
+
+
+def change_params(path: Path, changes: tuple[str, ...]) -> list[str]:
+    """Set fields of a params.yaml, whose comments stay, and return what is said of it; raises `ConfigError`.
+
+    Lists may be written with commas or blanks between their entries, and an empty text is none.
+    """
+    editor = YAML()
+    editor.width = 120
+    values = editor.load(path.read_text(encoding="utf-8"))
+    for change in changes:
+        name, _, text = change.partition("=")
+        if name not in Params.model_fields:
+            raise ConfigError(f"{path}: no field '{name}'{nearest(name, Params.model_fields)}")
+        is_list = "tuple" in str(Params.model_fields[name].annotation)
+        parsed = [parse_yaml(part, where=name) for part in text.replace(",", " ").split()] if is_list else None
+        values[name] = parsed if is_list else parse_yaml(text, where=name) if text else None
+        if is_list:
+            values[name] = CommentedSeq(parsed)
+            values[name].fa.set_flow_style()
+    written = io.StringIO()
+    editor.dump(values, written)
+    before = path.read_text(encoding="utf-8")
+    Params.from_mapping(parse_yaml(written.getvalue(), where=str(path)), where=str(path))
+    if written.getvalue() != before:
+        path.write_text(written.getvalue(), encoding="utf-8")
+    return [f"{path}: {change}" for change in changes]

@@ -1,0 +1,183 @@
+"""The plan of a graph: for each stage, everything that decides its result but data and weights, in a small file.
+
+Stages depend on their file, so what reruns is exactly what changed: a comment changes no file, a hyper-parameter
+changes the files of its rows, a metric those of evaluations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from vitutor_core.config import identity_fields, nearest, parse_yaml
+from vitutor_core.errors import ConfigError
+from vitutor_core.graph.code import MEASURING, code_fingerprint
+from vitutor_core.graph.needs import needs_of, source_name
+from vitutor_core.graph.params import Params
+from vitutor_core.graph.stages import Graph, PaperGraph, Stage, evaluation_code, read_graph, train_code
+
+TABLE_CODE = ("vitutor_core.report.table", "vitutor_core.report.results", "vitutor_core.report.metrics")
+REPORT_CODE = (
+    *TABLE_CODE,
+    "vitutor_core.report.html",
+    "vitutor_core.report.plots",
+    "vitutor_core.report.analyses",
+    "vitutor_core.report.gallery",
+    "vitutor_core.report.render",
+)
+
+Plan = dict[str, dict[str, Any]]
+"""The content of each file of a plan, by its name relative to the plan's folder."""
+
+
+def build_plan(params: Params) -> Plan:
+    """Return the plan of all installed papers; raises `ConfigError` for params that name what is not there."""
+    graph = read_graph(params.scale, preset=params.preset, settings=params.set)
+    check_names(params, graph)
+    chosen = {name: chosen_rows(params, paper) for name, paper in graph.papers.items()}
+    stages = {name: chosen_stages(paper, chosen[name]) for name, paper in graph.papers.items()}
+    plan: Plan = {"runtime.json": {"processes": params.processes}}
+    for name, paper in graph.papers.items():
+        plan |= _rows(paper, params, chosen[name])
+        for stage in paper.stages:
+            on = stage in stages[name]
+            plan[f"stages/{stage.name}-{stage.item}.json"] = (
+                {"run": True, **stage.plan} if on else _off("no row needs it")
+            )
+        plan[f"code/{name}-evaluate.json"] = {"code": evaluation_code(paper.paper)}
+        plan[f"code/{name}-table.json"] = {"code": code_fingerprint(TABLE_CODE), "printed": _printed(name)}
+    plan["code/report.json"] = {"code": code_fingerprint(REPORT_CODE)}
+    plan |= _teachers(graph, params, chosen, stages)
+    plan |= _data(graph, chosen, stages)
+    return plan
+
+
+def check_names(params: Params, graph: Graph) -> None:
+    """Raise `ConfigError` for rows or groups that no recipe of the graph has."""
+    rows = [row for paper in graph.papers.values() for row in paper.configs]
+    groups = sorted({"core", *(group for paper in graph.papers.values() for group in paper.recipe.groups)})
+    for kind, named, known in (("rows", params.rows, rows), ("groups", params.groups, groups)):
+        for name in named:
+            if name not in known:
+                hint = nearest(name, known) or (f"; groups: {', '.join(groups)}" if kind == "groups" else "")
+                raise ConfigError(f"{kind}: the scale '{graph.scale}' has no '{name}'{hint}")
+
+
+def chosen_rows(params: Params, paper: PaperGraph) -> list[str]:
+    """Return the rows that are run: those named, else those of the groups, and what they need."""
+    if params.rows:
+        waiting = [row for row in paper.configs if row in params.rows]
+    else:
+        waiting = [row for row in paper.configs if paper.recipe.group_of(row) in params.groups]
+    makers = {out: stage for stage in paper.stages for out in stage.outs}
+    chosen: set[str] = set()
+    while waiting:
+        row = waiting.pop()
+        if row in chosen:
+            continue
+        chosen.add(row)
+        needs = needs_of(paper.configs[row])
+        waiting += needs.rows
+        waiting += _rows_behind(needs.images, makers)
+    return [row for row in paper.configs if row in chosen]
+
+
+def _rows_behind(images: str | None, makers: Mapping[str, Stage]) -> Iterable[str]:
+    maker = makers.get(images.removeprefix("results/")) if images is not None else None
+    return maker.rows if maker is not None else ()
+
+
+def chosen_stages(paper: PaperGraph, rows: list[str]) -> list[Stage]:
+    """Return the paper's own stages that are run: those whose output a chosen row needs, and those that can be."""
+    needed = {needs_of(paper.configs[row]).images for row in rows}
+    chosen: list[Stage] = []
+    for stage in paper.stages:
+        outs = {f"results/{out}" for out in stage.outs}
+        made = {out for other in chosen for out in other.outs}
+        is_shown = bool(stage.rows) and set(stage.rows) <= set(rows) and set(stage.inputs) <= made
+        if outs & needed or is_shown:
+            chosen.append(stage)
+    return chosen
+
+
+def seeds_of(row: str, paper: PaperGraph, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the seeds of a row: of one that teaches other rows, and starts none, seed 0 is enough."""
+    needs = paper.needs.values()
+    teaches = any(row in other.teacher_rows for other in needs)
+    starts = any(row in other.starts for other in needs)
+    return seeds if not teaches else tuple(sorted({0, *seeds})) if starts else (0,)
+
+
+def _rows(paper: PaperGraph, params: Params, chosen: list[str]) -> Plan:
+    plan: Plan = {}
+    code = train_code(paper.paper)
+    preset = params.preset if params.preset in paper.recipe.presets else None
+    for row, config in paper.configs.items():
+        if row not in chosen:
+            group = paper.recipe.group_of(row)
+            why = "not among `rows`" if params.rows else f"group '{group}' is not among `groups`"
+            content = _off(f"{why} in params.yaml")
+        else:
+            identity = {path: value for path, value in identity_fields(config).items() if path != "seed"}
+            content = {
+                "run": True,
+                "scale": params.scale,
+                "preset": preset,
+                "set": list(params.set),
+                "seeds": list(seeds_of(row, paper, params.seeds)),
+                "code": code,
+                "config": identity,
+            }
+        plan[f"{paper.paper.package}/{row}.json"] = content
+    return plan
+
+
+def _teachers(graph: Graph, params: Params, chosen: Mapping[str, list[str]], stages: Mapping[str, list[Stage]]) -> Plan:
+    needed = {name for stage in _all(stages) for name in stage.teachers}
+    for name, rows in chosen.items():
+        needed |= {teacher for row in rows for teacher in needs_of(graph.papers[name].configs[row]).teachers}
+    code = code_fingerprint(["vitutor_core.train.supervised", "vitutor_core.train.session"], without=MEASURING)
+    plan: Plan = {}
+    for name, config in graph.teachers.items():
+        content = {"run": True, "scale": params.scale, "code": code, "config": identity_fields(config)}
+        plan[f"teachers/{name}.json"] = content if name in needed else _off("no row needs it")
+    return plan
+
+
+def _data(graph: Graph, chosen: Mapping[str, list[str]], stages: Mapping[str, list[Stage]]) -> Plan:
+    needed = {source for stage in _all(stages) for source in stage.sources}
+    teachers: set[str] = {name for stage in _all(stages) for name in stage.teachers}
+    for name, rows in chosen.items():
+        for row in rows:
+            needs = needs_of(graph.papers[name].configs[row])
+            needed.add(needs.source)
+            teachers.update(needs.teachers)
+    needed |= {graph.teachers[name].data.source for name in teachers}
+    code = code_fingerprint(["vitutor_core.data.check"])
+    return {
+        f"data/{source_name(source)}.json": {"run": True, "source": source, "code": code}
+        if source in needed
+        else _off("no row needs it") | {"source": source}
+        for source in graph.sources
+    }
+
+
+def _all(stages: Mapping[str, list[Stage]]) -> Iterable[Stage]:
+    return (stage for own in stages.values() for stage in own)
+
+
+def _printed(package: str) -> str:
+    """Return the SHA-256 of what a paper prints, without comments and layout."""
+    path = Path(str(files(package))) / "paper_results.yaml"
+    if not path.is_file():
+        return ""
+    values = parse_yaml(path.read_text(encoding="utf-8"), where=str(path))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _off(why: str) -> dict[str, Any]:
+    return {"run": False, "why": why}

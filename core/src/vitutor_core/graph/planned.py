@@ -1,0 +1,47 @@
+"""Read what a plan says of one stage. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from vitutor_core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """What is run of a row; ``why`` says why it is not."""
+
+    run: bool
+    why: str
+    scale: str
+    preset: str | None
+    settings: tuple[str, ...]
+    seeds: tuple[int, ...]
+    processes: int
+
+    @classmethod
+    def read(cls, plan: Path, package: str, row: str) -> Self:
+        """Read a row's file of a plan; raises `ConfigError`."""
+        found = read_planned(plan / package / f"{row}.json")
+        shared = read_planned(plan / "runtime.json")
+        return cls(
+            run=found["run"],
+            why=found.get("why", ""),
+            scale=found.get("scale", ""),
+            preset=found.get("preset"),
+            settings=tuple(found.get("set", ())),
+            seeds=tuple(found.get("seeds", ())),
+            processes=shared["processes"],
+        )
+
+
+def read_planned(path: Path) -> dict[str, Any]:
+    """Read one file of a plan; raises `ConfigError`."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise ConfigError(f"{path}: not a file of a plan; make one with 'vitutor plan'") from None
+    return content

@@ -1,0 +1,146 @@
+"""What a graph consists of at one scale: rows with what they need, teachers, data, and the stages that papers add."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitutor_core.errors import ConfigError
+from vitutor_core.graph.code import MEASURING, code_fingerprint
+from vitutor_core.graph.needs import Needs, needs_of
+from vitutor_core.paper import Paper, installed_papers, load
+from vitutor_core.recipe import Recipe, read_recipe, recipe_path, resolve
+from vitutor_core.schema import RunConfig
+
+CORE = "vitutor_core"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that a paper adds to its rows: ``name@item`` runs ``command``, which writes the folders ``outs``.
+
+    It needs other rows, teachers, data sources and the outputs of other such stages. ``plan`` is all else that decides
+    its result, as JSON values. Paths are relative to the folder of results.
+    """
+
+    name: str
+    item: str
+    command: str
+    outs: tuple[str, ...]
+    rows: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    plan: dict[str, Any] = field(default_factory=dict)
+
+
+ExtraStages = Callable[[str], Iterable[Stage]]
+"""Returns the stages that a paper adds at a scale."""
+
+
+@dataclass(frozen=True)
+class PaperGraph:
+    """A paper's recipe at a scale, each row's config and needs, and the paper's own stages."""
+
+    paper: Paper
+    recipe: Recipe
+    configs: Mapping[str, RunConfig]
+    stages: tuple[Stage, ...]
+
+    @property
+    def needs(self) -> dict[str, Needs]:
+        return {row: needs_of(config) for row, config in self.configs.items()}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Everything that can be run at a scale with the installed papers."""
+
+    scale: str
+    papers: dict[str, PaperGraph]
+    teachers: dict[str, RunConfig]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Return the data sources of all rows and teachers, each once."""
+        own = [config.data.source for config in self.teachers.values()]
+        for paper in self.papers.values():
+            own += [needs.source for needs in paper.needs.values()]
+            own += [source for stage in paper.stages for source in stage.sources]
+        return tuple(dict.fromkeys(own))
+
+
+def train_code(paper: Paper) -> str:
+    """Fingerprint the code that trains a paper's rows."""
+    return code_fingerprint([*_modules(paper), "vitutor_core.train.session"], without=MEASURING)
+
+
+def evaluation_code(paper: Paper) -> str:
+    """Fingerprint the code that evaluates a paper's rows."""
+    return code_fingerprint([*_modules(paper), "vitutor_core.train.evaluation"], without=frozenset({"report", "cli"}))
+
+
+def _modules(paper: Paper) -> list[str]:
+    return [reference.partition(":")[0] for reference in (paper.method, paper.config)]
+
+
+def read_graph(
+    scale: str,
+    *,
+    preset: str | None = None,
+    settings: tuple[str, ...] = (),
+    papers: Mapping[str, Paper] | None = None,
+) -> Graph:
+    """Resolve every row of the installed papers at a scale, and the teachers that they need.
+
+    ``preset`` is applied to the recipes that have it. Raises `ConfigError` where none has, and for rows that need rows
+    or teachers that do not exist.
+    """
+    found = {}
+    for name, paper in (installed_papers() if papers is None else papers).items():
+        path = recipe_path(name, scale)
+        if path.exists():
+            found[name] = _paper_graph(paper, read_recipe(path), scale, preset, settings)
+    if not found:
+        raise ConfigError(f"no installed paper has a recipe for the scale '{scale}'")
+    known = sorted({name for paper in found.values() for name in paper.recipe.presets})
+    if preset is not None and preset not in known:
+        raise ConfigError(f"preset '{preset}': no recipe of the scale '{scale}' has it; presets: {', '.join(known)}")
+    return Graph(scale, found, _teachers(scale, found))
+
+
+def _paper_graph(paper: Paper, recipe: Recipe, scale: str, preset: str | None, settings: tuple[str, ...]) -> PaperGraph:
+    own = preset if preset in recipe.presets else None
+    configs = {row: paper.resolve(scale, None, row, settings, preset=own) for row in recipe.rows}
+    for row, config in configs.items():
+        for other in needs_of(config).rows:
+            if other not in configs:
+                raise ConfigError(
+                    f"{paper.package} at {scale}: row '{row}' needs the row '{other}', which is not there"
+                )
+    extra = tuple(load(paper.stages)(scale)) if paper.stages is not None else ()
+    return PaperGraph(paper, recipe, configs, (*extra, *_analyses(paper, recipe)))
+
+
+def _analyses(paper: Paper, recipe: Recipe) -> Iterable[Stage]:
+    for name, rows in recipe.analyses.items():
+        out = f"analyses/{paper.package}/{name}"
+        runs = " ".join(f"results/runs/{paper.package}/{row}" for row in rows)
+        plan = f"results/plan/stages/{paper.package}_analysis-{name}.json"
+        code = code_fingerprint(["vitutor_core.analysis.analyse", "vitutor_core.analysis.figures"])
+        yield Stage(
+            name=f"{paper.package}_analysis",
+            item=name,
+            command=f"vitutor analyze {runs} --plan {plan} --out results/{out}",
+            outs=(out,),
+            rows=rows,
+            plan={"code": code},
+        )
+
+
+def _teachers(scale: str, papers: Mapping[str, PaperGraph]) -> dict[str, RunConfig]:
+    named = {name for paper in papers.values() for needs in paper.needs.values() for name in needs.teachers}
+    named |= {name for paper in papers.values() for stage in paper.stages for name in stage.teachers}
+    path = recipe_path(CORE, scale)
+    return {name: resolve(RunConfig, path, row=name) for name in sorted(named)}

@@ -1,0 +1,71 @@
+"""What a paper package announces of itself, and how the installed ones are found. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitutor_core.errors import ConfigError
+from vitutor_core.recipe import recipe_path, resolve
+
+if TYPE_CHECKING:
+    from vitutor_core.schema import RunConfig
+
+GROUP = "vitutor.papers"
+"""The entry points of papers."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper package: its folder name, and where its config and its method are (``module:name``).
+
+    For `vitutor compare`: ``plain_row`` is the row of the student without the method; of ``method_rows`` the last is
+    the method's, and those before it are pre-training. ``stages`` names a function that returns the stages of the
+    paper's graph beside its rows, `vitutor_core.graph.stages.ExtraStages`.
+    """
+
+    package: str
+    config: str
+    method: str
+    plain_row: str | None = None
+    method_rows: tuple[str, ...] = ()
+    stages: str | None = None
+
+    @property
+    def command(self) -> str:
+        return self.package.replace("_", "-")
+
+    def resolve(
+        self,
+        scale: str,
+        recipe: Path | None,
+        row: str | None,
+        settings: tuple[str, ...],
+        *,
+        preset: str | None = None,
+    ) -> RunConfig:
+        """Return the validated config of a run."""
+        schema: type[RunConfig] = load(self.config)
+        return resolve(schema, recipe_path(self.package, scale, recipe), preset=preset, row=row, settings=settings)
+
+
+def load(reference: str) -> Any:
+    """Import ``module:name``; papers name their heavy parts so, to be quick until they are needed."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def installed_papers() -> dict[str, Paper]:
+    """Return the installed papers by package name, in alphabetical order."""
+    return {entry.name: entry.load() for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)}
+
+
+def installed_paper(package: str) -> Paper:
+    """Return one installed paper; raises `ConfigError` where it is not installed."""
+    for entry in entry_points(group=GROUP, name=package):
+        paper: Paper = entry.load()
+        return paper
+    raise ConfigError(f"paper '{package}' is not installed; pip install ./{package}")

@@ -1,0 +1,54 @@
+"""What DVC shows of each row: its figures as means over the seeds, and its learning curve."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitutor_core.report.results import Run
+from vitutor_core.report.table import Rows
+from vitutor_core.train.run_folder import write_json, write_whole
+
+_SHOWN = ("top1", "top5", "loss", "ece", "knn_top1", "agent_top1", "parameters", "flops", "images_per_s")
+_CURVES = ("train_loss", "top1", "loss", "lr")
+
+
+def write_metrics(rows: Rows, metrics: Path, curves: Path) -> None:
+    """Write ``metrics/ROW.json``, means over the seeds, and ``curves/ROW.csv``, means per evaluated epoch."""
+    for folder in (metrics, curves):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    for row, runs in rows.items():
+        write_json(metrics / f"{row}.json", row_metrics(runs))
+        write_whole(curves / f"{row}.csv", _mean_curve(runs))
+
+
+def row_metrics(runs: Sequence[Run]) -> dict[str, float]:
+    """Return the figures of a row: means over its runs, the sample standard deviation of the accuracy, seconds."""
+    found: dict[str, float] = {}
+    for name in _SHOWN:
+        values = [run.result.metrics[name] for run in runs if name in run.result.metrics]
+        if values:
+            found[name] = round(statistics.fmean(values), 4)
+        if name == "top1" and len(values) > 1:
+            found["top1_sd"] = round(statistics.stdev(values), 4)
+    found["seconds"] = round(statistics.fmean(run.result.seconds for run in runs), 1)
+    return found | {"seeds": len(runs)}
+
+
+def _mean_curve(runs: Sequence[Run]) -> str:
+    names = [name for name in _CURVES if all(name in run.curves for run in runs)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["epoch", *names])
+    epochs = runs[0].curves["epoch"] if all("epoch" in run.curves for run in runs) else []
+    for index, epoch in enumerate(epochs):
+        values = [[run.curves[name][index] for run in runs if index < len(run.curves[name])] for name in names]
+        known = [[value for value in column if value is not None] for column in values]
+        if all(known):  # accuracies are taken every few epochs
+            writer.writerow([int(epoch or 0), *(f"{statistics.fmean(column):.6g}" for column in known)])
+    return text.getvalue()
