@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+_NOT_CODE = (":(top,exclude,glob)**/dvc.lock", ":(top,exclude,glob)**/params.yaml")
+
 
 def git_state() -> dict[str, Any]:
     """Return the commit of the checkout this code runs from and whether it was changed; nulls outside one."""
@@ -16,7 +18,9 @@ def git_state() -> dict[str, Any]:
     # Installed packages may lie inside somebody else's checkout: ask for this very file.
     if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"commit": None, "dirty": None}
-    return {"commit": _git(folder, "rev-parse", "HEAD"), "dirty": bool(_git(folder, "status", "--porcelain", "-uno"))}
+    # What is run is in each record, and DVC writes its lock after each stage: neither is a change of the code.
+    changed = _git(folder, "status", "--porcelain", "-uno", "--", ":/", *_NOT_CODE)
+    return {"commit": _git(folder, "rev-parse", "HEAD"), "dirty": bool(changed)}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
