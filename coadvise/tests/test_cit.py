@@ -7,6 +7,7 @@ from torch import nn
 
 from coadvise.models import CiT
 from coadvise.models.stems import StemEmbed
+from vitutor_core.evaluate.complexity import complexity
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 COUNTS = [
@@ -182,3 +183,16 @@ def test_maps_of_blocks_leave_the_tokens_out():
     student = small(stems=("conv", "inv")).eval()
     _, (map_,) = student.forward_intermediates(torch.randn(2, 3, 16, 16), indices=[0])
     assert map_.shape == (2, 32, 4, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_student_with_stems_can_be_cast(dtype):
+    model, images = small(stems=("conv", "inv")).eval(), torch.randn(2, 3, 16, 16)
+    expected = model(images)
+    found = model.to(dtype)(images.to(dtype))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+
+
+def test_its_operations_can_be_counted_without_computing():
+    assert complexity(small(stems=("conv", "inv")), 16)["flops"] > 0

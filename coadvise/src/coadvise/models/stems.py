@@ -22,7 +22,7 @@ class StemEmbed(PatchEmbed):  # type: ignore[misc]  # timm has no type informati
 
     A stem maps images (B, C, H, W) to a map of half the size, and a projection maps its patches to E (B, N, D). Returns
     (B, n + N, D): the mean of each of the n stems' E, which is that stem's token, then the sum of all E as patches.
-    The involution stem computes in float32, also under autocast.
+    The involution stem computes in the type of its weights, also under autocast.
 
     Raises:
         ValueError: an unknown or repeated stem, or an odd patch size.
@@ -49,9 +49,9 @@ class StemEmbed(PatchEmbed):  # type: ignore[misc]  # timm has no type informati
 
     def _embed(self, name: str, images: Tensor) -> Tensor:
         stem, project = self.stems[name], self.projections[name]
-        if name == "inv":
+        if name == "inv" and torch.amp.is_autocast_available(images.device.type):
             with torch.autocast(images.device.type, enabled=False):
-                return _tokens(project(stem(images.float())))
+                return _tokens(project(stem(images.to(project.weight.dtype))))
         return _tokens(project(stem(images)))
 
 

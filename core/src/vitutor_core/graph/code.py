@@ -13,8 +13,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-MEASURING = frozenset({"evaluate", "evaluation", "analysis", "report", "cli"})
-"""Names of modules that cannot change what is trained."""
+MEASURING = frozenset({"evaluate", "evaluation", "analysis", "report", "cli", "provenance", "progress", "publish"})
+"""Names of modules that only look at what is trained, or tell of it."""
 _DATA_FILES = "*.txt"
 
 

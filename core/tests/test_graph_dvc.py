@@ -1,0 +1,167 @@
+"""What reruns, asked of DVC itself on the real graph in a copy of the checkout: nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitutor_core.graph.dvc import dvc_text
+from vitutor_core.graph.stages import read_graph
+from vitutor_core.paper import installed_papers
+
+ROOT = Path(__file__).parents[2]
+SCALES = {"digits": Path(), "cifar100": Path("scales/cifar100"), "imagenet": Path("scales/imagenet")}
+ROWS = (
+    "dearkd@vit",
+    "dearkd@distill",
+    "drloc@swin_drloc",
+    "mae_lite_distill@mae_finetune",
+    "bootstrapping_vit@vit_sam",
+)
+EVALUATIONS = tuple(row.replace("@", "_evaluate@") for row in ROWS)
+PAPERS = ("dearkd", "drloc", "mae_lite_distill", "bootstrapping_vit")
+TABLES, REPORTS = tuple(f"table@{paper}" for paper in PAPERS), tuple(f"report@{paper}" for paper in PAPERS)
+TARGETS = ("data@digits", "teacher@cnn", *ROWS, *EVALUATIONS, *TABLES, *REPORTS)
+CORE = "core/src/vitutor_core/"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_graphs_are_what_the_recipes_say(scale):
+    folder = ROOT / SCALES[scale]
+    assert (folder / "dvc.yaml").read_text() == dvc_text(folder, read_graph(scale)), "run 'make graph'"
+
+
+class Checkout:
+    """A copy of the checkout whose stages count as run."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name in listed.splitlines():
+            if "/src/" in name or name in {"dvc.yaml", "params.yaml", ".dvcignore"}:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        sources = [str(folder / package / "src") for package in ("core", *installed_papers())]
+        tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(sources), "PATH": tools}
+        self.run("dvc", "init", "--no-scm", "-q")
+        self.run("dvc", "config", "core.analytics", "false")
+        self.run("dvc", "repro", "-q", "plan")
+        self.pretend(TARGETS)
+
+    def run(self, *command):
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def pretend(self, targets):
+        """Make dummy outputs of all stages, and let DVC believe that ``targets`` were run."""
+        script = "from dvc.repo import Repo; print('\\n'.join(o.fs_path for s in Repo().index.stages for o in s.outs))"
+        for name in self.run(sys.executable, "-c", script).splitlines():
+            path = Path(name)
+            if not path.exists() and path.suffix:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(path.name)
+            elif not path.exists():
+                path.mkdir(parents=True)
+                (path / "dummy").write_text(path.name)
+        self.run("dvc", "commit", "-f", "-q", *targets)
+
+    def stale(self):
+        """Plan again, and return which of the targets DVC would run because of their plan."""
+        self.run("dvc", "repro", "-q", "plan")
+        found = json.loads(self.run("dvc", "status", "--json", *TARGETS))
+        return {name for name in found if name != "plan"}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    return Checkout(tmp_path_factory.mktemp("checkout"))
+
+
+CHANGES = {
+    "a comment in the update": (f"{CORE}train/update.py", "\n# a comment\n", set()),
+    "a comment in a data source": (f"{CORE}data/domainnet.py", "\n# a comment\n", set()),
+    "a docstring in a metric": (f"{CORE}evaluate/accuracy.py", ("over all processes", "over every process"), set()),
+    "the update": (f"{CORE}train/update.py", "\n_X = 1\n", {"teacher@cnn", *ROWS, *EVALUATIONS}),
+    "the average of weights": (f"{CORE}train/state.py", "\n_X = 1\n", {"teacher@cnn", *ROWS, *EVALUATIONS}),
+    "the order of samples": (f"{CORE}data/order.py", "\n_X = 1\n", {"teacher@cnn", *ROWS, *EVALUATIONS}),
+    "the contract": (f"{CORE}train/method.py", "\n_X = 1\n", {"teacher@cnn", *ROWS, *EVALUATIONS}),
+    "plain supervision": (
+        f"{CORE}train/supervised.py",
+        "\n_X = 1\n",
+        {"teacher@cnn", "mae_lite_distill@mae_finetune", "mae_lite_distill_evaluate@mae_finetune"},
+    ),
+    "sharpness-aware steps": (
+        f"{CORE}train/sam.py",
+        "\n_X = 1\n",
+        {"bootstrapping_vit@vit_sam", "bootstrapping_vit_evaluate@vit_sam"},
+    ),
+    "a loss": (
+        "dearkd/src/dearkd/losses/hidden.py",
+        "\n_X = 1\n",
+        {"dearkd@vit", "dearkd@distill", "dearkd_evaluate@vit", "dearkd_evaluate@distill"},
+    ),
+    "a metric": (f"{CORE}evaluate/accuracy.py", "\n_X = 1\n", set(EVALUATIONS)),
+    "a table": (f"{CORE}report/table.py", "\n_X = 1\n", {*TABLES, *REPORTS}),
+    "a plot": (f"{CORE}report/plots.py", "\n_X = 1\n", set(REPORTS)),
+    "a progress bar": (f"{CORE}train/progress.py", "\n_X = 1\n", set()),
+    "a hyper-parameter": (
+        "dearkd/src/dearkd/recipes/digits.yaml",
+        ("distill: {student: *plain, method.pairs", "distill: {optim.lr: 1e-3, student: *plain, method.pairs"),
+        {"dearkd@distill", "dearkd_evaluate@distill"},
+    ),
+    "a comment in a recipe": ("dearkd/src/dearkd/recipes/digits.yaml", "\n# a comment\n", set()),
+    "a number in print": ("dearkd/src/dearkd/paper_results.yaml", ("top1: 72.3", "top1: 72.4"), {"table@dearkd"}),
+    "seeds": ("params.yaml", ("seeds: [0, 1, 2]", "seeds: [0, 1, 2, 3]"), {*ROWS, *EVALUATIONS}),
+    "processes": ("params.yaml", ("processes: 1", "processes: 2"), set()),
+    "rows": ("params.yaml", ("rows: []", "rows: [vit, distill, swin_drloc, mae_finetune, vit_sam, mae]"), set()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_reruns_is_what_changed(checkout, change):
+    name, edit, expected = CHANGES[change]
+    path = checkout.folder / name
+    before = path.read_text()
+    old, new = edit if isinstance(edit, tuple) else ("", "")
+    assert old in before
+    try:
+        path.write_text(before.replace(old, new, 1) if old else before + edit)
+        assert checkout.stale() == expected
+    finally:
+        path.write_text(before)
+
+
+def test_nothing_is_stale_before_anything_changes(checkout):
+    assert checkout.stale() == set()
+
+
+def test_a_graph_that_is_not_of_the_recipes_is_refused(checkout):
+    path = checkout.folder / "dearkd/src/dearkd/recipes/digits.yaml"
+    before = path.read_text()
+    try:
+        path.write_text(before.replace("rows:\n", "rows:\n  another: {optim.lr: 1e-3}\n", 1))
+        done = subprocess.run(
+            ["vitutor", "plan"],
+            cwd=checkout.folder,
+            env=checkout.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        path.write_text(before)
+    assert done.returncode == 2
+    assert "dearkd@another" in done.stderr
+    assert "run 'vitutor graph --scale digits' there" in done.stderr
