@@ -31,8 +31,10 @@ from vitutor_core.cli.teacher import with_teachers
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.types import Batch
 from vitutor_core.errors import CheckpointError, ConfigError
-from vitutor_core.recipe import read_recipe
+from vitutor_core.paper import load
+from vitutor_core.recipe import read_recipe, recipe_path, scales_of
 from vitutor_core.schema import RunConfig
+from vitutor_core.train.evaluation import evaluate_run, read_record
 from vitutor_core.train.method import Clock
 from vitutor_core.train.session import RunLabel, train
 from vitutor_core.train.update import Updater
@@ -162,22 +164,16 @@ class MethodConformance:
         assert type(config).from_mapping(config.model_dump(mode="json"), where="x") == config
 
     def test_every_row_of_every_scale_is_valid(self) -> None:
-        from vitutor_core.cli.options import SCALES
-        from vitutor_core.recipe import recipe_path
-
-        for scale in SCALES:
+        for scale in scales_of(self.package):
             for row in read_recipe(recipe_path(self.package, scale)).rows:
                 self.paper().resolve(scale, None, row, ())
 
     def test_compare_finds_its_rows(self) -> None:
-        from vitutor_core.cli.options import SCALES
-        from vitutor_core.recipe import recipe_path
-
         (entry,) = entry_points(group="vitutor.papers", name=self.package)
         assert entry.load() == self.paper()
         wanted = {self.paper().plain_row, self.paper().method_rows[-1]}
         assert len(wanted) == 2
-        for scale in SCALES:
+        for scale in scales_of(self.package):
             assert wanted <= read_recipe(recipe_path(self.package, scale)).rows.keys()
 
     def test_another_config_is_refused_with_the_difference(self, finished: Path, teachers: Path) -> None:
@@ -212,6 +208,14 @@ class MethodConformance:
         model = timm.create_model(card.name, checkpoint_path=str(tmp_path / "student.safetensors"), **kwargs)
         assert model.eval()(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
         assert "timm.create_model" in (tmp_path / "student.md").read_text()
+
+    def test_what_is_measured_again_is_what_was_measured(self, finished: Path) -> None:
+        record = read_record(finished, self.package)
+        found = evaluate_run(finished, record, load(self.paper().config), load(self.paper().method).build)
+        assert {name: found[name] for name in record["metrics"] if name in found} == {
+            name: value for name, value in record["metrics"].items() if name in found
+        }
+        assert ("top1" if self.classifies else "knn_top1") in found
 
     @pytest.mark.slow
     def test_evaluate_in_a_fresh_process_finds_the_model(self, finished: Path) -> None:

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from bootstrapping_vit.cli import PAPER
-from vitutor_core.cli.options import SCALES, load
-from vitutor_core.config import parse_yaml
+from vitutor_core.cli.options import SCALES
 from vitutor_core.data.subsets import subset_indices
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.weights import create_model
+from vitutor_core.paper import load
 from vitutor_core.recipe import read_recipe, recipe_path
 from vitutor_core.report.paper import load_paper_results, split_row
 from vitutor_core.train import optim
@@ -38,15 +38,6 @@ def resolve(scale, row, *settings, preset=None):
 
 def rows(scale):
     return read_recipe(recipe_path("bootstrapping_vit", scale)).rows
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_the_graph_has_the_rows_of_the_recipe(scale):
-    folder = ROOT if scale == "digits" else ROOT / "scales" / scale
-    params = parse_yaml((folder / "params.yaml").read_text(), where="params")
-    # At ImageNet's scale the paper has no rows with all images; `vitutor compare` has.
-    compared = {"vit", "joint"} if scale == "imagenet" else set()
-    assert params["bootstrapping_vit"] == [row for row in rows(scale) if row not in compared]
 
 
 def test_every_row_that_a_table_names_is_at_some_scale():

@@ -13,7 +13,7 @@ from torch import nn
 
 from coadvise.cli import PAPER
 from vitutor_core.cli.options import SCALES
-from vitutor_core.config import parse_yaml
+from vitutor_core.graph.stages import read_graph
 from vitutor_core.models.weights import create_model
 from vitutor_core.recipe import read_recipe, recipe_path
 from vitutor_core.recipe import resolve as resolve_recipe
@@ -37,34 +37,15 @@ def rows(scale):
     return read_recipe(recipe_path("coadvise", scale)).rows
 
 
-@cache
-def params(scale):
-    path = (ROOT if scale == "digits" else ROOT / "scales" / scale) / "params.yaml"
-    return parse_yaml(path.read_text(), where=str(path))
-
-
 def recipes(config):
     """The teachers of a row that are trained by a stage of their own."""
     return sorted(teacher.recipe for teacher in config.teachers.values() if teacher.recipe)
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_rows_are_those_of_the_graph_with_their_teachers(scale):
-    lists = params(scale)
-    in_graph = {row: [] for row in lists["coadvise_alone"]}
-    in_graph |= {row: [teacher] for row, teacher in lists["coadvise_one"].items()}
-    in_graph |= {row: sorted(pair.values()) for row, pair in lists["coadvise_two"].items()}
-    assert in_graph == {row: recipes(resolve(scale, row)) for row in rows(scale)}
-    teachers = read_recipe(recipe_path("vitutor_core", scale)).rows
-    assert {teacher for row in in_graph.values() for teacher in row} <= set(lists["teachers"]) <= set(teachers)
-    stages = parse_yaml((ROOT / "dvc.yaml").read_text(), where="dvc.yaml")["stages"]
-    assert all(stages[group]["foreach"] == f"${{{group}}}" for group in GROUPS)
-
-
-@pytest.mark.parametrize("scale", SCALES)
 def test_teachers_of_the_recipes_are_valid(scale):
     path = recipe_path("vitutor_core", scale)
-    for row in params(scale)["teachers"]:
+    for row in sorted(read_graph(scale).teachers):
         config = resolve_recipe(RunConfig, path, row=row)
         assert timm.is_model(config.student.name)
     cnn, second = (resolve_recipe(RunConfig, path, row=row) for row in ("cnn", "cnn2"))

@@ -2,15 +2,14 @@ from __future__ import annotations
 
 import json
 import sys
-from types import SimpleNamespace
 
 import pytest
 
 from core.tests.toy_paper import write_toy_paper
-from vitutor_core.cli import compare, seeds
+from vitutor_core.cli import compare, reproduce
 from vitutor_core.cli.main import vitutor
 from vitutor_core.errors import ConfigError
-from vitutor_core.paper import Paper
+from vitutor_core.paper import Paper, load
 
 PAPER = Paper(
     "toypaper",
@@ -30,8 +29,7 @@ BUDGET = {
 def toy(tmp_path, monkeypatch):
     folder = write_toy_paper(tmp_path / "toy")
     monkeypatch.syspath_prepend(folder)
-    entry = SimpleNamespace(name="toypaper", load=lambda: PAPER)
-    monkeypatch.setattr(compare, "entry_points", lambda group: [entry] if group == "vitutor.papers" else [])
+    monkeypatch.setattr(compare, "installed_papers", lambda: {"toypaper": PAPER})
     monkeypatch.setattr(compare, "_budget", lambda scale: BUDGET)
     yield tmp_path
     for name in ("toypaper", "toypaper.cli"):
@@ -45,22 +43,21 @@ def run(where, *arguments):
 def test_every_row_gets_the_budget_and_a_finished_one_is_kept(toy, monkeypatch, capsys):
     made = []
 
-    def in_process(paper, commands, *_):
-        from toypaper.cli import cli
+    def in_process(jobs, *_, done, **__):
+        made.append(jobs[0].arguments["label"]["row"])
+        for job in jobs:
+            load(job.target)(**job.arguments)
+            done(job)
 
-        made.append(commands[0][commands[0].index("--row") + 1])
-        for command in commands:
-            cli.main(command, standalone_mode=False)
-
-    monkeypatch.setattr(seeds, "run_commands", in_process)
+    monkeypatch.setattr(reproduce, "run_jobs", in_process)
     run(toy)
     assert made == ["plain", "warm", "tuned"]
     (line,) = json.loads((toy / "out" / "compare.json").read_text())["lines"]
     assert (line["paper"], line["updates"], line["pretraining_updates"], line["train_images"]) == ("toypaper", 2, 4, 40)
-    tuned = json.loads((toy / "out" / "results" / "toypaper" / "tuned" / "seed-1" / "metrics.json").read_text())
+    tuned = json.loads((toy / "out" / "evaluation" / "toypaper" / "tuned" / "seed-1" / "metrics.json").read_text())
     assert tuned["config"]["optim"]["lr"] == 0.01
-    assert tuned["config"]["student"]["weights"].endswith("results/toypaper/warm/seed-1")
-    warm = json.loads((toy / "out" / "results" / "toypaper" / "warm" / "seed-1" / "metrics.json").read_text())
+    assert tuned["config"]["student"]["weights"].endswith("runs/toypaper/warm/seed-1")
+    warm = json.loads((toy / "out" / "evaluation" / "toypaper" / "warm" / "seed-1" / "metrics.json").read_text())
     assert (warm["config"]["optim"]["lr"], warm["config"]["data"]["per_class"]) == (1e-2, 4)
     mean = line["method"]["mean"] - line["plain"]["mean"]
     assert line["gain"]["mean"] == pytest.approx(mean)

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from vitutor_core.cli.teacher import teacher_recipes
 from vitutor_core.config import identity, identity_fields, leaves, nearest, parse_yaml
 from vitutor_core.errors import ConfigError
+from vitutor_core.graph.needs import teacher_recipes
 from vitutor_core.recipe import read_recipe, resolve
 from vitutor_core.schema import RunConfig, TeacherConfig
 
@@ -58,7 +58,7 @@ def test_a_mapping_of_sections_has_leaves_of_its_own(recipe):
     assert paths["teachers.cnn.weights"] == ("runtime", None)
     assert config.changed(["teachers.cnn.weights=x"]).fingerprint() == config.fingerprint()
     assert config.changed(["teachers.cnn.recipe=x"]).fingerprint() != config.fingerprint()
-    assert teacher_recipes(config) == ["cnn", "inn"]
+    assert teacher_recipes(config) == ("cnn", "inn")
     with pytest.raises(ConfigError, match=r"unknown key 'teachers\.cnn\.recip'; did you mean 'recipe'\?"):
         resolve(TwoTeachers, recipe, settings=["teachers.cnn={recip: cnn}"])
 

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from core.tests.train_samples import curves, run, tiny_config
-from vitutor_core.cli.artefacts import evaluate_run, export_run
+from vitutor_core.cli.artefacts import export_run
 from vitutor_core.cli.paper import _measured
 from vitutor_core.errors import DataError
 from vitutor_core.evaluate.neighbours import neighbour_accuracy
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
+from vitutor_core.train.evaluation import evaluate_run, read_record
 from vitutor_core.train.publish import publish
 from vitutor_core.train.supervised import Supervised
 
@@ -62,8 +63,9 @@ def test_pictures_are_kept_after_each_evaluation_and_published(encoder, tmp_path
 
 def test_an_encoder_is_evaluated_and_exported_without_an_accuracy(encoder, tmp_path):
     out, _ = encoder
-    found = evaluate_run(out, RunConfig, "supervised", speed=False)
+    found = evaluate_run(out, read_record(out, "supervised"), RunConfig, Encoder.build)
     assert "top1" not in found
+    assert found["knn_top1"] == encoder[1]["metrics"]["knn_top1"]
     assert found["parameters"] > 0
     export_run(out, tmp_path / "encoder.safetensors", "supervised")
     assert "Its head is not trained" in (tmp_path / "encoder.md").read_text()

@@ -25,19 +25,20 @@ def test_only_the_named_block_is_replaced():
         replace_block(text, "z", "new", where="f")
 
 
-def test_the_scales_share_one_graph():
-    graphs = [(ROOT / folder / "dvc.yaml").read_text() for folder in (".", "scales/cifar100", "scales/imagenet")]
-    assert graphs[0] == graphs[1] == graphs[2]
-
-
 def test_what_is_published_can_be_read_in_the_repository(tmp_path):
     path = tmp_path / "paper_results.yaml"
     path.write_text(PAPER)
     results, target = tmp_path / "results", tmp_path / "repository" / "docs" / "results" / "digits"
     for row, value in (("plain", 90.0), ("part", 91.0), ("ours", 93.0)):
-        write_row(results, row, [value, value + 1])
-    write_run(results, "own_idea", 0, 90.0, {"config": {"teacher": {"weights": str(results / "teachers" / "cnn")}}})
-    paper, rows = load_paper_results(path), load_results(results, "demo")
+        write_row(results / "evaluation", row, [value, value + 1])
+    write_run(
+        results / "evaluation",
+        "own_idea",
+        0,
+        90.0,
+        {"config": {"teacher": {"weights": str(results / "teachers" / "cnn")}}},
+    )
+    paper, rows = load_paper_results(path), load_results(results / "evaluation", "demo")
     table = build_table(paper, rows)
     draw_figures(paper, table, rows, results / "reports" / "demo")
     readme = tmp_path / "repository" / "README.md"

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from vitutor_core.cli.compare import GROUP
 from vitutor_core.cli.options import SCALES
 from vitutor_core.config import leaves, parse_yaml
 from vitutor_core.models.weights import pretrained_classes
+from vitutor_core.paper import GROUP
 from vitutor_core.recipe import CORE_GROUP, read_recipe, recipe_path
 
 PAPERS = [entry.load() for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)]

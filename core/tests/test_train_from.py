@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from core.tests.source_samples import shades
-from vitutor_core.cli.seeds import _work_key
+from vitutor_core.cli.reproduce import inputs_of
 from vitutor_core.data.build import build_data
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.types import Source
@@ -86,7 +87,7 @@ def test_the_manifest_is_part_of_the_identity_and_the_path_is_not(made: Path, tm
         return data.info.fingerprint
 
     def key(folder: Path | None) -> str:
-        return _work_key(config(folder), tmp_path / "teachers")
+        return json.dumps(inputs_of(config(folder), "code", tmp_path))
 
     found, keys = {"real": fingerprint(None)}, {"real": key(None)}
     found["bare"] = fingerprint(made)

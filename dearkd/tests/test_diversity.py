@@ -148,13 +148,13 @@ def test_the_command_writes_what_the_table_reads(dearkd_teachers, alexnet, tmp_p
     for name, seed in (("plain", 0), ("intra", 1)):
         generation = Generation(micro(dearkd_teachers / "cnn", seed=seed, **changes), name, tmp_path / "work")
         generation.run(generation.missing())
-        generation.publish(tmp_path / "sets" / name, {"scale": "digits", "command": "test"})
-    arguments = ["diversity", "--images", str(tmp_path / "sets"), "--features", str(dearkd_teachers / "cnn")]
-    arguments += ["--lpips", str(alexnet), "--set", "diversity_pairs=3", "--out", str(tmp_path / "dearkd")]
+        generation.publish(tmp_path / "generated" / name, {"scale": "digits", "command": "test"})
+    arguments = ["diversity", "--results", str(tmp_path), "--features", str(dearkd_teachers / "cnn")]
+    arguments += ["--lpips", str(alexnet), "--set", "diversity_pairs=3"]
     cli.main(arguments, standalone_mode=False)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["real", "intra", "plain"]
-    rows = load_results(tmp_path, "dearkd")
+    rows = load_results(tmp_path / "evaluation", "dearkd")
     assert set(rows) == {"images_real", "images_plain", "images_intra"}
     plain, real = rows["images_plain"][0].result, rows["images_real"][0].result
     assert (plain.updates, plain.train_images, real.train_images) == (0, 20, 901)
@@ -162,10 +162,10 @@ def test_the_command_writes_what_the_table_reads(dearkd_teachers, alexnet, tmp_p
     assert real.metrics.keys() == {"feature_distance", "lpips"}
     assert all(0 < run.result.metrics["feature_distance"] < 2 for runs in rows.values() for run in runs)
     assert plain.teachers.keys() == {"features", "teacher"}
-    record = json.loads((tmp_path / "sets" / "plain" / "generation.json").read_text())
+    record = json.loads((tmp_path / "generated" / "plain" / "generation.json").read_text())
     assert plain.fingerprint == record["fingerprint"]
     # Equal images are no diversity.
-    for image in (tmp_path / "sets" / "plain" / "train").rglob("*.png"):
+    for image in (tmp_path / "generated" / "plain" / "train").rglob("*.png"):
         Image.new("RGB", (16, 16)).save(image)
     cli.main(arguments, standalone_mode=False)
-    assert load_results(tmp_path, "dearkd")["images_plain"][0].result.metrics["feature_distance"] == 0
+    assert load_results(tmp_path / "evaluation", "dearkd")["images_plain"][0].result.metrics["feature_distance"] == 0

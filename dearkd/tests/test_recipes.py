@@ -16,7 +16,6 @@ from dearkd.generation.commands import resolve_generation
 from dearkd.generation.config import GenerationConfig, TermsConfig
 from dearkd.models import MHCA
 from vitutor_core.cli.options import SCALES
-from vitutor_core.config import parse_yaml
 from vitutor_core.data.build import build_data
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.subsets import subset_indices
@@ -49,6 +48,12 @@ def resolve(scale, row, *settings):
     return PAPER.resolve(scale, None, row, settings)
 
 
+def rows(scale, *prefixes):
+    found = [row for row in read_recipe(recipe_path("dearkd", scale)).rows if row.startswith(prefixes)]
+    assert found
+    return found
+
+
 @cache
 def student(scale, row):
     config = resolve(scale, row)
@@ -66,35 +71,15 @@ def ticks(scale, row):
     return mhca, taught and bool(config.method.pairs), taught and config.method.distill == "pooled", two_stages
 
 
-def graph(scale):
-    """The graph of a scale and its parameters."""
-    folder = ROOT if scale == "digits" else ROOT / "scales" / scale
-    paths = [folder / name for name in ("dvc.yaml", "params.yaml")]
-    stages, params = (parse_yaml(path.read_text(), where=str(path)) for path in paths)
-    return stages["stages"], params
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_rows_are_those_of_the_tables_and_of_the_graph(scale):
-    stages, params = graph(scale)
-    assert set(stages["dearkd"]["foreach"]) == TABLE_1.keys() | TABLE_2.keys()
-    for name in ("dearkd_free", "dearkd_sizes", "dearkd_transfer"):
-        assert stages[name]["foreach"] == f"${{{name}}}"
-    elsewhere = [*params["dearkd_sizes"], *params["dearkd_free"], *params["dearkd_transfer"]]
-    assert sorted([*stages["dearkd"]["foreach"], *elsewhere]) == sorted(read_recipe(recipe_path("dearkd", scale)).rows)
-    assert (scale == "digits") == (not params["dearkd_sizes"]) == (not params["dearkd_transfer"])
-
-
 @pytest.mark.parametrize("scale", SCALES)
 def test_rows_on_generated_images(scale):
-    stages, params = graph(scale)
     sets = read_recipe(recipe_path("dearkd", f"generation/{scale}")).rows
-    assert stages["dearkd_generate"]["foreach"].keys() == sets.keys() == {"plain", "adaptive", "intra"}
+    assert sets.keys() == {"plain", "adaptive", "intra"}
     real = resolve(scale, "dearkd")
-    for row, images in params["dearkd_free"].items():
+    for row in rows(scale, "free_"):
+        images = row.removesuffix("_small").removeprefix("free_")
         config, made = resolve(scale, row), resolve_generation(PAPER, scale, None, images, ())
-        assert row.removesuffix("_small") == f"free_{images}"
-        assert config.data.train_from == f"results/dearkd/generated/{images}"
+        assert config.data.train_from == f"results/generated/{images}"
         assert config.data.changed(["train_from=null"]) == real.data  # evaluation stays real
         assert config.teacher == made.teacher  # taught by the network that was inverted
         assert (config.optim, config.augment) == (real.optim, real.augment)
@@ -107,24 +92,6 @@ def test_rows_on_generated_images(scale):
         assert updates == pytest.approx(real.train.epochs * per_real_epoch, rel=2e-3)
 
 
-def test_a_changed_student_leaves_the_images_that_have_no_competitor():
-    stages, params = graph("digits")
-    generate = stages["dearkd_generate"]
-    sources = generate["foreach"]
-    assert sources == {"plain": "results/teachers/cnn", "intra": "results/teachers/cnn"} | {
-        "adaptive": "results/dearkd/free_plain"
-    }
-    own = "${root}dearkd/src/dearkd/"
-    (recipe,) = generate["do"]["params"]
-    assert recipe == {own + "recipes/generation/${scale}.yaml": ["base", "rows.${key}"]}
-    deps = [dep.removeprefix(own) for dep in generate["do"]["deps"] if dep.startswith(own)]
-    assert deps
-    assert all(dep.startswith("generation/") for dep in deps)
-    # A changed weight of the terms makes new images, and they make new rows.
-    assert "results/dearkd/generated/${item}" in stages["dearkd_free"]["do"]["deps"]
-    assert set(params["dearkd_free"].values()) == sources.keys()
-
-
 @pytest.mark.parametrize("scale", SCALES)
 def test_generated_sets_differ_in_their_terms_alone(scale):
     sets = {name: resolve_generation(PAPER, scale, None, name, ()) for name in ("plain", "adaptive", "intra")}
@@ -133,7 +100,7 @@ def test_generated_sets_differ_in_their_terms_alone(scale):
     assert weights["plain"] == (0, 0, 0)
     assert weights["adaptive"] == (0.2, 0, 0)
     assert weights["intra"] == (0, 50 if scale == "imagenet" else 5, 0.5)
-    assert sets["adaptive"].competitor == "results/dearkd/free_plain/seed-0"
+    assert sets["adaptive"].competitor == "results/runs/dearkd/free_plain/seed-0"
     for config in sets.values():
         same = config.model_copy(update={"terms": plain.terms, "competitor": None})
         assert same == plain
@@ -160,10 +127,9 @@ def test_imagenet_generation_is_the_papers_setting():
 
 @pytest.mark.parametrize("scale", ["cifar100", "imagenet"])
 def test_transfer_starts_from_the_student_without_a_teacher(scale):
-    _, params = graph(scale)
-    for row, start in params["dearkd_transfer"].items():
+    for row in rows(scale, "transfer_"):
         config = resolve(scale, row)
-        assert config.student.start_row == start == "dearkd"
+        assert config.student.start_row == "dearkd"
         assert config.teacher is None
         assert config.data.source != resolve(scale, "dearkd").data.source
         assert (config.optim.name, config.optim.lr, config.augment.random_erasing) == ("sgd", 0.01, 0)
@@ -172,8 +138,7 @@ def test_transfer_starts_from_the_student_without_a_teacher(scale):
 
 @pytest.mark.parametrize("scale", ["cifar100", "imagenet"])
 def test_sizes_and_lengths(scale):
-    _, params = graph(scale)
-    for row in params["dearkd_sizes"]:
+    for row in rows(scale, "dearkd_small", "dearkd_base", "dearkd_1000", "vit_small"):
         config = resolve(scale, row)
         size = next((name for name in ("small", "base") if name in row), "tiny")
         assert f"_{size}_" in config.student.name

@@ -12,7 +12,6 @@ import torch
 from drloc import DRLoc
 from drloc.cli import PAPER
 from vitutor_core.cli.options import SCALES
-from vitutor_core.config import parse_yaml
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.weights import create_model, pretrained_classes
 from vitutor_core.recipe import read_recipe, recipe_path
@@ -102,18 +101,6 @@ def test_fine_tuning_starts_from_weights_or_not_at_all():
     student = resolve("imagenet", "t2t_finetune").student
     with pytest.raises(ConfigError, match="No pretrained weights exist for t2t_vit_14"), torch.device("meta"):
         create_model(student, num_classes=10, image_size=224, channels=3)
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_rows_are_those_of_the_graph(scale):
-    folder = ROOT if scale == "digits" else ROOT / "scales" / scale
-    graph = parse_yaml((folder / "dvc.yaml").read_text(), where="dvc.yaml")["stages"]
-    params = parse_yaml((folder / "params.yaml").read_text(), where="params.yaml")
-    assert graph["drloc"]["foreach"] == "${drloc}"
-    assert graph["drloc_finetune"]["foreach"] == "${drloc_finetune}"
-    starts = {row: resolve(scale, row).student.start_row for row in rows(scale)}
-    assert params["drloc"] == [row for row, start in starts.items() if start is None]
-    assert params["drloc_finetune"] == {row: start for row, start in starts.items() if start is not None}
 
 
 def test_every_row_of_the_tables_exists_at_the_papers_scale():

@@ -10,7 +10,6 @@ import pytest
 
 from mae_lite_distill.cli import PAPER
 from vitutor_core.cli.options import SCALES
-from vitutor_core.config import parse_yaml
 from vitutor_core.recipe import read_recipe, recipe_path
 from vitutor_core.report.paper import load_paper_results, split_row
 from vitutor_core.train.optim import peak_lr
@@ -22,25 +21,6 @@ ROOT = Path(__file__).parents[2]
 def rows(scale):
     names = read_recipe(recipe_path("mae_lite_distill", scale)).rows
     return {name: PAPER.resolve(scale, None, name, ()) for name in names}
-
-
-@cache
-def groups(scale):
-    path = (ROOT if scale == "digits" else ROOT / "scales" / scale) / "params.yaml"
-    params = parse_yaml(path.read_text(), where=str(path))
-    return {name: value for name, value in params.items() if name.startswith("mae_lite_distill")}
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_the_graph_has_every_row_once_and_knows_what_it_needs(scale):
-    params, configs = groups(scale), rows(scale)
-    teachers, fresh, after = (params[f"mae_lite_distill{name}"] for name in ("_teacher", "", "_after"))
-    assert sorted([*teachers, *fresh, *after]) == sorted(configs)
-    for name, config in configs.items():
-        taught = config.teacher.row if config.teacher is not None else None
-        assert after.get(name) == (config.student.start_row or taught)
-        assert taught is None or taught in teachers
-    assert {*params["mae_lite_distill_figures"], "scratch"} <= configs.keys()
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -5,7 +5,7 @@ The paper does not say how the stems become tokens; this is the released code's 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import PatchEmbed
@@ -48,7 +48,7 @@ class StemEmbed(PatchEmbed):  # type: ignore[misc]  # timm has no type informati
         return combine([self._embed(name, images) for name in self.stems])
 
     def _embed(self, name: str, images: Tensor) -> Tensor:
-        stem, project = self.stems[name], self.projections[name]
+        stem, project = self.stems[name], cast("nn.Conv2d", self.projections[name])
         if name == "inv" and torch.amp.is_autocast_available(images.device.type):
             with torch.autocast(images.device.type, enabled=False):
                 return _tokens(project(stem(images.to(project.weight.dtype))))

@@ -76,7 +76,7 @@ def reproduce_row(
     for seed in seeds:
         config = row.config(seed).changed(_of_other_rows(row.config(seed), out.parent))
         config = with_teachers(config, row.scale, folders.results / "teachers")
-        inputs = _inputs(config, code, folders.results)
+        inputs = inputs_of(config, code, folders.results)
         key = content_sha256(json.dumps(inputs, sort_keys=True).encode())[:12]
         run = folders.work / paper.package / row.scale / f"{row.name}-seed-{seed}-{key}"
         target = out / f"seed-{seed}"
@@ -153,7 +153,7 @@ def _of_other_rows(config: RunConfig, published: Path) -> list[str]:
     return settings
 
 
-def _inputs(config: RunConfig, code: str, results: Path) -> dict[str, Any]:
+def inputs_of(config: RunConfig, code: str, results: Path) -> dict[str, Any]:
     """Return everything that decides a run's result: config, code, data, teachers, starting weights, images."""
     weights = {path: teacher.weights for path, teacher in teachers_of(config) if teacher.weights is not None}
     weights |= {"student": config.student.weights} if config.student.weights is not None else {}

@@ -65,6 +65,9 @@ def _measured_columns(known: dict[str, Any]) -> tuple[str, ...]:
     return (known["metric"],) if known.get("metric") in columns else columns
 
 
+Cost = Literal["parameters", "macs", "hours", "images_per_s"]
+
+
 class PaperTable(Record):
     """A table of the paper.
 
@@ -72,7 +75,8 @@ class PaperTable(Record):
     shown with ``decimals``: by default the column of that id or, where there is none, all. Differences are taken to the
     package's row ``baseline``. ``figure`` asks for a plot: the metric against ``fraction``, the gain of each row over
     the baseline, or the metric by label. ``optional`` metrics need not be there, as where an extra computes them: they
-    then count as not measured.
+    then count as not measured. ``costs`` says what is measured beside columns that are printed only: millions of
+    parameters, 1e9 multiply-adds of an image, hours of training, images per second.
     """
 
     id: str
@@ -84,6 +88,7 @@ class PaperTable(Record):
     unit: str = "points"
     decimals: int = Field(1, ge=0)
     optional: bool = False
+    costs: dict[str, Cost] = Field(default_factory=dict)
     rows: tuple[PaperRow, ...]
     baseline: str | None = None
     comparisons: tuple[Comparison, ...] = ()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 
-from vitutor_core.report.paper import Comparison, MeasuredCell, PaperResults, PaperTable, split_row
+from vitutor_core.report.paper import Comparison, Cost, MeasuredCell, PaperResults, PaperTable, split_row
 from vitutor_core.report.results import Run
 from vitutor_core.report.verdict import Json, agrees, difference, outcome_of, sentence, summarise, summary
 
 Rows = Mapping[str, Sequence[Run]]
+
+_COSTS = {"parameters": ("parameters", 1e6), "macs": ("flops", 2e9), "images_per_s": ("images_per_s", 1.0)}
+"""The metric of a cost, and its unit."""
 
 
 def build_table(paper: PaperResults, rows: Rows) -> Json:
@@ -56,7 +61,7 @@ def _table(paper: PaperResults, table: PaperTable, rows: Rows) -> Json:
         "decimals": table.decimals,
         "baseline": table.baseline,
         "figure": table.figure,
-        "features": {name: title for name, title in table.columns.items() if name not in table.measured},
+        "features": _features(table),
         "lines": [_line(paper, table, cell, rows) for cell in table.cells()],
         "comparisons": [_comparison(paper, table, pair, rows) for pair in table.comparisons],
     }
@@ -70,7 +75,8 @@ def _line(paper: PaperResults, table: PaperTable, cell: MeasuredCell, rows: Rows
     return {
         "label": cell.printed.label,
         "column": table.columns[cell.column] if len(table.measured) > 1 else None,
-        "features": {name: cell.printed.cells.get(name) for name in table.columns if name not in table.measured},
+        "features": {name: cell.printed.cells.get(name) for name in table.columns if name not in table.measured}
+        | {f"{name}, ours": _cost(_whole(cell.row, runs), cost) for name, cost in table.costs.items()},
         "fraction": cell.printed.fraction,
         "row": cell.row,
         "method": paper.method_of(cell.row) if cell.row else None,
@@ -81,6 +87,34 @@ def _line(paper: PaperResults, table: PaperTable, cell: MeasuredCell, rows: Rows
         "difference": difference(ours, reference),
         **_budget(runs),
     }
+
+
+def _features(table: PaperTable) -> dict[str, str]:
+    """Return the headings of the columns beside the measured ones: what is printed, and what it is here."""
+    found = {}
+    for name, title in table.columns.items():
+        if name not in table.measured:
+            found[name] = title
+        if name in table.costs:
+            found[f"{name}, ours"] = f"{title}, ours"
+    return found
+
+
+def _whole(row: str | None, runs: Sequence[Run]) -> Sequence[Run]:
+    """Return the runs unless a cell shows another network of theirs than the student, such as its agent."""
+    return runs if row is not None and split_row(row)[1] is None else ()
+
+
+def _cost(runs: Sequence[Run], cost: Cost) -> float | None:
+    """Return what a row costs, as a mean over its runs, to three digits."""
+    per_run = [
+        run.result.seconds / 3600
+        if cost == "hours"
+        else run.result.metrics.get(_COSTS[cost][0], math.nan) / _COSTS[cost][1]
+        for run in runs
+    ]
+    found = [value for value in per_run if not math.isnan(value)]
+    return float(f"{statistics.fmean(found):.3g}") if found else None
 
 
 def _measured(name: str | None, table: PaperTable, rows: Rows) -> tuple[Sequence[Run], Json | None]:

@@ -1,0 +1,216 @@
+"""Rows: their seeds side by side, published one by one, and trained again only where something changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conformance.suite import assert_equal_weights
+from core.tests.toy_paper import COMMAND, write_toy_paper
+from vitutor_core.cli import reproduce
+from vitutor_core.cli.reproduce import Folders, Row, reproduce_row
+from vitutor_core.config import identity
+from vitutor_core.errors import ConfigError
+from vitutor_core.paper import Paper
+from vitutor_core.recipe import resolve
+from vitutor_core.schema import RunConfig, TeacherConfig
+from vitutor_core.train.session import RunLabel, train
+from vitutor_core.train.supervised import Supervised
+
+PAPER = Paper("toypaper", config="vitutor_core.schema:RunConfig", method="vitutor_core.train.supervised:Supervised")
+LONG = ("train.epochs=4", "train.epoch_length=full", "train.batch_size=10")
+UPDATES = 4 * (901 // 10)
+FILES = ("curves.csv", "inputs.json", "metrics.json", "student.safetensors")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return write_toy_paper(tmp_path_factory.mktemp("toy"))
+
+
+def start(toy, row, where, *settings, seeds="0,1", more=()):
+    changes = [option for setting in settings for option in ("--set", setting)]
+    return subprocess.Popen(
+        [*COMMAND, "reproduce", row, "--seeds", seeds, "--jobs", "2", *more, *changes],
+        cwd=where,
+        env=os.environ | {"PYTHONPATH": str(toy)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process, code=0):
+    with process:
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    return output.splitlines(), errors.splitlines()
+
+
+def wait_until(condition, process):
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def files_below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.slow
+def test_an_interrupted_row_goes_on_and_ends_as_one_that_was_not(toy, tmp_path):
+    runs = tmp_path / "work" / "toypaper" / "digits"
+    process = start(toy, "plain", tmp_path, *LONG)
+    wait_until(lambda: len({path.parts[-3] for path in runs.glob("*/checkpoints/step-????????")}) == 2, process)
+    process.send_signal(signal.SIGTERM)  # to the parent alone
+    _, errors = finish(process, 143)
+    assert errors[-1] == "error: stopped and saved; run it again to go on"
+    assert not list((tmp_path / "results").glob("runs/toypaper/plain/seed-*/metrics.json"))
+
+    process = start(toy, "plain", tmp_path, *LONG)
+    wait_until(lambda: any(len(json.loads(p.read_text())["sessions"]) == 2 for p in runs.glob("*/run.json")), process)
+    output, _ = finish(process)
+    assert output[-1] == "plain: 2 seeds in results/runs/toypaper/plain"
+    folder = tmp_path / "results" / "runs" / "toypaper" / "plain"
+    assert files_below(folder) == [f"seed-{seed}/{name}" for seed in range(2) for name in FILES]
+    assert not files_below(tmp_path / "work")
+
+    published = [folder / f"seed-{seed}" for seed in range(2)]
+    results = [json.loads((run / "metrics.json").read_text()) for run in published]
+    assert [(result["seed"], result["updates"]) for result in results] == [(seed, UPDATES) for seed in range(2)]
+    assert results[0]["metrics"]["loss"] != results[1]["metrics"]["loss"]
+    assert results[1]["command"].startswith("toypaper train --scale digits --row plain --seed 1 --set train.epochs=4")
+    config = resolve(RunConfig, toy / "toypaper" / "recipes" / "digits.yaml", row="plain", settings=LONG)
+    train(config, Supervised.build, label=RunLabel("toypaper", "plain", "digits", "x"), out=tmp_path / "alone")
+    assert_equal_weights(tmp_path / "alone", published[0])
+
+
+@pytest.mark.slow
+def test_only_what_changed_is_trained_again(toy, tmp_path):
+    folder = tmp_path / "results" / "runs" / "toypaper" / "plain"
+
+    def times():
+        return {run.name: (run / "metrics.json").stat().st_mtime_ns for run in folder.iterdir()}
+
+    finish(start(toy, "plain", tmp_path, seeds="0"))
+    first = times()
+    output, _ = finish(start(toy, "plain", tmp_path, seeds="0,1"))
+    assert output[0] == "plain, seed 0: already in results/runs/toypaper/plain/seed-0"
+    assert times()["seed-0"] == first["seed-0"]
+    assert times().keys() == {"seed-0", "seed-1"}
+    output, _ = finish(start(toy, "plain", tmp_path, "optim.lr=0.02", seeds="0"))
+    assert output[0] == "plain, seed 0: trained again, since optim.lr: 0.01 -> 0.02"
+    assert times()["seed-0"] > first["seed-0"]
+    inputs = json.loads((folder / "seed-1" / "inputs.json").read_text())
+    (folder / "seed-1" / "inputs.json").write_text(json.dumps(inputs | {"code": "other"}))
+    output, _ = finish(start(toy, "plain", tmp_path, seeds="1"))
+    assert output[0] == f"plain, seed 1: trained again, since code: 'other' -> '{inputs['code']}'"
+
+
+@pytest.mark.slow
+def test_a_row_is_evaluated_from_its_weights_into_records(toy, tmp_path):
+    finish(start(toy, "plain", tmp_path))
+    environment = os.environ | {"PYTHONPATH": str(toy)}
+    command = [*COMMAND, "evaluate", "results/runs/toypaper/plain", "--out", "records"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for seed in range(2):
+        trained, evaluated = (
+            json.loads((tmp_path / folder / f"seed-{seed}" / "metrics.json").read_text())
+            for folder in ("results/runs/toypaper/plain", "records")
+        )
+        assert evaluated["metrics"] == trained["metrics"] | {
+            name: evaluated["metrics"][name] for name in ("parameters", "flops")
+        }
+        assert {**evaluated, "metrics": None} == {**trained, "metrics": None}
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_run(toy, tmp_path):
+    output, _ = finish(start(toy, "plain", tmp_path, seeds="0", more=("--processes", "2")))
+    assert output[-1] == "plain: 1 seeds in results/runs/toypaper/plain"
+    folder = tmp_path / "results" / "runs" / "toypaper" / "plain" / "seed-0"
+    assert json.loads((folder / "metrics.json").read_text())["metrics"]["images"] == 896
+
+
+@pytest.mark.slow
+def test_a_failing_seed_ends_the_row_with_its_code(toy, tmp_path):
+    _, errors = finish(start(toy, "diverging", tmp_path), 5)
+    assert any(line.startswith("error: diverging, seed ") and "became NaN or infinite" in line for line in errors)
+    assert errors[-1] == "error: a run failed; its message is above"
+    assert not list(tmp_path.rglob("seed-*/metrics.json"))
+
+
+class Taught(RunConfig):
+    teacher: TeacherConfig = identity(TeacherConfig(recipe="cnn"), help="a teacher")
+
+
+@pytest.fixture
+def jobs(monkeypatch, toy):
+    """What would be run, without running it."""
+    monkeypatch.syspath_prepend(toy)
+    found = []
+    monkeypatch.setattr(reproduce, "run_jobs", lambda jobs, *_, **__: found.extend(jobs))
+    yield found
+    for name in ("toypaper", "toypaper.cli"):
+        sys.modules.pop(name, None)
+
+
+def outs(jobs):
+    return [job.arguments["out"] for job in jobs]
+
+
+def test_a_row_starts_from_the_students_of_another_row(jobs, tmp_path):
+    folders = Folders(tmp_path / "results", tmp_path / "work")
+    row = Row(PAPER, "tuned", "digits")
+    with pytest.raises(ConfigError, match="reproduce the row 'warm' first"):
+        reproduce_row(row, (3, 4), folders)
+    starts = [folders.runs(PAPER, "warm") / f"seed-{seed}" for seed in (3, 4)]
+    for folder in starts:
+        folder.mkdir(parents=True)
+        (folder / "student.safetensors").write_bytes(b"same")
+    reproduce_row(row, (3, 4), folders)
+    assert [job.arguments["config"]["student"]["weights"] for job in jobs] == [str(folder) for folder in starts]
+    before = outs(jobs)
+    (starts[0] / "student.safetensors").write_bytes(b"others")
+    jobs.clear()
+    reproduce_row(row, (3, 4), folders)
+    assert outs(jobs)[0] != before[0]
+    assert outs(jobs)[1] == before[1]
+
+
+def test_a_teacher_may_be_seed_0_of_another_row(jobs, tmp_path):
+    folders = Folders(tmp_path / "results", tmp_path / "work")
+    paper = Paper("toypaper", config=f"{__name__}:Taught", method=PAPER.method)
+    row = Row(paper, "long", "digits", settings=('teacher={"row": "plain"}',))
+    with pytest.raises(ConfigError, match=r"^teacher: .*seed-0.*reproduce the row 'plain' first"):
+        reproduce_row(row, (3,), folders)
+    folder = folders.runs(PAPER, "plain") / "seed-0"
+    folder.mkdir(parents=True)
+    for content in (b"one", b"other"):
+        (folder / "student.safetensors").write_bytes(content)
+        reproduce_row(row, (3,), folders)
+    assert {job.arguments["config"]["teacher"]["weights"] for job in jobs} == {str(folder)}
+    assert len(set(outs(jobs))) == 2
+
+
+def test_data_and_code_are_part_of_what_decides_a_run(jobs, tmp_path, monkeypatch):
+    folders = Folders(tmp_path / "results", tmp_path / "work")
+    row = Row(PAPER, "plain", "digits")
+    manifest = folders.results / "data" / "digits"
+    manifest.parent.mkdir(parents=True)
+    for content in ("one", "two"):
+        manifest.write_text(content)
+        reproduce_row(row, (0,), folders)
+    monkeypatch.setattr(reproduce, "train_code", lambda paper: "another")
+    reproduce_row(row, (0,), folders)
+    assert len(set(outs(jobs))) == 3
