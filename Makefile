@@ -7,6 +7,7 @@
 #
 # What is run may be set once, and stays in the scale's params.yaml:
 # make reproduce-dearkd SEEDS=0,1,2,3,4 PRESET=official GPUS=8 GROUPS=core,cars ROWS="vit dearkd" SET=train.accumulate=4
+# AVAILABLE=1 leaves out the rows that cannot run here, for want of data, weights or network; `vitutor ready` lists them.
 
 SCALE ?= digits
 PYTHON ?= python3
@@ -32,7 +33,7 @@ reproduce: $(patsubst %,reproduce-%,$(subst _,-,$(PAPERS)))
 
 reproduce-%: setup
 	$(if $(strip $(PARAMS)),vitutor params $(strip $(PARAMS)) --params $(GRAPH)/params.yaml)
-	vitutor ready $(subst -,_,$*) --params $(GRAPH)/params.yaml
+	vitutor ready $(subst -,_,$*) $(if $(AVAILABLE),--choose) --params $(GRAPH)/params.yaml
 	cd $(GRAPH) && dvc repro report@$(subst -,_,$*)
 	vitutor report show $(subst -,_,$*) --results $(GRAPH)/results
 

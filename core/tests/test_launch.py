@@ -70,8 +70,8 @@ def test_a_signal_during_a_start_reaches_the_process_that_was_being_started(monk
     assert [process.told for process in run_fakes.made] == [1]
 
 
-def test_a_run_that_was_killed_is_said_to_be(monkeypatch):
-    with pytest.raises(VitutorError, match="a run was killed by SIGKILL") as caught:
+def test_a_run_that_was_killed_is_named(monkeypatch):
+    with pytest.raises(VitutorError, match=r"^a: killed by SIGKILL; run it again to go on$") as caught:
         run_fakes(monkeypatch, lambda: None, -signal.SIGKILL)
     assert caught.value.exit_code == 1
     assert len(run_fakes.made) == 2  # the third is not begun

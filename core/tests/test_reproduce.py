@@ -24,8 +24,8 @@ from vitutor_core.train.session import RunLabel, train
 from vitutor_core.train.supervised import Supervised
 
 PAPER = Paper("toypaper", config="vitutor_core.schema:RunConfig", method="vitutor_core.train.supervised:Supervised")
-LONG = ("train.epochs=4", "train.epoch_length=full", "train.batch_size=10")
-UPDATES = 4 * (901 // 10)
+LONG = ("train.epochs=8", "train.epoch_length=full", "train.batch_size=10")
+UPDATES = 8 * (901 // 10)
 FILES = ("curves.csv", "inputs.json", "metrics.json", "student.safetensors")
 
 
@@ -66,32 +66,65 @@ def files_below(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.slow
-def test_an_interrupted_row_goes_on_and_ends_as_one_that_was_not(toy, tmp_path):
-    runs = tmp_path / "work" / "toypaper" / "digits"
-    process = start(toy, "plain", tmp_path, *LONG)
-    wait_until(lambda: len({path.parts[-3] for path in runs.glob("*/checkpoints/step-????????")}) == 2, process)
+def interrupt(process):
     process.send_signal(signal.SIGTERM)  # to the parent alone
     _, errors = finish(process, 143)
     assert errors[-1] == "error: stopped and saved; run it again to go on"
-    assert not list((tmp_path / "results").glob("runs/toypaper/plain/seed-*/metrics.json"))
 
+
+def unfinished(where, seed):
+    """The folder of a seed that is being trained, once an epoch of it is saved."""
+    found = list((where / "work" / "toypaper" / "digits").glob(f"plain-seed-{seed}-*/checkpoints/step-????????"))
+    return found[0].parents[1] if found else None
+
+
+def curves_of(run):
+    """The curves as text: they tell how long each epoch took, so two trainings never have the same."""
+    text = (run / "curves.csv").read_text()
+    assert len(text.splitlines()) > 1
+    return text
+
+
+@pytest.mark.slow
+def test_an_interrupted_row_goes_on_and_ends_as_one_that_was_not(toy, tmp_path):
     process = start(toy, "plain", tmp_path, *LONG)
-    wait_until(lambda: any(len(json.loads(p.read_text())["sessions"]) == 2 for p in runs.glob("*/run.json")), process)
-    output, _ = finish(process)
+    wait_until(lambda: unfinished(tmp_path, 0) and unfinished(tmp_path, 1), process)
+    interrupt(process)
+    assert not list((tmp_path / "results").glob("runs/toypaper/plain/seed-*"))
+    begun = [curves_of(unfinished(tmp_path, seed)) for seed in range(2)]
+
+    output, _ = finish(start(toy, "plain", tmp_path, *LONG))
     assert output[-1] == "plain: 2 seeds in results/runs/toypaper/plain"
     folder = tmp_path / "results" / "runs" / "toypaper" / "plain"
     assert files_below(folder) == [f"seed-{seed}/{name}" for seed in range(2) for name in FILES]
     assert not files_below(tmp_path / "work")
 
     published = [folder / f"seed-{seed}" for seed in range(2)]
+    assert all(curves_of(run).startswith(before) for run, before in zip(published, begun, strict=True))
     results = [json.loads((run / "metrics.json").read_text()) for run in published]
     assert [(result["seed"], result["updates"]) for result in results] == [(seed, UPDATES) for seed in range(2)]
     assert results[0]["metrics"]["loss"] != results[1]["metrics"]["loss"]
-    assert results[1]["command"].startswith("toypaper train --scale digits --row plain --seed 1 --set train.epochs=4")
+    assert results[1]["command"].startswith("toypaper train --scale digits --row plain --seed 1 --set train.epochs=8")
     config = resolve(RunConfig, toy / "toypaper" / "recipes" / "digits.yaml", row="plain", settings=LONG)
     train(config, Supervised.build, label=RunLabel("toypaper", "plain", "digits", "x"), out=tmp_path / "alone")
     assert_equal_weights(tmp_path / "alone", published[0])
+
+
+@pytest.mark.slow
+def test_a_seed_that_was_finished_when_its_row_was_interrupted_stays(toy, tmp_path):
+    folder = tmp_path / "results" / "runs" / "toypaper" / "plain"
+    process = start(toy, "plain", tmp_path, *LONG, more=("--jobs", "1"))
+    wait_until(lambda: (folder / "seed-0").exists() and unfinished(tmp_path, 1), process)
+    interrupt(process)
+    assert files_below(folder) == [f"seed-0/{name}" for name in FILES]
+    finished, begun = curves_of(folder / "seed-0"), curves_of(unfinished(tmp_path, 1))
+
+    output, _ = finish(start(toy, "plain", tmp_path, *LONG, more=("--jobs", "1")))
+    assert output[0] == "plain, seed 0: already in results/runs/toypaper/plain/seed-0"
+    assert curves_of(folder / "seed-0") == finished
+    assert curves_of(folder / "seed-1").startswith(begun)
+    assert files_below(folder) == [f"seed-{seed}/{name}" for seed in range(2) for name in FILES]
+    assert not files_below(tmp_path / "work")
 
 
 @pytest.mark.slow
@@ -139,7 +172,9 @@ def test_two_processes_train_a_run(toy, tmp_path):
     output, _ = finish(start(toy, "plain", tmp_path, seeds="0", more=("--processes", "2")))
     assert output[-1] == "plain: 1 seeds in results/runs/toypaper/plain"
     folder = tmp_path / "results" / "runs" / "toypaper" / "plain" / "seed-0"
+    assert sorted(path.name for path in folder.iterdir()) == list(FILES)
     assert json.loads((folder / "metrics.json").read_text())["metrics"]["images"] == 896
+    assert not files_below(tmp_path / "work")
 
 
 @pytest.mark.slow
@@ -165,11 +200,20 @@ def jobs(monkeypatch, toy):
         sys.modules.pop(name, None)
 
 
+def publish(jobs, folder):
+    """Pretend that the jobs were run."""
+    for job in jobs:
+        target = folder / f"seed-{job.arguments['config']['seed']}"
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "inputs.json").write_text(json.dumps(job.arguments["inputs"]))
+    jobs.clear()
+
+
 def outs(jobs):
     return [job.arguments["out"] for job in jobs]
 
 
-def test_a_row_starts_from_the_students_of_another_row(jobs, tmp_path):
+def test_a_row_starts_from_the_students_of_another_row(jobs, tmp_path, capsys):
     folders = Folders(tmp_path / "results", tmp_path / "work")
     row = Row(PAPER, "tuned", "digits")
     with pytest.raises(ConfigError, match="reproduce the row 'warm' first"):
@@ -181,14 +225,18 @@ def test_a_row_starts_from_the_students_of_another_row(jobs, tmp_path):
     reproduce_row(row, (3, 4), folders)
     assert [job.arguments["config"]["student"]["weights"] for job in jobs] == [str(folder) for folder in starts]
     before = outs(jobs)
+    publish(jobs, folders.runs(PAPER, "tuned"))
     (starts[0] / "student.safetensors").write_bytes(b"others")
-    jobs.clear()
+    capsys.readouterr()
     reproduce_row(row, (3, 4), folders)
-    assert outs(jobs)[0] != before[0]
-    assert outs(jobs)[1] == before[1]
+    assert [job.name for job in jobs] == ["tuned, seed 3"]
+    assert outs(jobs)[0] not in before
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first.startswith("tuned, seed 3: trained again, since weights: {'student': ")
+    assert second.startswith("tuned, seed 4: already in ")
 
 
-def test_a_teacher_may_be_seed_0_of_another_row(jobs, tmp_path):
+def test_a_teacher_may_be_seed_0_of_another_row(jobs, tmp_path, capsys):
     folders = Folders(tmp_path / "results", tmp_path / "work")
     paper = Paper("toypaper", config=f"{__name__}:Taught", method=PAPER.method)
     row = Row(paper, "long", "digits", settings=('teacher={"row": "plain"}',))
@@ -196,14 +244,17 @@ def test_a_teacher_may_be_seed_0_of_another_row(jobs, tmp_path):
         reproduce_row(row, (3,), folders)
     folder = folders.runs(PAPER, "plain") / "seed-0"
     folder.mkdir(parents=True)
-    for content in (b"one", b"other"):
+    for content in (b"one", b"one", b"other"):
         (folder / "student.safetensors").write_bytes(content)
         reproduce_row(row, (3,), folders)
-    assert {job.arguments["config"]["teacher"]["weights"] for job in jobs} == {str(folder)}
-    assert len(set(outs(jobs))) == 2
+        assert all(job.arguments["config"]["teacher"]["weights"] == str(folder) for job in jobs)
+        publish(jobs, folders.runs(PAPER, "long"))
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("long, seed 3: ")]
+    assert [line.split()[3] for line in told] == ["already", "trained"]
+    assert "trained again, since weights: {'teacher': " in told[1]
 
 
-def test_data_and_code_are_part_of_what_decides_a_run(jobs, tmp_path, monkeypatch):
+def test_data_and_code_are_part_of_what_decides_a_run(jobs, tmp_path, monkeypatch, capsys):
     folders = Folders(tmp_path / "results", tmp_path / "work")
     row = Row(PAPER, "plain", "digits")
     manifest = folders.results / "data" / "digits"
@@ -211,6 +262,9 @@ def test_data_and_code_are_part_of_what_decides_a_run(jobs, tmp_path, monkeypatc
     for content in ("one", "two"):
         manifest.write_text(content)
         reproduce_row(row, (0,), folders)
+        publish(jobs, folders.runs(PAPER, "plain"))
     monkeypatch.setattr(reproduce, "train_code", lambda paper: "another")
     reproduce_row(row, (0,), folders)
-    assert len(set(outs(jobs))) == 3
+    assert [job.name for job in jobs] == ["plain, seed 0"]
+    told = [line for line in capsys.readouterr().out.splitlines() if "trained again" in line]
+    assert [line.partition("since ")[2].split(":")[0] for line in told] == ["data", "code"]

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vitutor_core.cli import robustness as cli
-from vitutor_core.cli.robustness import evaluate_robustness
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.evaluate import robustness
+from vitutor_core.evaluate import shifts as cli
 from vitutor_core.evaluate.robustness import CORRUPTIONS, Corrupted, SubsetLogits, corrupt, corruption_errors
+from vitutor_core.evaluate.shifts import evaluate_robustness
 from vitutor_core.models.weights import ModelCard, load_model, save_model
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

@@ -2,7 +2,8 @@
 
 A recipe has a ``base`` of nested values; ``presets`` and ``rows`` are dotted overrides of it. ``products`` make more
 rows: each of their ``rows`` with each of their ``variants`` gives the row ``<row>_<variant>``. ``groups`` name rows
-that a user may lack the data or the weights for, and ``analyses`` the figures that `vitutor analyze` draws of rows.
+that a user may lack the data or the weights for, ``analyses`` the figures that `vitutor analyze` draws of rows, and
+``robustness`` patterns of the rows that are evaluated out of distribution as well.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from vitutor_core.errors import ConfigError
 
 Changes = dict[str, Any]
 CORE_GROUP = "core"
-_KEYS = ("base", "presets", "variants", "rows", "products", "groups", "analyses")
+_KEYS = ("base", "presets", "variants", "rows", "products", "groups", "analyses", "robustness")
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
@@ -33,6 +34,7 @@ class Recipe(NamedTuple):
     rows: dict[str, Changes]
     groups: dict[str, tuple[str, ...]]
     analyses: dict[str, tuple[str, ...]]
+    robustness: tuple[str, ...]
 
     def group_of(self, row: str) -> str:
         """Return the group that has a pattern for ``row``, or ``core``."""
@@ -73,7 +75,8 @@ def _parsed(text: str, path: Path) -> Recipe:
             rows[name] = changes
     groups = {name: tuple(patterns) for name, patterns in (loaded.get("groups") or {}).items()}
     analyses = {name: tuple(of) for name, of in (loaded.get("analyses") or {}).items()}
-    return Recipe(loaded["base"], loaded.get("presets") or {}, rows, groups, analyses)
+    shifted = [row for row in rows if any(fnmatchcase(row, p) for p in loaded.get("robustness") or ())]
+    return Recipe(loaded["base"], loaded.get("presets") or {}, rows, groups, analyses, tuple(shifted))
 
 
 def _product(

@@ -11,7 +11,7 @@ import click
 
 from vitutor_core.cli import options
 from vitutor_core.errors import ConfigError
-from vitutor_core.graph.planned import read_planned
+from vitutor_core.graph.planned import leave_out, read_planned
 from vitutor_core.paper import load
 from vitutor_core.schema import DataConfig
 from vitutor_core.train.publish import WEIGHTS_NAME
@@ -53,7 +53,7 @@ def analyze(
     models, the second is the reference. Images are drawn at random from the evaluation split.
     """
     if plan is not None and not (planned := read_planned(plan))["run"]:
-        out.mkdir(parents=True, exist_ok=True)
+        leave_out(out, planned["why"])
         click.echo(f"not analysed, {planned['why']}")
         return
     models = tuple(_first_seed(path) for path in models)

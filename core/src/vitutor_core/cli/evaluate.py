@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from vitutor_core.errors import CheckpointError
-from vitutor_core.graph.planned import PlannedRow
+from vitutor_core.graph.planned import PlannedRow, leave_out
 from vitutor_core.paper import Paper, load
 from vitutor_core.train.evaluation import evaluate_run, read_record
 from vitutor_core.train.run_folder import write_json
@@ -42,5 +42,6 @@ def evaluate_row(paper: Paper, runs: Path, out: Path, planned: PlannedRow | None
         write_json(target / "metrics.json", record | {"metrics": metrics})
         shown = f"top-1 {metrics['top1']:.2f} %" if "top1" in metrics else f"{len(metrics)} metrics"
         click.echo(f"{runs.name}, {folder.name}: {shown}")
-    if not folders:
-        click.echo(f"{runs.name}: nothing to evaluate, {planned.why if planned is not None else ''}")
+    if planned is not None and not planned.run:
+        leave_out(out, planned.why)
+        click.echo(f"{runs.name}: not evaluated, {planned.why}")

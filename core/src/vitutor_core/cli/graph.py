@@ -9,7 +9,7 @@ import click
 
 from vitutor_core.cli import options
 from vitutor_core.errors import ConfigError
-from vitutor_core.graph.params import Params
+from vitutor_core.graph.params import Params, change_params
 
 _PARAMS = click.option(
     "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True, help="What is run."
@@ -67,27 +67,37 @@ def plan(params: Path, out: Path) -> None:
 
 @click.command("ready")
 @click.argument("papers", nargs=-1)
+@click.option("--choose", is_flag=True, help="Set `rows` in params.yaml to the chosen rows that can run.")
 @_PARAMS
-def ready(papers: tuple[str, ...], params: Path) -> None:
+def ready(papers: tuple[str, ...], choose: bool, params: Path) -> None:
     """Say which of the chosen rows of PAPERS (default: all installed) cannot run here, and why."""
-    from vitutor_core.graph.ready import Obstacle, obstacles
+    from vitutor_core.graph.ready import obstacles
     from vitutor_core.graph.stages import read_graph
 
     chosen = Params.read(params)
-    found = read_graph(chosen.scale, preset=chosen.preset, settings=chosen.set)
-    missing: list[Obstacle] = []
+    found = read_graph(chosen.scale)
+    missing: list[str] = []
+    left: list[str] = []
     for name in papers or found.papers:
         if name not in found.papers:
             raise ConfigError(f"paper '{name}' has no recipe at '{chosen.scale}', or is not installed")
-        missing += obstacles(found, name, chosen)
-    for obstacle in missing:
-        click.echo(f"{obstacle.row:32}{obstacle.reason}", err=True)
-    if missing:
+        for row, reason in obstacles(found, name, chosen).items():
+            stage = row if "@" in row else f"{name}@{row}"
+            if reason is None:
+                left.append(stage)
+            else:
+                missing.append(stage)
+                click.echo(f"{missing[-1]}: {reason}", err=True)
+    if not missing:
+        click.echo("all chosen rows can run")
+    elif choose and left:
+        change_params(params, (f"rows={','.join(left)}",))
+        click.echo(f"{params}: rows are now the {len(left)} that can run; {len(missing)} are left out")
+    else:
         raise ConfigError(
-            f"{len(missing)} rows of the groups {', '.join(chosen.groups)} cannot run here; provide what they need, or "
-            f"leave them out by `groups` or `rows` in {params}"
+            f"{len(missing)} chosen rows cannot run here; provide what they need, or leave them out: "
+            f"'vitutor ready {' '.join(papers)} --choose --params {params}' does, and so do `groups` and `rows` there"
         )
-    click.echo("all chosen rows can run")
 
 
 @click.command("params")
@@ -95,7 +105,5 @@ def ready(papers: tuple[str, ...], params: Path) -> None:
 @_PARAMS
 def params(changes: tuple[str, ...], params: Path) -> None:
     """Change fields of params.yaml, such as seeds=0,1,2 or rows="vit dearkd"; its comments stay."""
-    from vitutor_core.graph.params import change_params
-
     for line in change_params(params, changes):
         click.echo(line)

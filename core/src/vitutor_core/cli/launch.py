@@ -77,7 +77,8 @@ def run_jobs(
         arrived.append(number)
 
     before = {number: signal.signal(number, note_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    stopped_by = failed = 0
+    stopped_by = 0
+    failed: tuple[Job, int] | None = None
     try:
         while waiting or running:
             while waiting and len(running) < side_by_side:
@@ -93,8 +94,8 @@ def run_jobs(
                 job = running.pop(process)
                 if process.exitcode == 0:
                     done(job)
-                elif not failed and not stopped_by:
-                    failed = process.exitcode or 1
+                elif failed is None and not stopped_by:
+                    failed = job, process.exitcode or 1
                     waiting.clear()
                     _terminate(running)
     finally:
@@ -102,13 +103,13 @@ def run_jobs(
             signal.signal(number, handler)
     if stopped_by:
         raise InterruptedRun("stopped and saved; run it again to go on", stopped_by)
-    if failed:
-        _raise(failed)
+    if failed is not None:
+        _raise(*failed)
 
 
-def _raise(code: int) -> None:
+def _raise(job: Job, code: int) -> None:
     if code < 0:
-        raise VitutorError(f"a run was killed by {signal.Signals(-code).name}; run it again to go on")
+        raise VitutorError(f"{job.name}: killed by {signal.Signals(-code).name}; run it again to go on")
     error = VitutorError("a run failed; its message is above")
     error.exit_code = code
     raise error

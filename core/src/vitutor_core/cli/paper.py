@@ -15,7 +15,7 @@ import click
 
 from vitutor_core.cli import options
 from vitutor_core.errors import ConfigError
-from vitutor_core.graph.planned import PlannedRow
+from vitutor_core.graph.planned import PlannedRow, leave_out
 from vitutor_core.paper import Paper, load
 from vitutor_core.recipe import read_recipe, recipe_path
 
@@ -123,7 +123,7 @@ def _reproduce(paper: Paper) -> click.Command:
             chosen = Row(paper, row, planned.scale, planned.preset, planned.settings)
             reproduce_row(chosen, planned.seeds, folders, jobs=jobs, processes=processes or planned.processes)
         else:
-            folders.runs(paper, row).mkdir(parents=True, exist_ok=True)
+            leave_out(folders.runs(paper, row), planned.why)
             click.echo(f"{row}: not run, {planned.why}")
 
     return reproduce

@@ -19,6 +19,7 @@ from vitutor_core.config import differences, identity_fields
 from vitutor_core.data.locate import locate
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.needs import source_name, teachers_of
+from vitutor_core.graph.planned import take_up
 from vitutor_core.graph.stages import train_code
 from vitutor_core.paper import Paper, load
 from vitutor_core.schema import RunConfig
@@ -69,6 +70,7 @@ def reproduce_row(
     A seed that is published with the same inputs (config, code, data, teachers, starting weights) is left alone.
     """
     paper, out = row.paper, folders.runs(row.paper, row.name)
+    take_up(out)
     runs: dict[str, tuple[Path, Path]] = {}
     work: list[Job] = []
     epochs = 0

@@ -11,7 +11,7 @@ import click
 
 from vitutor_core.cli import options
 from vitutor_core.graph.needs import teachers_of
-from vitutor_core.graph.planned import read_planned
+from vitutor_core.graph.planned import leave_out, read_planned, take_up
 from vitutor_core.recipe import recipe_path, resolve
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.publish import publish
@@ -47,10 +47,11 @@ def teacher(
     if plan is not None:
         planned = read_planned(plan)
         if not planned["run"]:
-            out.mkdir(parents=True, exist_ok=True)
+            leave_out(out, planned["why"])
             click.echo(f"{name}: not trained, {planned['why']}")
             return
         scale, work = planned["scale"], work or Path("work")
+        take_up(out)
     result = train_teacher(scale, name, out, recipe=recipe, settings=settings, work=work)
     click.echo(f"{name}: top-1 {result:.2f} %; {out}")
 

@@ -73,9 +73,9 @@ _REPORT = """
   table:
     foreach:{papers}
     do:
-      cmd: ${{in}} vitutor report table ${{item}}
-      deps: ["results/plan/code/${{item}}-table.json", "results/evaluation/${{item}}"]
-      outs: ["results/tables/${{item}}.json", "results/metrics/${{item}}", "results/curves/${{item}}"]
+      cmd: ${{in}} vitutor report table ${{key}}
+      deps: ["results/plan/code/${{key}}-table.json", {measured}]
+      outs: ["results/tables/${{key}}.json", "results/metrics/${{key}}", "results/curves/${{key}}"]
   report:
     foreach:{items}
     do:
@@ -104,8 +104,9 @@ def dvc_yaml(graph: Graph, *, root: str, is_repository: bool) -> str:
     for name, paper in graph.papers.items():
         parts += _paper(name, paper)
     drawn = {name: _drawn(name, paper) for name, paper in graph.papers.items()}
-    papers = _wrapped(list(graph.papers), "[", "]")
-    parts.append(_REPORT.format(papers=papers, items=_mapping(drawn), deps=_slots(drawn)))
+    measured = {name: _measured(name, paper) for name, paper in graph.papers.items()}
+    shown = {"papers": _mapping(measured), "measured": _slots(measured)}
+    parts.append(_REPORT.format(items=_mapping(drawn), deps=_slots(drawn), **shown))
     return "".join(parts)
 
 
@@ -153,9 +154,15 @@ def _paper(name: str, paper: PaperGraph) -> list[str]:
     return [*parts, *(_extra(name, stages) for stages in _by_name(paper.stages).values())]
 
 
+def _measured(name: str, paper: PaperGraph) -> list[str]:
+    """Return what a paper's table is made of: folders, which stand for all the rows below them."""
+    has_shifts = any(out.startswith("robustness/") for stage in paper.stages for out in stage.outs)
+    return [f"evaluation/{name}", *([f"robustness/{name}"] if has_shifts else [])]
+
+
 def _drawn(name: str, paper: PaperGraph) -> list[str]:
     """Return what a paper's report shows beside the evaluations."""
-    outs = [out for stage in paper.stages for out in stage.outs if not out.startswith("evaluation/")]
+    outs = [out for stage in paper.stages for out in stage.outs if not out.startswith(("evaluation/", "robustness/"))]
     return [f"tables/{name}.json", *outs]
 
 

@@ -22,7 +22,9 @@ class Params(Config):
     preset: str | None = identity(None, help="a reading of the recipes that have it, such as official")
     set: tuple[str, ...] = identity((), help="more settings of every row, e.g. train.accumulate=4")
     groups: tuple[str, ...] = identity((CORE_GROUP,), help="groups of rows that are run; see `vitutor ready`")
-    rows: tuple[str, ...] = identity((), help="only these rows, and what they need; none: all of the groups")
+    rows: tuple[str, ...] = identity(
+        (), help="only these rows (or PAPER@ROW), and what they need; none: all of the groups"
+    )
     processes: int = runtime(1, help="GPUs, or processes on a CPU, per run", ge=1, le=1024)
 
     @classmethod

@@ -19,6 +19,8 @@ from vitutor_core.graph.code import MEASURING, code_fingerprint
 from vitutor_core.graph.needs import needs_of, source_name
 from vitutor_core.graph.params import Params
 from vitutor_core.graph.stages import Graph, PaperGraph, Stage, evaluation_code, read_graph, train_code
+from vitutor_core.recipe import CORE_GROUP
+from vitutor_core.schema import RunConfig
 
 TABLE_CODE = ("vitutor_core.report.table", "vitutor_core.report.results", "vitutor_core.report.metrics")
 REPORT_CODE = (
@@ -36,10 +38,10 @@ Plan = dict[str, dict[str, Any]]
 
 def build_plan(params: Params) -> Plan:
     """Return the plan of all installed papers; raises `ConfigError` for params that name what is not there."""
-    graph = read_graph(params.scale, preset=params.preset, settings=params.set)
+    graph = read_graph(params.scale)
     check_names(params, graph)
     chosen = {name: chosen_rows(params, paper) for name, paper in graph.papers.items()}
-    stages = {name: chosen_stages(paper, chosen[name]) for name, paper in graph.papers.items()}
+    stages = {name: chosen_stages(params, paper, chosen[name]) for name, paper in graph.papers.items()}
     plan: Plan = {"runtime.json": {"processes": params.processes}}
     for name, paper in graph.papers.items():
         plan |= _rows(paper, params, chosen[name])
@@ -57,20 +59,30 @@ def build_plan(params: Params) -> Plan:
 
 
 def check_names(params: Params, graph: Graph) -> None:
-    """Raise `ConfigError` for rows or groups that no recipe of the graph has."""
-    rows = [row for paper in graph.papers.values() for row in paper.configs]
-    groups = sorted({"core", *(group for paper in graph.papers.values() for group in paper.recipe.groups)})
-    for kind, named, known in (("rows", params.rows, rows), ("groups", params.groups, groups)):
+    """Raise `ConfigError` for rows, groups or a preset that no recipe of the graph has."""
+    recipes = [paper.recipe for paper in graph.papers.values()]
+    rows = [row for recipe in recipes for row in recipe.rows]
+    rows += [f"{name}@{row}" for name, paper in graph.papers.items() for row in paper.recipe.rows]
+    groups = {CORE_GROUP, *(group for recipe in recipes for group in recipe.groups)}
+    groups |= {stage.group for paper in graph.papers.values() for stage in paper.stages}
+    presets = sorted({preset for recipe in recipes for preset in recipe.presets})
+    preset = () if params.preset is None else (params.preset,)
+    for kind, named, known in (
+        ("rows", params.rows, rows),
+        ("groups", params.groups, sorted(groups)),
+        ("preset", preset, presets),
+    ):
         for name in named:
             if name not in known:
-                hint = nearest(name, known) or (f"; groups: {', '.join(groups)}" if kind == "groups" else "")
+                hint = nearest(name, known) or ("" if kind == "rows" else f"; it has {', '.join(known) or 'none'}")
                 raise ConfigError(f"{kind}: the scale '{graph.scale}' has no '{name}'{hint}")
 
 
 def chosen_rows(params: Params, paper: PaperGraph) -> list[str]:
     """Return the rows that are run: those named, else those of the groups, and what they need."""
-    if params.rows:
-        waiting = [row for row in paper.configs if row in params.rows]
+    named = _named(params, paper)
+    if named is not None:
+        waiting = [row for row in paper.configs if row in named]
     else:
         waiting = [row for row in paper.configs if paper.recipe.group_of(row) in params.groups]
     makers = {out: stage for stage in paper.stages for out in stage.outs}
@@ -86,12 +98,32 @@ def chosen_rows(params: Params, paper: PaperGraph) -> list[str]:
     return [row for row in paper.configs if row in chosen]
 
 
+def _named(params: Params, paper: PaperGraph) -> set[str] | None:
+    """Return the rows that params name of a paper; None where they name only rows of other papers, or no row."""
+    plain = [row for row in params.rows if "@" not in row]
+    package = f"{paper.paper.package}@"
+    own = [row.removeprefix(package) for row in params.rows if row.startswith(package)]
+    return {*plain, *own} if plain or own else None
+
+
+def planned_config(params: Params, paper: PaperGraph, row: str) -> RunConfig:
+    """Resolve a row with the preset, if the recipe has it, and the settings of params.
+
+    Raises `ConfigError` where these change what the row needs, which the graph has written down.
+    """
+    preset = params.preset if params.preset in paper.recipe.presets else None
+    config = paper.paper.resolve(params.scale, None, row, params.set, preset=preset)
+    if needs_of(config) != needs_of(paper.configs[row]):
+        raise ConfigError(f"row '{row}': preset or set change the data, teachers or rows that it needs; use a recipe")
+    return config
+
+
 def _rows_behind(images: str | None, makers: Mapping[str, Stage]) -> Iterable[str]:
     maker = makers.get(images.removeprefix("results/")) if images is not None else None
     return maker.rows if maker is not None else ()
 
 
-def chosen_stages(paper: PaperGraph, rows: list[str]) -> list[Stage]:
+def chosen_stages(params: Params, paper: PaperGraph, rows: list[str]) -> list[Stage]:
     """Return the paper's own stages that are run: those whose output a chosen row needs, and those that can be."""
     needed = {needs_of(paper.configs[row]).images for row in rows}
     chosen: list[Stage] = []
@@ -99,7 +131,7 @@ def chosen_stages(paper: PaperGraph, rows: list[str]) -> list[Stage]:
         outs = {f"results/{out}" for out in stage.outs}
         made = {out for other in chosen for out in other.outs}
         is_shown = bool(stage.rows) and set(stage.rows) <= set(rows) and set(stage.inputs) <= made
-        if outs & needed or is_shown:
+        if outs & needed or (is_shown and stage.group in params.groups):
             chosen.append(stage)
     return chosen
 
@@ -116,13 +148,14 @@ def _rows(paper: PaperGraph, params: Params, chosen: list[str]) -> Plan:
     plan: Plan = {}
     code = train_code(paper.paper)
     preset = params.preset if params.preset in paper.recipe.presets else None
-    for row, config in paper.configs.items():
+    for row in paper.configs:
         if row not in chosen:
             group = paper.recipe.group_of(row)
-            why = "not among `rows`" if params.rows else f"group '{group}' is not among `groups`"
+            why = "not among `rows`" if _named(params, paper) is not None else f"group '{group}' is not among `groups`"
             content = _off(f"{why} in params.yaml")
         else:
-            identity = {path: value for path, value in identity_fields(config).items() if path != "seed"}
+            fields = identity_fields(planned_config(params, paper, row))
+            identity = {path: value for path, value in fields.items() if path != "seed"}
             content = {
                 "run": True,
                 "scale": params.scale,

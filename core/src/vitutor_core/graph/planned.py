@@ -1,4 +1,4 @@
-"""Read what a plan says of one stage. Imports nothing heavy."""
+"""Read what a plan says of one stage, and leave the stage out where it says so. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from vitutor_core.errors import ConfigError
+
+_NOTE = "not-run.txt"
 
 
 @dataclass(frozen=True)
@@ -45,3 +47,14 @@ def read_planned(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         raise ConfigError(f"{path}: not a file of a plan; make one with 'vitutor plan'") from None
     return content
+
+
+def leave_out(folder: Path, why: str) -> None:
+    """Make the output of a stage that is not run: a folder with a note, since DVC warns of empty ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _NOTE).write_text(f"not run: {why}\n")
+
+
+def take_up(folder: Path) -> None:
+    """Remove the note of `leave_out` from a folder that a stage is about to fill."""
+    (folder / _NOTE).unlink(missing_ok=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from vitutor_core.data.locate import data_root, locate
 from vitutor_core.graph.needs import needs_of, teachers_of
 from vitutor_core.graph.params import Params
-from vitutor_core.graph.plan import check_names, chosen_rows
+from vitutor_core.graph.plan import check_names, chosen_rows, chosen_stages, planned_config
 from vitutor_core.graph.stages import Graph
 from vitutor_core.schema import ModelConfig, RunConfig
 
@@ -19,25 +18,27 @@ _HUB = "huggingface.co"
 _DOWNLOADED = {"cifar10": "www.cs.toronto.edu", "cifar100": "www.cs.toronto.edu"}
 
 
-@dataclass(frozen=True)
-class Obstacle:
-    """Why a row cannot run."""
-
-    row: str
-    reason: str
-
-
-def obstacles(graph: Graph, package: str, params: Params) -> list[Obstacle]:
-    """Return what keeps chosen rows of a paper from running, one reason per row; reads no image."""
+def obstacles(graph: Graph, package: str, params: Params) -> dict[str, str | None]:
+    """Return, for each chosen row of a paper, what keeps it from running, or None; reads no image."""
     check_names(params, graph)
     paper = graph.papers[package]
-    found = []
-    for row in chosen_rows(params, paper):
-        config = paper.configs[row]
+    found: dict[str, str | None] = {}
+    rows = chosen_rows(params, paper)
+    for row in rows:
+        config = planned_config(params, paper, row)
         reasons = [*_missing_data(config), *_missing_weights(config)]
         for teacher in needs_of(config).teachers:
             reasons += [f"teacher {teacher}: {reason}" for reason in _missing_data(graph.teachers[teacher])]
-        found += [Obstacle(f"{package}@{row}", reason) for reason in reasons[:1]]
+        found[row] = next(iter(reasons), None)
+    for stage in chosen_stages(params, paper, rows):
+        lacking = [folder for folder in stage.folders if not (data_root() / folder).is_dir()]
+        found |= {f"{stage.name}@{stage.item}": f"no folder {data_root() / folder}" for folder in lacking[:1]}
+    # A row that needs one of them cannot run either; needs are at most as deep as there are rows.
+    for _ in rows:
+        for row in rows:
+            blocked = [other for other in needs_of(paper.configs[row]).rows if found.get(other) is not None]
+            if found[row] is None and blocked:
+                found[row] = f"it needs the row {blocked[0]}"
     return found
 
 

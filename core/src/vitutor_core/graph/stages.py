@@ -10,7 +10,7 @@ from vitutor_core.errors import ConfigError
 from vitutor_core.graph.code import MEASURING, code_fingerprint
 from vitutor_core.graph.needs import Needs, needs_of
 from vitutor_core.paper import Paper, installed_papers, load
-from vitutor_core.recipe import Recipe, read_recipe, recipe_path, resolve
+from vitutor_core.recipe import CORE_GROUP, Recipe, read_recipe, recipe_path, resolve
 from vitutor_core.schema import RunConfig
 
 CORE = "vitutor_core"
@@ -20,7 +20,8 @@ CORE = "vitutor_core"
 class Stage:
     """A stage that a paper adds to its rows: ``name@item`` runs ``command``, which writes the folders ``outs``.
 
-    It needs other rows, teachers, data sources and the outputs of other such stages. ``plan`` is all else that decides
+    It needs other rows, teachers, data sources and the outputs of other such stages; of data that no stage checks, it
+    reads the ``folders`` below the data root, and is run only if its ``group`` is. ``plan`` is all else that decides
     its result, as JSON values. Paths are relative to the folder of results.
     """
 
@@ -32,6 +33,8 @@ class Stage:
     teachers: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
+    group: str = CORE_GROUP
+    folders: tuple[str, ...] = ()
     plan: dict[str, Any] = field(default_factory=dict)
 
 
@@ -85,40 +88,27 @@ def _modules(paper: Paper) -> list[str]:
     return [reference.partition(":")[0] for reference in (paper.method, paper.config)]
 
 
-def read_graph(
-    scale: str,
-    *,
-    preset: str | None = None,
-    settings: tuple[str, ...] = (),
-    papers: Mapping[str, Paper] | None = None,
-) -> Graph:
+def read_graph(scale: str, papers: Mapping[str, Paper] | None = None) -> Graph:
     """Resolve every row of the installed papers at a scale, and the teachers that they need.
 
-    ``preset`` is applied to the recipes that have it. Raises `ConfigError` where none has, and for rows that need rows
-    or teachers that do not exist.
+    Raises `ConfigError` where no paper has the scale, and for rows that need rows or teachers that do not exist.
     """
     found = {}
     for name, paper in (installed_papers() if papers is None else papers).items():
         path = recipe_path(name, scale)
         if path.exists():
-            found[name] = _paper_graph(paper, read_recipe(path), scale, preset, settings)
+            found[name] = _paper_graph(paper, read_recipe(path), scale)
     if not found:
         raise ConfigError(f"no installed paper has a recipe for the scale '{scale}'")
-    known = sorted({name for paper in found.values() for name in paper.recipe.presets})
-    if preset is not None and preset not in known:
-        raise ConfigError(f"preset '{preset}': no recipe of the scale '{scale}' has it; presets: {', '.join(known)}")
     return Graph(scale, found, _teachers(scale, found))
 
 
-def _paper_graph(paper: Paper, recipe: Recipe, scale: str, preset: str | None, settings: tuple[str, ...]) -> PaperGraph:
-    own = preset if preset in recipe.presets else None
-    configs = {row: paper.resolve(scale, None, row, settings, preset=own) for row in recipe.rows}
+def _paper_graph(paper: Paper, recipe: Recipe, scale: str) -> PaperGraph:
+    configs = {row: paper.resolve(scale, None, row, ()) for row in recipe.rows}
     for row, config in configs.items():
         for other in needs_of(config).rows:
             if other not in configs:
-                raise ConfigError(
-                    f"{paper.package} at {scale}: row '{row}' needs the row '{other}', which is not there"
-                )
+                raise ConfigError(f"{paper.package} at {scale}: row '{row}' needs a row '{other}', and there is none")
     extra = tuple(load(paper.stages)(scale)) if paper.stages is not None else ()
     return PaperGraph(paper, recipe, configs, (*extra, *_analyses(paper, recipe)))
 

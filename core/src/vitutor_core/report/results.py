@@ -68,6 +68,12 @@ class Result(Record):
     seconds: float = Field(ge=0)
 
 
+class Shifted(Record):
+    """What a run was measured at out of distribution."""
+
+    metrics: dict[str, float]
+
+
 @dataclass(frozen=True)
 class Run:
     """One training run: its result, its learning curves, and the folder they came from."""
@@ -110,6 +116,10 @@ def load_results(root: Path, paper: str) -> dict[str, list[Run]]:
 def _load_run(folder: Path, paper: str) -> Run:
     path = folder / "metrics.json"
     result = parse_record(Result, _read(path), where=str(path))
+    shifted = folder.parents[3] / "robustness" / paper / folder.parent.name / f"{folder.name}.json"
+    if shifted.exists():  # measured by a stage of its own
+        more = parse_record(Shifted, _read(shifted), where=str(shifted))
+        result = result.model_copy(update={"metrics": result.metrics | more.metrics})
     for name, found, expected in (
         ("paper", result.paper, paper),
         ("row", result.row, folder.parent.name),

@@ -11,7 +11,7 @@ import click
 from dearkd.generation.config import GenerationConfig
 from vitutor_core.cli import options
 from vitutor_core.errors import ConfigError
-from vitutor_core.graph.planned import read_planned
+from vitutor_core.graph.planned import leave_out, read_planned, take_up
 from vitutor_core.paper import Paper, load
 from vitutor_core.recipe import read_recipe, recipe_path, resolve
 
@@ -56,10 +56,11 @@ def generate_command(paper: Paper) -> click.Command:
         if plan is not None:
             planned = read_planned(plan / "stages" / f"dearkd_generate-{name}.json")
             if not planned["run"]:
-                out.mkdir(parents=True, exist_ok=True)
+                leave_out(out, planned["why"])
                 click.echo(f"{name}: not generated, {planned['why']}")
                 return
             processes = read_planned(plan / "runtime.json")["processes"]
+        take_up(out)
         config = resolve_generation(paper, scale, recipe, name, settings)
         own = _parse_shard(shard)
         load(paper.method)  # registers the paper's models with timm, of which the competitor is one
@@ -129,7 +130,7 @@ def diversity_command(paper: Paper) -> click.Command:
             planned = read_planned(plan / "stages" / "dearkd_diversity-images.json")
             if not planned["run"]:
                 for name in ("real", *read_recipe(recipe_path("dearkd", f"generation/{scale}")).rows):
-                    (results / "evaluation" / "dearkd" / f"images_{name}").mkdir(parents=True, exist_ok=True)
+                    leave_out(results / "evaluation" / "dearkd" / f"images_{name}", planned["why"])
                 click.echo(f"images: not measured, {planned['why']}")
                 return
         features = features or results / "runs" / "dearkd" / "vit" / "seed-0"

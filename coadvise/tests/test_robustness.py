@@ -1,0 +1,106 @@
+"""Every head of a student on folders of shifted images."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from coadvise.robustness import measure_row, measure_run
+from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.models.weights import ModelCard, save_model
+
+CLASSES = ("a", "b", "c", "d")
+KWARGS = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": 16}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return timm.create_model("cit_tiny_patch16_224", num_classes=4, **KWARGS).eval()
+
+
+@pytest.fixture
+def run(model, tmp_path):
+    folder = tmp_path / "row" / "seed-3"
+    folder.mkdir(parents=True)
+    card = ModelCard(
+        name="cit_tiny_patch16_224",
+        kwargs=KWARGS,
+        class_names=CLASSES,
+        image_size=16,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        method="coadvise",
+    )
+    save_model(folder / "student.safetensors", model, card)
+    data = {"source": "digits", "image_size": 16}
+    record = {"paper": "coadvise", "teachers": {"cnn": {}, "inn": {}}, "config": {"data": data}}
+    (folder / "metrics.json").write_text(json.dumps(record))
+    return folder
+
+
+def pixels(name, number):
+    return np.random.default_rng([ord(name), number]).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+
+
+def write(folder, classes):
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(pixels(name, number)).save(folder / name / f"{number}.png")
+
+
+@pytest.fixture
+def shifted(tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    write(root / "imagenet-a", "bd")
+    write(root / "imagenet-r", "abc")
+    for corruption in ("fog", "snow"):
+        write(root / "imagenet-c" / corruption / "1", CLASSES)
+    monkeypatch.setenv("VITUTOR_DATA_ROOT", str(root))
+    return root
+
+
+def accuracy(model, head, classes):
+    """The definition, an image at a time."""
+    right = []
+    for name in classes:
+        for number in range(3):
+            image = torch.from_numpy(pixels(name, number)).permute(2, 0, 1)[None] / 255
+            tokens = model.forward_features((image - 0.5) / 0.25)
+            logits = (*model.token_logits(tokens), model.forward_head(tokens))[head][0]
+            chosen = [logits[CLASSES.index(other)].item() for other in classes]
+            right.append(classes[int(np.argmax(chosen))] == name)
+    return 100 * float(np.mean(right))
+
+
+def test_each_head_chooses_among_the_classes_of_a_folder(model, run, shifted):
+    found = measure_run(run, torch.device("cpu"))
+    for index, head in ((0, "class_"), (1, "cnn_"), (2, "inn_"), (3, "")):
+        assert found[f"{head}a"] == pytest.approx(accuracy(model, index, "bd"))
+        assert found[f"{head}r"] == pytest.approx(accuracy(model, index, "abc"))
+        error = 100 - accuracy(model, index, "abcd")
+        assert found[f"{head}c" if head else "mce"] == pytest.approx(error)
+
+
+def test_a_row_is_written_per_seed_or_left_out_by_its_plan(run, shifted, tmp_path):
+    measure_row(run.parent, tmp_path / "out", "cpu", None)
+    assert json.loads((tmp_path / "out" / "seed-3.json").read_text())["metrics"].keys() >= {"a", "r", "mce", "inn_c"}
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"run": False, "why": "no row needs it"}))
+    measure_row(run.parent, tmp_path / "off", "cpu", plan)
+    assert [path.name for path in (tmp_path / "off").iterdir()] == ["not-run.txt"]
+
+
+def test_unknown_classes_and_missing_folders_are_named(run, shifted):
+    write(shifted / "imagenet-r", "x")
+    with pytest.raises(ConfigError, match="the model does not know x"):
+        measure_run(run, torch.device("cpu"))
+    (shifted / "imagenet-a").rename(shifted / "elsewhere")
+    with pytest.raises(DataError, match="imagenet-a: no such folder"):
+        measure_run(run, torch.device("cpu"))
