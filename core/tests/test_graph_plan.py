@@ -1,0 +1,197 @@
+"""What a plan runs: groups, rows and what they need, seeds, presets; and what cannot run here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from vitutor_core.cli.main import vitutor
+from vitutor_core.errors import ConfigError
+from vitutor_core.graph.dvc import dvc_yaml, out_of_date
+from vitutor_core.graph.needs import needs_of, source_name
+from vitutor_core.graph.params import Params, change_params
+from vitutor_core.graph.plan import build_plan
+from vitutor_core.graph.planned import PlannedRow
+from vitutor_core.graph.ready import obstacles
+from vitutor_core.graph.stages import Graph, read_graph
+
+PARAMS = """# set by hand
+scale: digits
+seeds: [0, 1, 2]
+preset: null
+set: []
+groups: [core]
+rows: []  # all
+processes: 1
+"""
+
+
+def plan(**changes):
+    return build_plan(Params.from_mapping(changes, where="params.yaml"))
+
+
+def running(found, folder):
+    return {
+        name.split("/")[1].removesuffix(".json")
+        for name, content in found.items()
+        if name.startswith(folder) and content["run"]
+    }
+
+
+def test_rows_bring_what_they_need_and_nothing_else():
+    found = plan(rows=["free_adaptive", "mae_distilled_finetune"])
+    assert running(found, "dearkd/") == {"free_adaptive", "free_plain"}  # whose student the images disagree with
+    assert running(found, "stages/dearkd") == {"dearkd_generate-plain", "dearkd_generate-adaptive"}
+    assert running(found, "mae_lite_distill/") == {"mae_distilled_finetune", "mae_distilled", "mae_teacher"}
+    assert running(found, "teachers/") == {"cnn"}
+    assert not running(found, "drloc/")
+    assert found["drloc/vit.json"] == {"run": False, "why": "not among `rows` in params.yaml"}
+
+
+def test_a_row_of_one_paper_alone():
+    found = plan(rows=["dearkd@vit"])
+    assert running(found, "dearkd/") == {"vit"}
+    assert "joint" in running(found, "bootstrapping_vit/")  # of which nothing is named
+    assert running(plan(rows=["vit"]), "drloc/") == {"vit"}
+
+
+def test_groups_are_off_until_asked_for():
+    rows = running(plan(scale="imagenet"), "drloc/")
+    assert rows
+    assert not [
+        row for row in rows if row.endswith("_clipart") or row.startswith(("t2t_finetune", "t2t_drloc_finetune"))
+    ]
+    more = running(plan(scale="imagenet", groups=["core", "domainnet"]), "drloc/")
+    assert {"swin_clipart", "swin_drloc_sketch"} <= more - rows
+    assert not running(plan(scale="imagenet"), "stages/coadvise")
+    assert running(plan(scale="imagenet", groups=["core", "robustness"]), "stages/coadvise") >= {
+        "coadvise_robustness-sak"
+    }
+
+
+def test_a_plain_vit_waits_for_no_teacher():
+    needs = needs_of(read_graph("imagenet").papers["dearkd"].configs["vit"])
+    assert (needs.teachers, needs.rows, needs.source) == ((), (), "folder:imagenet")
+    assert "cnn" not in read_graph("imagenet").teachers  # which no row of that scale uses
+
+
+def test_a_row_that_teaches_has_one_seed():
+    found = plan(seeds=[3, 4])
+    assert found["mae_lite_distill/mae_teacher.json"]["seeds"] == [0]
+    assert found["mae_lite_distill/mae_distilled.json"]["seeds"] == [3, 4]
+
+
+def test_a_preset_and_settings_reach_the_rows_that_are_run():
+    found = plan(scale="cifar100", preset="px224", set=["train.accumulate=2"], rows=["joint"])
+    joint = found["bootstrapping_vit/joint.json"]
+    assert joint["config"]["data.image_size"] == 224
+    assert (joint["preset"], joint["config"]["train.accumulate"]) == ("px224", 2)
+    assert plan(scale="cifar100", preset="px224", rows=["dearkd"])["dearkd/dearkd.json"]["preset"] is None
+    with pytest.raises(ConfigError, match=r"preset: the scale 'digits' has no 'offical'; did you mean 'official'\?"):
+        plan(preset="offical")
+    with pytest.raises(ConfigError, match="change the data, teachers or rows that it needs"):
+        plan(rows=["dearkd"], set=["data.source=cifar10"])
+
+
+def test_names_that_are_not_there():
+    with pytest.raises(ConfigError, match=r"rows: the scale 'digits' has no 'dearkt'; did you mean 'dearkd'\?"):
+        plan(rows=["dearkt"])
+    with pytest.raises(ConfigError, match="groups: the scale 'cifar100' has no 'birds'; it has cars, core"):
+        plan(scale="cifar100", groups=["birds"])
+
+
+def test_every_item_of_a_graph_is_planned_at_every_scale():
+    for scale in ("digits", "cifar100", "imagenet"):
+        graph, found = read_graph(scale), plan(scale=scale)
+        for name, paper in graph.papers.items():
+            assert {f"{name}/{row}.json" for row in paper.configs} <= found.keys()
+        assert {f"data/{source_name(source)}.json" for source in graph.sources} <= found.keys()
+        assert {f"teachers/{teacher}.json" for teacher in graph.teachers} <= found.keys()
+
+
+def test_a_graph_of_fewer_papers_is_part_of_that_of_all():
+    whole = read_graph("digits")
+    text = dvc_yaml(whole, root="", is_repository=True)
+    assert out_of_date(text, whole) == []
+    alone = Graph(whole.scale, {"drloc": whole.papers["drloc"]}, {})
+    assert out_of_date(text, alone) == []
+    assert "drloc@swin_short" in out_of_date(text.replace("swin_short: ", "swin_shorter: "), alone)
+
+
+def test_changing_params_keeps_comments(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(PARAMS)
+    change_params(path, ("seeds=0,1", "rows=vit dearkd", "preset=official", "set=train.epochs=3 optim.lr=1e-3"))
+    params = Params.read(path)
+    assert (params.seeds, params.rows, params.preset) == ((0, 1), ("vit", "dearkd"), "official")
+    assert params.set == ("train.epochs=3", "optim.lr=1e-3")
+    assert path.read_text().startswith("# set by hand\n")
+    assert "# all" in path.read_text()
+    change_params(path, ("rows=", "preset="))
+    assert (Params.read(path).rows, Params.read(path).preset) == ((), None)
+    before = path.read_text()
+    for change, message in (("row=vit", "did you mean 'rows'"), ("seeds=a", "seeds"), ("processes=0", "processes")):
+        with pytest.raises(ConfigError, match=message):
+            change_params(path, (change,))
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("seeds: [0, 0]", "each seed once"), ("seeds: []", "seeds"), ("scales: digits", "'scale'"), ("- x", "fields")],
+)
+def test_params_that_cannot_be(tmp_path, text, message):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        Params.read(tmp_path / "params.yaml")
+
+
+def test_what_cannot_run_here_is_named_with_its_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("VITUTOR_DATA_ROOT", str(tmp_path))
+    monkeypatch.setattr("vitutor_core.graph.ready._reaches", lambda host: False)
+    (tmp_path / "imagenet").mkdir()
+    graph = read_graph("imagenet")
+    params = Params.from_mapping({"scale": "imagenet", "groups": ["core", "domainnet", "published_weights"]}, where="x")
+    drloc = obstacles(graph, "drloc", params)
+    assert drloc["swin_drloc_short"] is None
+    assert "no folder" in drloc["swin_clipart"]
+    assert str(tmp_path / "domainnet") in drloc["swin_clipart"]
+    assert "VITUTOR_DATA_ROOT" in drloc["swin_clipart"]
+    assert "cannot be reached" in drloc["swin"]  # CIFAR-100
+    dearkd = obstacles(graph, "dearkd", params)
+    assert dearkd["vit"] is None
+    assert "regnety_160.deit_in1k" in dearkd["dearkd"]
+    assert dearkd["transfer_cifar10"] is not None
+    mae = obstacles(graph, "mae_lite_distill", params)
+    assert mae["mae_finetune"] is None
+    assert mae["mae_distilled_finetune"] == "it needs the row mae_distilled"
+
+
+def test_ready_leaves_out_what_cannot_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("VITUTOR_DATA_ROOT", str(tmp_path))
+    monkeypatch.setattr("vitutor_core.graph.ready._reaches", lambda host: False)
+    (tmp_path / "imagenet").mkdir()
+    path = tmp_path / "params.yaml"
+    path.write_text(PARAMS.replace("digits", "imagenet"))
+    with pytest.raises(ConfigError, match="26 chosen rows cannot run here"):
+        vitutor.main(["ready", "dearkd", "--params", str(path)], standalone_mode=False)
+    done = CliRunner().invoke(vitutor, ["ready", "dearkd", "--choose", "--params", str(path)])
+    assert done.exit_code == 0
+    assert Params.read(path).rows == tuple(
+        f"dearkd@{row}" for row in ("vit", "mhca", "vit_small", "vit_10", "vit_25", "vit_50")
+    )
+    again = CliRunner().invoke(vitutor, ["ready", "dearkd", "--params", str(path)])
+    assert again.output.splitlines() == ["all chosen rows can run"]
+
+
+def test_a_planned_row_is_read_as_it_was_written(tmp_path):
+    for name, content in plan(rows=["vit"], seeds=[1], processes=2).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    row = PlannedRow.read(tmp_path, "dearkd", "vit")
+    assert (row.run, row.scale, row.seeds, row.processes) == (True, "digits", (1,), 2)
+    assert not PlannedRow.read(tmp_path, "dearkd", "mhca").run
+    with pytest.raises(ConfigError, match="make one with 'vitutor plan'"):
+        PlannedRow.read(tmp_path, "dearkd", "nothing")
