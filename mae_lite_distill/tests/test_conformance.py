@@ -26,12 +26,15 @@ class Own(MethodConformance):
     """What depends on the method; the rest is common to all rows of the package."""
 
     test_kill_9_then_the_same_command = None
-    test_sigterm_saves_once_and_exits_143 = None
+    test_sigterm_saves_and_exits_143 = None
     test_another_config_is_refused_with_the_difference = None
     test_a_checkpoint_of_another_method_is_refused = None
     test_a_finished_run_is_not_trained_again = None
     test_runtime_fields_may_change = None
-    test_every_row_of_every_scale_is_valid = None
+    test_every_row_of_every_scale_is_valid_and_no_two_are_the_same = None
+    test_every_student_can_be_built = None
+    test_every_row_of_the_tables_can_be_made_and_every_row_is_for_something = None
+    test_compare_finds_its_rows = None
     test_evaluate_in_a_fresh_process_finds_the_model = None
     test_help_takes_under_a_second = None
 
