@@ -287,9 +287,9 @@ class MethodConformance:
     @pytest.mark.slow
     def test_evaluate_in_a_fresh_process_finds_the_model(self, finished: Path) -> None:
         done = subprocess.run(self.command("evaluate", str(finished)), capture_output=True, text=True, check=True)
-        expected = json.loads((finished / "metrics.json").read_text())["metrics"].get("top1")
-        assert json.loads(done.stdout).get("top1") == (None if expected is None else pytest.approx(expected))
-        assert json.loads(done.stdout)["parameters"] > 0
+        found, trained = json.loads(done.stdout), json.loads((finished / "metrics.json").read_text())["metrics"]
+        assert found.get("top1") == trained.get("top1")
+        assert found["parameters"] > 0
 
     @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
     def test_help_takes_under_a_second(self, arguments: list[str]) -> None:

@@ -156,6 +156,8 @@ def test_a_row_is_evaluated_from_its_weights_into_records(toy, tmp_path):
     command = [*COMMAND, "evaluate", "results/runs/toypaper/plain", "--out", "records"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    several = subprocess.run(command[:-2], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (several.returncode, "holds several runs; name one" in several.stderr) == (2, True)
     for seed in range(2):
         trained, evaluated = (
             json.loads((tmp_path / folder / f"seed-{seed}" / "metrics.json").read_text())

@@ -8,14 +8,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from conformance.suite import wait_for
 from dearkd.cli import PAPER, cli
 from dearkd.generation import generate
 from dearkd.generation.generate import MANIFEST, Generation
@@ -99,32 +97,35 @@ def test_an_interrupted_set_is_continued_bit_by_bit(finished, teacher, tmp_path,
     assert not list((tmp_path / "work").iterdir())
 
 
-LONG = ("phases=[{iterations: 50, lr: 0.1}]", "num_images=40", "classes_per_batch=10", "images_per_class=2")
+TWO_BATCHES = ("phases=[{iterations: 10, lr: 0.1}]", "num_images=40", "classes_per_batch=10", "images_per_class=2")
+KILLED = """
+import os, signal
+from dearkd.generation import generate
+make, begun = generate.generate_batch, []
+def killed(*arguments, **options):
+    begun.append(1)
+    if len(begun) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return make(*arguments, **options)
+generate.generate_batch = killed
+"""
 
 
 @pytest.mark.slow
 def test_kill_9_then_the_same_command(teacher, tmp_path, capsys, monkeypatch):
-    def command(folder, *more):
-        settings = [part for setting in LONG for part in ("--set", setting)]
+    def arguments(folder, *more):
+        settings = [part for setting in TWO_BATCHES for part in ("--set", setting)]
         paths = ["--work", str(folder / "work"), "--out", str(folder / "out")]
-        code = "from dearkd.cli import main; main()"
-        weights = ["--set", f"teacher.weights={teacher}"]
-        return [sys.executable, "-c", code, "generate", "plain", *settings, *weights, *paths, *more]
+        return ["generate", "plain", *settings, "--set", f"teacher.weights={teacher}", *paths, *more]
 
-    killed = command(tmp_path / "killed", "--jobs", "1")
-    with subprocess.Popen(killed, stderr=subprocess.DEVNULL) as process:
-        wait_for(tmp_path / "killed" / "work" / "dearkd" / "digits", process)
-        (work,) = (tmp_path / "killed" / "work" / "dearkd" / "digits").iterdir()
-        deadline = time.monotonic() + 60
-        while not list(work.glob("batches/*.json")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    code, one_by_one = "from dearkd.cli import main; main()", arguments(tmp_path / "killed", "--jobs", "1")
+    killed = subprocess.run([sys.executable, "-c", KILLED + code, *one_by_one], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(list((tmp_path / "killed" / "work").rglob("batches/*.json"))) == 1
     assert not (tmp_path / "killed" / "out").exists()
-    subprocess.run(killed, check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, *one_by_one], check=True, capture_output=True)
     # Side by side, in processes of their own: the same bytes.
-    whole = command(tmp_path / "whole", "--jobs", "2")[3:]
+    whole = arguments(tmp_path / "whole", "--jobs", "2")
     cli.main(whole, standalone_mode=False)
     assert "plain: 40 images" in capsys.readouterr().out
     assert contents(tmp_path / "killed" / "out") == contents(tmp_path / "whole" / "out")

@@ -196,3 +196,26 @@ def test_resumption_around_the_switch(switched, frozen, dearkd_config, dearkd_tr
     assert_equal(run.updates[-1].moments, whole.updates[-1].moments)
     for name in ("student.safetensors", "student_ema.safetensors"):
         assert_equal(load_file(run.path / name), load_file(whole.path / name))
+
+
+SWITCHES = {
+    "MHCA only": ((), "mhca", 0),
+    "distillation only": ((), "distill", 9),
+    "without MHCA and stages": ((), "hidden_distill", 9),
+    "without MHCA": (("student.kwargs.mhca_blocks=0",), None, 6),
+    "without hidden loss": (("method.pairs=[]",), None, 6),
+    "without distillation": (("method.distill=none",), None, 6),
+    "without stages": (("method.two_stage=false",), None, 9),
+    "distillation token": ((), "deit_100", 9),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_every_switch_trains(name, dearkd_config, dearkd_train, tmp_path):
+    settings, row, taught = SWITCHES[name]
+    run = dearkd_train(dearkd_config(*settings, row=row), tmp_path / "run")
+    assert [update.teacher_calls for update in run.updates] == [1] * taught + [0] * (9 - taught)
+    assert all(update.loss.isfinite() for update in run.updates)
+    assert run.result["metrics"]["images"] > 0
+    first, last = run.updates[0].weights_before, run.updates[-1].weights
+    assert not [key for key in last if torch.equal(first[key], last[key])]

@@ -197,13 +197,13 @@ def _evaluate(paper: Paper) -> click.Command:
 
         if plan is not None:
             out = out or results / "evaluation" / paper.package / run.name
-        if (run / "metrics.json").exists() and out is None:
-            click.echo(json.dumps(evaluate_one(paper, run, speed=speed), indent=2))
-        elif out is None:
-            raise ConfigError(f"{run}: holds several runs or none; name one of them, or write all with --out")
-        else:
+        if out is not None:
             planned = None if plan is None else PlannedRow.read(plan, paper.package, run.name)
             evaluate_row(paper, run, out, planned, speed=speed)
+        elif any(run.glob("seed-*")):
+            raise ConfigError(f"{run}: holds several runs; name one of them, or write all with --out")
+        else:
+            click.echo(json.dumps(evaluate_one(paper, run, speed=speed), indent=2))
 
     return evaluate
 
