@@ -125,3 +125,11 @@ def test_the_released_part_of_imagenet_can_be_drawn():
             label = int(key.rpartition("class")[2])
             own = chosen[labels[chosen] == label] - starts[label]
             assert own.tolist() == sorted(expected[key].tolist())
+
+
+@pytest.mark.parametrize(("scale", "rows"), [("digits", ["agent"]), ("cifar100", ["agent", "agent_c10", "agent_base"])])
+def test_under_the_official_preset_the_agent_alone_is_the_agent_of_joint_training(scale, rows):
+    for row in rows:
+        alone = resolve(scale, row, preset="official").student
+        joint = resolve(scale, {"agent_base": "joint_base"}.get(row, "joint"), preset="official").agent
+        assert alone == joint

@@ -53,7 +53,7 @@ def test_a_report_shows_each_figure_once(runs, call, tmp_path):
     for name in ("a", "b"):
         out = tmp_path / "figures" / name
         call(runs / "one", runs / "other", "--images", 16, "--batch", 16, "--out", out)
-    pictures = analysis_pictures(tmp_path, tmp_path)
+    pictures = analysis_pictures(tmp_path / "figures", tmp_path)
     titles = [picture.title for picture in pictures]
     assert len(titles) == len(set(titles)) == 4
     assert all(picture.light.read_bytes() != picture.dark.read_bytes() for picture in pictures)

@@ -344,3 +344,14 @@ def test_without_any_position_a_constant_is_best():
         drloc.heads[0].mlp[-1].weight.zero_()
         drloc.heads[0].mlp[-1].bias.fill_(2 / 7)
     assert drloc(model, torch.ones(32, 3, 28, 28)).error.item() == pytest.approx(66 / 49, rel=0.02)
+
+
+@pytest.mark.parametrize(("variant", "factor"), [("l1", 0.5), ("ce", 1.0), ("reg", 1.0)])
+def test_the_released_mean_over_axes_is_of_the_l1_mode_alone(variant, factor):
+    model = build("vit").eval()
+    losses = []
+    for reduction in ("mean", "mean_axes"):
+        torch.manual_seed(3)
+        loss = DRLoc(model, LossConfig(variant=variant, reduction=reduction), input_size=(3, 16, 16))
+        losses.append(loss(model, images(), torch.Generator().manual_seed(4)).loss.item())
+    assert losses[1] == pytest.approx(factor * losses[0])

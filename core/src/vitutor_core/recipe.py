@@ -1,6 +1,7 @@
 """Recipe files: the settings of a paper's rows at one scale, each written once.
 
-A recipe has a ``base`` of nested values; ``presets`` and ``rows`` are dotted overrides of it. ``products`` make more
+A recipe has a ``base`` of nested values; ``presets`` and ``rows`` are dotted overrides of it, and ``rows`` of a preset
+are further ones for the rows of a pattern. ``products`` make more
 rows: each of their ``rows`` with each of their ``variants`` gives the row ``<row>_<variant>``. ``groups`` name rows
 that a user may lack the data or the weights for, ``analyses`` the figures that `vitutor analyze` draws of rows, and
 ``robustness`` patterns of the rows that are evaluated out of distribution as well.
@@ -23,6 +24,8 @@ from vitutor_core.errors import ConfigError
 Changes = dict[str, Any]
 CORE_GROUP = "core"
 _KEYS = ("base", "presets", "variants", "rows", "products", "groups", "analyses", "robustness")
+_ROWS = "rows"
+"""In a preset: what else it changes in rows of a pattern, after the row's own changes."""
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
@@ -120,6 +123,10 @@ def resolve(
             valid = f"{kind}s: {', '.join(known)}" if known else f"it has no {kind}s"
             raise ConfigError(f"{recipe.name}: no {kind} '{name}'{nearest(name, known)}; {valid}")
         for path, value in known[name].items():
+            if path != _ROWS:
+                assign(values, path, value)
+    for pattern, changes in read.presets.get(preset or "", {}).get(_ROWS, {}).items():
+        for path, value in changes.items() if row is not None and fnmatchcase(row, pattern) else ():
             assign(values, path, value)
     apply_settings(values, settings)
     return schema.from_mapping(values, where=recipe.name)

@@ -25,7 +25,8 @@ class LossConfig(Config):
         "k", help="l1: the unit of targets. k: the paper's; cells: the released code's; k-1: its unused option"
     )
     reduction: Literal["mean", "sum", "mean_axes"] = identity(
-        "mean", help="over images mean or sum, over pairs mean, over the two axes sum; mean_axes: mean over all three"
+        "mean",
+        help="over images mean or sum, over pairs mean, over axes sum; mean_axes: l1 takes their mean, too",
     )
     reg_alpha: float = identity(0.002, help="reg: weight of log sigma", ge=0)
     grids: Literal["final", "blocks"] | tuple[str, ...] = identity(

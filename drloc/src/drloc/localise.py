@@ -107,12 +107,14 @@ class DRLoc(nn.Module):
             error = units.in_cells(predicted.detach() - targets).abs().mean()
             return l1_loss(predicted, targets, reduction=config.reduction), error
         logits = found[0].float(), found[1].float()
+        # The released code averages over the axes in its l1 mode alone; the other two sum over them.
+        reduction = "mean" if config.reduction == "mean_axes" else config.reduction
         # Class ids are the released code's targets in cells: signed offsets begin at 0.
         classes = scale(side, unit="cells", signed=config.signed).targets(cells).long()
         error = (_expected_class(logits) - classes).abs().mean()
         if config.variant == "ce":
-            return ce_loss(logits, classes, reduction=config.reduction), error
-        return reg_loss(logits, classes, alpha=config.reg_alpha, reduction=config.reduction), error
+            return ce_loss(logits, classes, reduction=reduction), error
+        return reg_loss(logits, classes, alpha=config.reg_alpha, reduction=reduction), error
 
     def _head(self, dim: int, height: int, width: int) -> nn.Module:
         config = self.config

@@ -6,6 +6,7 @@ so the items of ``foreach`` are lists of equal length, filled up by repeating th
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -167,8 +168,7 @@ def _drawn(name: str, paper: PaperGraph) -> list[str]:
 
 
 def _extra(paper: str, stages: Sequence[Stage]) -> str:
-    """Write stages of one name; their commands and outputs differ in the name of the item alone, or are lists."""
-    first = stages[0]
+    """Write stages of one name. What differs between their commands and outputs is the item's name, or listed."""
     inputs = {
         stage.item: [
             *(_data(source) for source in stage.sources),
@@ -179,11 +179,27 @@ def _extra(paper: str, stages: Sequence[Stage]) -> str:
         or [f"plan/stages/{stage.name}-{stage.item}.json"]
         for stage in stages
     }
-    deps, items = _slots(inputs, place="item.deps"), {}
-    for stage in stages:
-        items[stage.item] = {"cmd": stage.command, "deps": _filled(inputs)[stage.item], "outs": list(stage.outs)}
-    outs = ", ".join(f'"results/${{item.outs[{n}]}}"' for n in range(len(first.outs)))
-    return _STAGE.format(name=first.name, items=_mapping(items), command="${item.cmd}", deps=deps, outs=outs)
+    commands = {_templated(stage.command, stage.item) for stage in stages}
+    outs = {tuple(_templated(out, stage.item) for out in stage.outs) for stage in stages}
+    shared = len(commands) == len(outs) == 1
+    items: dict[str, Any] = _filled(inputs)
+    if not shared:
+        items = {
+            stage.item: {"cmd": stage.command, "deps": items[stage.item], "outs": list(stage.outs)} for stage in stages
+        }
+    written = next(iter(outs)) if shared else [f"${{item.outs[{n}]}}" for n in range(len(stages[0].outs))]
+    return _STAGE.format(
+        name=stages[0].name,
+        items=_mapping(items),
+        command=next(iter(commands)) if shared else "${item.cmd}",
+        deps=_slots(inputs, place="item" if shared else "item.deps"),
+        outs=", ".join(f'"results/{out}"' for out in written),
+    )
+
+
+def _templated(text: str, item: str) -> str:
+    """Put DVC's name of the key where the name of an item stands as a word of its own."""
+    return re.sub(rf"(?<!\w){re.escape(item)}(?!\w)", "${key}", text)
 
 
 def _inputs(paper: str, needs: Needs) -> list[str]:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from vitutor_core.config import Config, identity, nearest
 from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
-from vitutor_core.models import cnn as _cnn  # noqa: F401  # registers our CNNs with timm
 from vitutor_core.schema import KwargValue, ModelConfig
 from vitutor_core.train.publish import WEIGHTS_NAME
 

@@ -1,1 +1,1 @@
-"""Data-free DearKD (section 3.3): images from a trained CNN alone, by inverting it."""
+"""Data-free DearKD (section 4): images from a trained CNN alone, by inverting it."""

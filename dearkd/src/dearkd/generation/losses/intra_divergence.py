@@ -1,4 +1,4 @@
-"""The boundary-preserving intra-divergence loss (DearKD, arXiv 2204.12997, section 3.3, eq. 10-13).
+"""The boundary-preserving intra-divergence loss (DearKD, arXiv 2204.12997, section 4, eq. 10-13).
 
 Pushing images of one class apart makes them diverse; the triplet term keeps the classes apart while this happens.
 The printed formulas have three slips, which are read here as the prose means them: the easiest positive of eq. 10
