@@ -150,7 +150,7 @@ def test_params_that_cannot_be(tmp_path, text, message):
 
 def test_what_cannot_run_here_is_named_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("VITUTOR_DATA_ROOT", str(tmp_path))
-    monkeypatch.setattr("vitutor_core.graph.ready._reaches", lambda host: False)
+    monkeypatch.setattr("vitutor_core.graph.missing._reaches", lambda host: False)
     (tmp_path / "imagenet").mkdir()
     graph = read_graph("imagenet")
     params = Params.from_mapping({"scale": "imagenet", "groups": ["core", "domainnet", "published_weights"]}, where="x")
@@ -171,7 +171,7 @@ def test_what_cannot_run_here_is_named_with_its_reason(tmp_path, monkeypatch):
 
 def test_ready_leaves_out_what_cannot_run(tmp_path, monkeypatch):
     monkeypatch.setenv("VITUTOR_DATA_ROOT", str(tmp_path))
-    monkeypatch.setattr("vitutor_core.graph.ready._reaches", lambda host: False)
+    monkeypatch.setattr("vitutor_core.graph.missing._reaches", lambda host: False)
     (tmp_path / "imagenet").mkdir()
     path = tmp_path / "params.yaml"
     path.write_text(PARAMS.replace("digits", "imagenet"))
@@ -195,3 +195,15 @@ def test_a_planned_row_is_read_as_it_was_written(tmp_path):
     assert not PlannedRow.read(tmp_path, "dearkd", "mhca").run
     with pytest.raises(ConfigError, match="make one with 'vitutor plan'"):
         PlannedRow.read(tmp_path, "dearkd", "nothing")
+
+
+def test_data_that_other_papers_lack_stop_nobody(tmp_path, monkeypatch):
+    monkeypatch.setenv("VITUTOR_DATA_ROOT", str(tmp_path))
+    monkeypatch.setattr("vitutor_core.graph.missing._reaches", lambda host: False)
+    (tmp_path / "imagenet").mkdir()
+    found = plan(scale="imagenet")
+    assert found["data/folder-imagenet.json"]["run"]
+    assert not found["data/cifar100.json"]["run"]
+    assert "cannot be reached" in found["data/cifar100.json"]["why"]
+    (tmp_path / "cifar100").mkdir()
+    assert plan(scale="imagenet")["data/cifar100.json"]["run"]

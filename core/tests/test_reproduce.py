@@ -16,7 +16,7 @@ from core.tests.toy_paper import COMMAND, write_toy_paper
 from vitutor_core.cli import reproduce
 from vitutor_core.cli.reproduce import Folders, Row, reproduce_row
 from vitutor_core.config import identity
-from vitutor_core.errors import ConfigError
+from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.paper import Paper
 from vitutor_core.recipe import resolve
 from vitutor_core.schema import RunConfig, TeacherConfig
@@ -261,7 +261,7 @@ def test_data_and_code_are_part_of_what_decides_a_run(jobs, tmp_path, monkeypatc
     row = Row(PAPER, "plain", "digits")
     manifest = folders.results / "data" / "digits"
     manifest.parent.mkdir(parents=True)
-    for content in ("one", "two"):
+    for content in ("{}", '{"fingerprint": 1}'):
         manifest.write_text(content)
         reproduce_row(row, (0,), folders)
         publish(jobs, folders.runs(PAPER, "plain"))
@@ -270,3 +270,11 @@ def test_data_and_code_are_part_of_what_decides_a_run(jobs, tmp_path, monkeypatc
     assert [job.name for job in jobs] == ["plain, seed 0"]
     told = [line for line in capsys.readouterr().out.splitlines() if "trained again" in line]
     assert [line.partition("since ")[2].split(":")[0] for line in told] == ["data", "code"]
+
+
+def test_a_row_whose_data_are_missing_says_so(jobs, tmp_path):
+    manifest = tmp_path / "results" / "data" / "digits"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text('{"skipped": "no folder x"}')
+    with pytest.raises(DataError, match="digits: no folder x; provide it, then plan again"):
+        reproduce_row(Row(PAPER, "plain", "digits"), (0,), Folders(tmp_path / "results", tmp_path / "work"))

@@ -17,7 +17,7 @@ from vitutor_core.cli.launch import Job, default_jobs, run_jobs
 from vitutor_core.cli.teacher import with_teachers
 from vitutor_core.config import differences, identity_fields
 from vitutor_core.data.locate import locate
-from vitutor_core.errors import ConfigError
+from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.graph.needs import source_name, teachers_of
 from vitutor_core.graph.planned import take_up
 from vitutor_core.graph.stages import train_code
@@ -77,6 +77,7 @@ def reproduce_row(
     code = train_code(paper)
     for seed in seeds:
         config = row.config(seed).changed(_of_other_rows(row.config(seed), out.parent))
+        _require_data(config, folders.results)
         config = with_teachers(config, row.scale, folders.results / "teachers")
         inputs = inputs_of(config, code, folders.results)
         key = content_sha256(json.dumps(inputs, sort_keys=True).encode())[:12]
@@ -105,6 +106,14 @@ def reproduce_row(
                 processes=processes,
             )
     click.echo(f"{row.name}: {len(seeds)} seeds in {out}")
+
+
+def _require_data(config: RunConfig, results: Path) -> None:
+    """Raise `DataError` if the stage that checks the data of a row has found them missing."""
+    path = results / "data" / source_name(config.data.source)
+    checked = json.loads(path.read_text()) if path.exists() else {}
+    if "skipped" in checked:
+        raise DataError(f"{config.data.source}: {checked['skipped']}; provide it, then plan again")
 
 
 def train_job(

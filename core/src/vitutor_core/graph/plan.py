@@ -16,6 +16,7 @@ from typing import Any
 from vitutor_core.config import identity_fields, nearest, parse_yaml
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.code import MEASURING, code_fingerprint
+from vitutor_core.graph.missing import missing_data
 from vitutor_core.graph.needs import needs_of, source_name
 from vitutor_core.graph.params import Params
 from vitutor_core.graph.stages import Graph, PaperGraph, Stage, evaluation_code, read_graph, train_code
@@ -191,12 +192,13 @@ def _data(graph: Graph, chosen: Mapping[str, list[str]], stages: Mapping[str, li
             teachers.update(needs.teachers)
     needed |= {graph.teachers[name].data.source for name in teachers}
     code = code_fingerprint(["vitutor_core.data.check"])
-    return {
-        f"data/{source_name(source)}.json": {"run": True, "source": source, "code": code}
-        if source in needed
-        else _off("no row needs it") | {"source": source}
-        for source in graph.sources
-    }
+    plan: Plan = {}
+    for source in graph.sources:
+        # Rows of other papers may need it: its absence is left to those rows, so that it stops no others.
+        missing = next(missing_data(source), None) if source in needed else "no row needs it"
+        content = {"run": True, "code": code} if missing is None else _off(missing)
+        plan[f"data/{source_name(source)}.json"] = content | {"source": source}
+    return plan
 
 
 def _all(stages: Mapping[str, list[Stage]]) -> Iterable[Stage]:
