@@ -65,7 +65,7 @@ def test_an_encoder_is_evaluated_and_exported_without_an_accuracy(encoder, tmp_p
     out, _ = encoder
     found = evaluate_run(out, read_record(out, "supervised"), RunConfig, Encoder.build)
     assert "top1" not in found
-    assert found["knn_top1"] == encoder[1]["metrics"]["knn_top1"]
+    assert found["images"] == 896  # the whole set, of which the run was given a part
     assert found["parameters"] > 0
     export_run(out, tmp_path / "encoder.safetensors", "supervised")
     assert "Its head is not trained" in (tmp_path / "encoder.md").read_text()
