@@ -100,8 +100,8 @@ def dvc_yaml(graph: Graph, *, root: str, is_repository: bool) -> str:
     parts = [_HEAD.format(bin=f"{root}.venv/bin", code=code)]
     parts.append(_DATA.format(items=_wrapped([source_name(source) for source in graph.sources], "[", "]")))
     if graph.teachers:
-        items = {name: [_data(config.data.source)] for name, config in graph.teachers.items()}
-        parts.append(_TEACHER.format(items=_mapping(items), deps=_slots(items)))
+        deps, items = _shared({name: [_data(config.data.source)] for name, config in graph.teachers.items()})
+        parts.append(_TEACHER.format(items=_mapping(items), deps=deps))
     for name, paper in graph.papers.items():
         parts += _paper(name, paper)
     drawn = {name: _drawn(name, paper) for name, paper in graph.papers.items()}
@@ -127,7 +127,9 @@ def _items(loaded: Any) -> dict[str, str]:
         items = stage.get("foreach", ())
         for item in items:
             given = items[item] if isinstance(items, dict) else item
-            found[f"{name}@{item}"] = str(sorted(set(given))) if isinstance(given, list) else str(given)
+            shared = [dep for dep in stage["do"]["deps"] if "${" not in dep]
+            own = given if isinstance(given, list) else [given]
+            found[f"{name}@{item}"] = str(sorted({*shared, *(str(one) for one in own)}))
     return found
 
 
@@ -150,8 +152,9 @@ def root_of(folder: Path) -> str:
 
 
 def _paper(name: str, paper: PaperGraph) -> list[str]:
-    items = {row: _inputs(name, needs_of(config)) for row, config in paper.configs.items()}
-    parts = [_ROWS.format(paper=name, command=paper.paper.command, items=_mapping(items), deps=_slots(items))]
+    inputs = {row: _inputs(name, needs_of(config)) for row, config in paper.configs.items()}
+    deps, items = _shared(inputs)
+    parts = [_ROWS.format(paper=name, command=paper.paper.command, items=_mapping(items), deps=deps)]
     return [*parts, *(_extra(name, stages) for stages in _by_name(paper.stages).values())]
 
 
@@ -217,6 +220,17 @@ def _by_name(stages: Sequence[Stage]) -> Mapping[str, list[Stage]]:
     return {name: [stage for stage in stages if stage.name == name] for name in names}
 
 
+def _shared(inputs: Mapping[str, Sequence[str]]) -> tuple[str, Mapping[str, Sequence[str]]]:
+    """Return the dependencies of a stage as text, those of all its items written once, and what is left per item."""
+    common = [one for one in next(iter(inputs.values())) if all(one in own for own in inputs.values())]
+    rest = {name: [one for one in own if one not in common] for name, own in inputs.items()}
+    written = [f"results/{one}" for one in common]
+    if any(rest.values()):
+        rest = {name: own or common[:1] or list(inputs[name]) for name, own in rest.items()}
+        return ", ".join([*written, _slots(rest)]), rest
+    return ", ".join(written), rest
+
+
 def _slots(items: Mapping[str, Sequence[str]], place: str = "item") -> str:
     longest = max(map(len, items.values()))
     return ", ".join(f'"results/${{{place}[{n}]}}"' for n in range(longest))
@@ -229,8 +243,9 @@ def _filled(items: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 
 def _mapping(items: Mapping[str, Any]) -> str:
     if all(isinstance(value, list) for value in items.values()):
-        items = _filled(items)
-    return _wrapped([f"{name}: {_flow(value)}" for name, value in items.items()], "{", "}")
+        items = _filled(items) if all(items.values()) else items
+    # A key without a value has none of its own.
+    return _wrapped([f"{name}: {_flow(value)}" if value else name for name, value in items.items()], "{", "}")
 
 
 def _flow(value: Any) -> str:
