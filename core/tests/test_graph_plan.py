@@ -117,7 +117,7 @@ def test_a_graph_of_fewer_papers_is_part_of_that_of_all():
     assert out_of_date(text, whole) == []
     alone = Graph(whole.scale, {"drloc": whole.papers["drloc"]}, {})
     assert out_of_date(text, alone) == []
-    assert "drloc@swin_short" in out_of_date(text.replace("swin_short: ", "swin_shorter: "), alone)
+    assert "drloc@swin_short" in out_of_date(text.replace("swin_short:", "swin_shorter:"), alone)
 
 
 def test_changing_params_keeps_comments(tmp_path):
