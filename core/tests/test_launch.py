@@ -85,7 +85,7 @@ def test_signal_handlers_are_restored_and_each_job_is_told_of_once(monkeypatch):
     assert sorted(run_fakes.done) == ["a", "b", "c"]
 
 
-def test_a_failing_job_under_torchrun_ends_with_its_message():
+def test_a_process_of_a_job_names_it_in_its_error():
     job = Job("vit, seed 3", "vitutor_core.recipe:read_recipe", {"path": "x"})  # a bug: the path is a text
     command = [sys.executable, "-m", "vitutor_core.cli.launch", json.dumps(launch.asdict(job))]
     assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 1

@@ -180,8 +180,9 @@ def test_two_processes_train_a_run(toy, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_failing_seed_ends_the_row_with_its_code(toy, tmp_path):
-    _, errors = finish(start(toy, "diverging", tmp_path), 5)
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_failing_seed_ends_the_row_with_its_code(toy, tmp_path, processes):
+    _, errors = finish(start(toy, "diverging", tmp_path, more=("--processes", processes)), 5)
     assert any(line.startswith("error: diverging, seed ") and "became NaN or infinite" in line for line in errors)
     assert errors[-1] == "error: a run failed; its message is above"
     assert not list(tmp_path.rglob("seed-*/metrics.json"))

@@ -1,6 +1,7 @@
 """Run several jobs side by side in processes of their own, or each of them as several processes under torchrun.
 
-As a program, ``python -m vitutor_core.cli.launch JOB``, this module is what torchrun starts. Imports nothing heavy.
+As a program this module is torchrun, ``python -m vitutor_core.cli.launch JOB PROCESSES``, and what torchrun starts,
+``python -m vitutor_core.cli.launch JOB``. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -133,8 +134,7 @@ class _Torchrun:
     """Several processes of one job, with the interface of one process."""
 
     def __init__(self, job: Job, processes: int, threads: int) -> None:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command += ["-m", "vitutor_core.cli.launch", json.dumps(asdict(job))]
+        command = [sys.executable, "-m", "vitutor_core.cli.launch", json.dumps(asdict(job)), str(processes)]
         environment = os.environ | {QUIET: "1", "OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
         self._process = subprocess.Popen(command, env=environment, start_new_session=True)
 
@@ -150,9 +150,28 @@ class _Torchrun:
 
 
 def main() -> None:
-    """Run the job that the only argument describes."""
+    """Run the job that the first argument describes, as several processes if a second one says how many."""
+    if len(sys.argv) > 2:
+        sys.exit(_run_processes(sys.argv[1], processes=int(sys.argv[2])))
     job = Job(**json.loads(sys.argv[1]))
     exit_after(lambda: load(job.target)(**job.arguments), who=f"{job.name}: ")
+
+
+def _run_processes(job: str, processes: int) -> int:
+    """Return the exit code of the process that failed first, where torchrun itself gives 1 and a traceback."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    arguments = ["--standalone", f"--nproc-per-node={processes}", "-m", "vitutor_core.cli.launch", job]
+    try:
+        run.main(arguments)
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        return code if code > 0 else 128 - code  # killed by a signal
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0
 
 
 if __name__ == "__main__":
