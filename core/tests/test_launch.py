@@ -13,7 +13,8 @@ import pytest
 
 from vitutor_core.cli import launch
 from vitutor_core.cli.launch import Job, run_jobs
-from vitutor_core.errors import InterruptedRun, VitutorError
+from vitutor_core.cli.options import seed_numbers
+from vitutor_core.errors import ConfigError, InterruptedRun, VitutorError
 from vitutor_core.paper import installed_papers, load
 
 
@@ -105,3 +106,9 @@ def test_papers_are_announced_without_heavy_imports_and_their_references_load():
         assert issubclass(load(paper.config), load("vitutor_core.schema:RunConfig"))
         assert callable(load(paper.method).build)
         assert paper.stages is None or callable(load(paper.stages))
+
+
+@pytest.mark.parametrize("text", ["0,0", "-1", "0,-2", "a", "", "1,"])
+def test_seeds_that_cannot_be(text):
+    with pytest.raises(ConfigError, match="--seeds"):
+        seed_numbers(text)

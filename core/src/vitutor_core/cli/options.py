@@ -68,9 +68,12 @@ def out() -> Callable[[Any], Any]:
 def seed_numbers(text: str) -> tuple[int, ...]:
     """Read the seeds of --seeds; raises `ConfigError`."""
     try:
-        return tuple(int(seed) for seed in text.split(","))
+        seeds = tuple(int(seed) for seed in text.split(","))
     except ValueError:
         raise ConfigError(f"--seeds {text}: write whole numbers separated by commas") from None
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"--seeds {text}: name each seed once, from 0")
+    return seeds
 
 
 def command_line(program: str) -> str:
