@@ -14,7 +14,7 @@ from drloc.models.grid import as_grid, block_names, pool_grid
 from drloc.models.head import OffsetClassHead, OffsetHead, init_head
 from drloc.pairs import offsets, pair_tokens, sample_pairs, scale
 from vitutor_core.errors import ConfigError
-from vitutor_core.evaluate.accuracy import evaluation_mode
+from vitutor_core.models.modes import evaluation_mode
 from vitutor_core.models.taps import forward_taps
 
 

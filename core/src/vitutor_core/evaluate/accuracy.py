@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from vitutor_core.data.types import EvalLoader
 from vitutor_core.errors import ConfigError, DataError, NonFiniteError
+from vitutor_core.models.modes import evaluation_mode
 
 CALIBRATION_BINS = 15
 
@@ -89,16 +88,3 @@ def _metrics(totals: Tensor, bins: Tensor) -> dict[str, float]:
         "ece": 100 * sum(gaps) / images,
         "images": images,
     }
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` into evaluation mode, and every module back into its own mode afterwards."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        # Through train(), parents first: modules may override it to drop what they cached for evaluation.
-        for module, training in before:
-            module.train(training)
