@@ -29,7 +29,8 @@ processes: 1
 
 
 def plan(**changes):
-    return build_plan(Params.from_mapping(changes, where="params.yaml"))
+    params = Params.from_mapping(changes, where="params.yaml")
+    return build_plan(params, read_graph(params.scale))
 
 
 def running(found, folder):

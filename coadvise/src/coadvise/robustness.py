@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from coadvise.method import CLASS
+from vitutor_core.cli.stage import left_out
 from vitutor_core.data.locate import data_root, require_folder
 from vitutor_core.data.mixing import Normalise
 from vitutor_core.evaluate.shifts import head_accuracies
-from vitutor_core.graph.planned import leave_out, read_planned
 from vitutor_core.models.weights import load_model
 from vitutor_core.train.distributed import choose_device
 from vitutor_core.train.evaluation import read_record
 from vitutor_core.train.publish import WEIGHTS_NAME
 from vitutor_core.train.run_folder import write_json
+
+_FIGURES = ("a", "r", "mce")
 
 
 def measure_row(runs: Path, out: Path, device_name: str, plan: Path | None) -> None:
@@ -28,17 +30,13 @@ def measure_row(runs: Path, out: Path, device_name: str, plan: Path | None) -> N
     Of the student: ``a`` and ``r``, the accuracy in percent, and ``mce``, the plain mean of the error in percent over
     all sets of ImageNet-C. Of each head, where there are several: ``HEAD_a``, ``HEAD_r`` and ``HEAD_c``.
     """
-    if plan is not None and not (planned := read_planned(plan))["run"]:
-        leave_out(out, planned["why"])
+    if left_out(plan, f"{runs.name}: not measured", out):
         return
     out.mkdir(parents=True, exist_ok=True)
     for run in sorted(runs.glob("seed-*")):
         metrics = measure_run(run, choose_device(device_name))
         write_json(out / f"{run.name}.json", {"metrics": metrics})
         click.echo(f"{runs.name}, {run.name}: " + ", ".join(f"{name} {metrics[name]:.2f} %" for name in _FIGURES))
-
-
-_FIGURES = ("a", "r", "mce")
 
 
 def measure_run(run: Path, device: torch.device) -> dict[str, float]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitutor_core.cli import options
+from vitutor_core.cli.stage import left_out
 from vitutor_core.errors import ConfigError
-from vitutor_core.graph.planned import leave_out, read_planned
 from vitutor_core.paper import load
 from vitutor_core.schema import DataConfig
 from vitutor_core.train.publish import WEIGHTS_NAME
@@ -52,9 +52,7 @@ def analyze(
     Writes cka.png, fourier.png, attention-<model>.png (each also for a dark page) and analysis.json into OUT. With two
     models, the second is the reference. Images are drawn at random from the evaluation split.
     """
-    if plan is not None and not (planned := read_planned(plan))["run"]:
-        leave_out(out, planned["why"])
-        click.echo(f"not analysed, {planned['why']}")
+    if left_out(plan, "not analysed", out):
         return
     models = tuple(_first_seed(path) for path in models)
     if len(models) > 2:

@@ -16,9 +16,7 @@ from vitutor_core.schema import DataConfig
 @options.scale
 @click.option("--source", help="A data source, instead of the scale's: digits, cifar100, folder:PATH, ...")
 @options.settings
-@click.option(
-    "--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The source's file of a plan."
-)
+@options.stage_plan
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the manifest there as JSON.")
 def data(scale: str, source: str | None, settings: tuple[str, ...], plan: Path | None, out: Path | None) -> None:
     """Read and check every image of a data source; print what was found.

@@ -48,10 +48,11 @@ def plan(params: Path, out: Path) -> None:
     from vitutor_core.train.run_folder import write_json
 
     chosen = Params.read(params)
-    built = build_plan(chosen)
+    found = read_graph(chosen.scale)
+    built = build_plan(chosen, found)
     written = params.parent / "dvc.yaml"
     if written.exists():
-        different = out_of_date(written.read_text(), read_graph(chosen.scale))
+        different = out_of_date(written.read_text(), found)
         if different:
             raise ConfigError(
                 f"{written}: {different[0]} and {len(different) - 1} other stages are not as the recipes of the scale "

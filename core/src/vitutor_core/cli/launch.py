@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from vitutor_core.cli.entry import exit_after
 from vitutor_core.errors import InterruptedRun, VitutorError
@@ -127,6 +127,10 @@ def _child(job: Job, threads: int) -> None:
     os.environ[QUIET] = "1"
     os.setsid()  # signals reach a job once, through its parent
     torch.set_num_threads(threads)
+    _call(job)
+
+
+def _call(job: Job) -> NoReturn:
     exit_after(lambda: load(job.target)(**job.arguments), who=f"{job.name}: ")
 
 
@@ -153,8 +157,7 @@ def main() -> None:
     """Run the job that the first argument describes, as several processes if a second one says how many."""
     if len(sys.argv) > 2:
         sys.exit(_run_processes(sys.argv[1], processes=int(sys.argv[2])))
-    job = Job(**json.loads(sys.argv[1]))
-    exit_after(lambda: load(job.target)(**job.arguments), who=f"{job.name}: ")
+    _call(Job(**json.loads(sys.argv[1])))
 
 
 def _run_processes(job: str, processes: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from vitutor_core.errors import ConfigError
+from vitutor_core.graph.params import check_seeds
 
 SCALES = ("digits", "cifar100", "imagenet")
 
@@ -39,20 +40,15 @@ plan = click.option(
 stage_plan = click.option(
     "--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The stage's file of a plan."
 )
-results = click.option(
-    "--results",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("results"),
-    show_default=True,
-    help="Folder of results: data/, teachers/, runs/, evaluation/.",
-)
-work = click.option(
-    "--work",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("work"),
-    show_default=True,
-    help="Folder of unfinished runs.",
-)
+
+
+def _folder(name: str, text: str) -> Callable[[Any], Any]:
+    kind = click.Path(file_okay=False, path_type=Path)
+    return click.option(f"--{name}", type=kind, default=Path(name), show_default=True, help=text)
+
+
+results = _folder("results", "Folder of results: data/, teachers/, runs/, evaluation/.")
+work = _folder("work", "Folder of unfinished runs.")
 
 
 def out() -> Callable[[Any], Any]:
@@ -71,9 +67,10 @@ def seed_numbers(text: str) -> tuple[int, ...]:
         seeds = tuple(int(seed) for seed in text.split(","))
     except ValueError:
         raise ConfigError(f"--seeds {text}: write whole numbers separated by commas") from None
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ConfigError(f"--seeds {text}: name each seed once, from 0")
-    return seeds
+    try:
+        return check_seeds(seeds)
+    except ValueError as error:
+        raise ConfigError(f"--seeds {text}: {error}") from None
 
 
 def command_line(program: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -24,7 +25,7 @@ from vitutor_core.graph.stages import train_code
 from vitutor_core.paper import Paper, load
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.progress import RunProgress
-from vitutor_core.train.publish import INPUTS_NAME, WEIGHTS_NAME, content_sha256, publish
+from vitutor_core.train.publish import INPUTS_NAME, WEIGHTS_NAME, file_sha256, publish
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,12 @@ def reproduce_row(
     epochs = 0
     code = train_code(paper)
     for seed in seeds:
-        config = row.config(seed).changed(_of_other_rows(row.config(seed), out.parent))
+        config = row.config(seed)
+        config = config.changed(_of_other_rows(config, out.parent))
         _require_data(config, folders.results)
         config = with_teachers(config, row.scale, folders.results / "teachers")
         inputs = inputs_of(config, code, folders.results)
-        key = content_sha256(json.dumps(inputs, sort_keys=True).encode())[:12]
+        key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
         run = folders.work / paper.package / row.scale / f"{row.name}-seed-{seed}-{key}"
         target = out / f"seed-{seed}"
         changed = _changed(target, inputs)
@@ -173,16 +175,16 @@ def inputs_of(config: RunConfig, code: str, results: Path) -> dict[str, Any]:
         "code": code,
         "config": identity_fields(config),
         "weights": {path: _weights_sha256(Path(where)) for path, where in weights.items()},
-        "data": content_sha256(data.read_bytes()) if data.exists() else None,
+        "data": file_sha256(data) if data.exists() else None,
     }
     if config.data.train_from is not None:
         manifest = locate(config.data.train_from) / "manifest.json"
-        inputs["images"] = content_sha256(manifest.read_bytes()) if manifest.exists() else None
+        inputs["images"] = file_sha256(manifest) if manifest.exists() else None
     return inputs
 
 
 def _weights_sha256(where: Path) -> str:
-    return content_sha256((where / WEIGHTS_NAME if where.is_dir() else where).read_bytes())
+    return file_sha256(where / WEIGHTS_NAME if where.is_dir() else where)
 
 
 def _changed(published: Path, inputs: dict[str, Any]) -> list[str] | None:

@@ -10,8 +10,9 @@ from typing import TypeVar
 import click
 
 from vitutor_core.cli import options
+from vitutor_core.cli.stage import left_out
 from vitutor_core.graph.needs import teachers_of
-from vitutor_core.graph.planned import leave_out, read_planned, take_up
+from vitutor_core.graph.planned import read_planned
 from vitutor_core.recipe import recipe_path, resolve
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.publish import publish
@@ -30,9 +31,7 @@ RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
     type=click.Path(file_okay=False, path_type=Path),
     help="Train there, in a folder named by the fingerprint.  [default: OUT; work under a plan]",
 )
-@click.option(
-    "--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The teacher's file of a plan."
-)
+@options.stage_plan
 @options.out()
 def teacher(
     name: str,
@@ -44,14 +43,10 @@ def teacher(
     out: Path,
 ) -> None:
     """Train the teacher NAME of a recipe into OUT."""
+    if left_out(plan, f"{name}: not trained", out):
+        return
     if plan is not None:
-        planned = read_planned(plan)
-        if not planned["run"]:
-            leave_out(out, planned["why"])
-            click.echo(f"{name}: not trained, {planned['why']}")
-            return
-        scale, work = planned["scale"], work or Path("work")
-        take_up(out)
+        scale, work = read_planned(plan)["scale"], work or Path("work")
     result = train_teacher(scale, name, out, recipe=recipe, settings=settings, work=work)
     click.echo(f"{name}: top-1 {result:.2f} %; {out}")
 

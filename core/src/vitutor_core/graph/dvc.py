@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from vitutor_core.config import parse_yaml
-from vitutor_core.graph.needs import Needs, needs_of, source_name
+from vitutor_core.errors import ConfigError
+from vitutor_core.graph.needs import Needs, source_name
 from vitutor_core.graph.stages import Graph, PaperGraph, Stage
 
 _HEAD = """\
@@ -152,7 +154,7 @@ def root_of(folder: Path) -> str:
 
 
 def _paper(name: str, paper: PaperGraph) -> list[str]:
-    inputs = {row: _inputs(name, needs_of(config)) for row, config in paper.configs.items()}
+    inputs = {row: _inputs(name, needs) for row, needs in paper.needs.items()}
     deps, items = _shared(inputs)
     parts = [_ROWS.format(paper=name, command=paper.paper.command, items=_mapping(items), deps=deps)]
     return [*parts, *(_extra(name, stages) for stages in _by_name(paper.stages).values())]
@@ -171,7 +173,7 @@ def _drawn(name: str, paper: PaperGraph) -> list[str]:
 
 
 def _extra(paper: str, stages: Sequence[Stage]) -> str:
-    """Write stages of one name. What differs between their commands and outputs is the item's name, or listed."""
+    """Write the stages of one name, whose commands and outputs differ in the name of the item alone."""
     inputs = {
         stage.item: [
             *(_data(source) for source in stage.sources),
@@ -184,19 +186,14 @@ def _extra(paper: str, stages: Sequence[Stage]) -> str:
     }
     commands = {_templated(stage.command, stage.item) for stage in stages}
     outs = {tuple(_templated(out, stage.item) for out in stage.outs) for stage in stages}
-    shared = len(commands) == len(outs) == 1
-    items: dict[str, Any] = _filled(inputs)
-    if not shared:
-        items = {
-            stage.item: {"cmd": stage.command, "deps": items[stage.item], "outs": list(stage.outs)} for stage in stages
-        }
-    written = next(iter(outs)) if shared else [f"${{item.outs[{n}]}}" for n in range(len(stages[0].outs))]
+    if len(commands) > 1 or len(outs) > 1:
+        raise ConfigError(f"stages {stages[0].name}: commands and outputs may differ in the item's name alone")
     return _STAGE.format(
         name=stages[0].name,
-        items=_mapping(items),
-        command=next(iter(commands)) if shared else "${item.cmd}",
-        deps=_slots(inputs, place="item" if shared else "item.deps"),
-        outs=", ".join(f'"results/{out}"' for out in written),
+        items=_mapping(inputs),
+        command=commands.pop(),
+        deps=_slots(inputs),
+        outs=", ".join(f'"results/{out}"' for out in outs.pop()),
     )
 
 
@@ -231,29 +228,19 @@ def _shared(inputs: Mapping[str, Sequence[str]]) -> tuple[str, Mapping[str, Sequ
     return ", ".join(written), rest
 
 
-def _slots(items: Mapping[str, Sequence[str]], place: str = "item") -> str:
-    longest = max(map(len, items.values()))
-    return ", ".join(f'"results/${{{place}[{n}]}}"' for n in range(longest))
+def _slots(items: Mapping[str, Sequence[str]]) -> str:
+    return ", ".join(f'"results/${{item[{n}]}}"' for n in range(_longest(items)))
 
 
-def _filled(items: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    longest = max(map(len, items.values()))
-    return {name: [*values, *[values[-1]] * (longest - len(values))] for name, values in items.items()}
+def _mapping(items: Mapping[str, Sequence[str]]) -> str:
+    """Write items with their lists filled up; where none has entries, the names alone."""
+    length = _longest(items)
+    filled = {name: [*own, *repeat(own[-1], length - len(own))] if own else [] for name, own in items.items()}
+    return _wrapped([f"{name}: [{', '.join(own)}]" if own else name for name, own in filled.items()], "{", "}")
 
 
-def _mapping(items: Mapping[str, Any]) -> str:
-    if all(isinstance(value, list) for value in items.values()):
-        items = _filled(items) if all(items.values()) else items
-    # A key without a value has none of its own.
-    return _wrapped([f"{name}: {_flow(value)}" if value else name for name, value in items.items()], "{", "}")
-
-
-def _flow(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{name}: {_flow(child)}" for name, child in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_flow(child) for child in value) + "]"
-    return f'"{value}"' if " " in value else str(value)
+def _longest(items: Mapping[str, Sequence[str]]) -> int:
+    return max(map(len, items.values()))
 
 
 def _wrapped(parts: Sequence[str], start: str, end: str) -> str:

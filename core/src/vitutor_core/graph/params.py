@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Self
 
+from pydantic import field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
@@ -36,10 +37,19 @@ class Params(Config):
             raise ConfigError(f"{path.absolute()}: {error.strerror}") from None
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: write fields such as 'scale: digits'")
-        params = cls.from_mapping(values, where=str(path))
-        if len(set(params.seeds)) < len(params.seeds) or min(params.seeds) < 0:
-            raise ConfigError(f"{path}: seeds: {list(params.seeds)}; name each seed once, from 0")
-        return params
+        return cls.from_mapping(values, where=str(path))
+
+    @field_validator("seeds")
+    @classmethod
+    def _are_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        return check_seeds(seeds)
+
+
+def check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """Return ``seeds``; raises `ValueError` unless each is named once, from 0."""
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError("name each seed once, from 0")
+    return seeds
 
 
 def change_params(path: Path, changes: tuple[str, ...]) -> list[str]:
@@ -55,11 +65,11 @@ def change_params(path: Path, changes: tuple[str, ...]) -> list[str]:
         if name not in Params.model_fields:
             raise ConfigError(f"{path}: no field '{name}'{nearest(name, Params.model_fields)}")
         is_list = "tuple" in str(Params.model_fields[name].annotation)
-        parsed = [parse_yaml(part, where=name) for part in text.replace(",", " ").split()] if is_list else None
-        values[name] = parsed if is_list else parse_yaml(text, where=name) if text else None
         if is_list:
-            values[name] = CommentedSeq(parsed)
+            values[name] = CommentedSeq(parse_yaml(part, where=name) for part in text.replace(",", " ").split())
             values[name].fa.set_flow_style()
+        else:
+            values[name] = parse_yaml(text, where=name) if text else None
     written = io.StringIO()
     editor.dump(values, written)
     before = path.read_text(encoding="utf-8")

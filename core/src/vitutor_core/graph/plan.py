@@ -19,7 +19,7 @@ from vitutor_core.graph.code import MEASURING, code_fingerprint
 from vitutor_core.graph.missing import missing_data
 from vitutor_core.graph.needs import needs_of, source_name
 from vitutor_core.graph.params import Params
-from vitutor_core.graph.stages import Graph, PaperGraph, Stage, evaluation_code, read_graph, train_code
+from vitutor_core.graph.stages import Graph, PaperGraph, Stage, evaluation_code, train_code
 from vitutor_core.recipe import CORE_GROUP
 from vitutor_core.schema import RunConfig
 
@@ -37,9 +37,8 @@ Plan = dict[str, dict[str, Any]]
 """The content of each file of a plan, by its name relative to the plan's folder."""
 
 
-def build_plan(params: Params) -> Plan:
-    """Return the plan of all installed papers; raises `ConfigError` for params that name what is not there."""
-    graph = read_graph(params.scale)
+def build_plan(params: Params, graph: Graph) -> Plan:
+    """Return the plan of a graph; raises `ConfigError` for params that name what is not there."""
     check_names(params, graph)
     chosen = {name: chosen_rows(params, paper) for name, paper in graph.papers.items()}
     stages = {name: chosen_stages(params, paper, chosen[name]) for name, paper in graph.papers.items()}
@@ -54,9 +53,8 @@ def build_plan(params: Params) -> Plan:
         plan[f"code/{name}-evaluate.json"] = {"code": evaluation_code(paper.paper)}
         plan[f"code/{name}-table.json"] = {"code": code_fingerprint(TABLE_CODE), "printed": _printed(name)}
     plan["code/report.json"] = {"code": code_fingerprint(REPORT_CODE)}
-    plan |= _teachers(graph, params, chosen, stages)
-    plan |= _data(graph, chosen, stages)
-    return plan
+    sources, teachers = _needed(graph, chosen, [stage for own in stages.values() for stage in own])
+    return plan | _teachers(graph, params, teachers) | _data(graph, sources)
 
 
 def check_names(params: Params, graph: Graph) -> None:
@@ -93,7 +91,7 @@ def chosen_rows(params: Params, paper: PaperGraph) -> list[str]:
         if row in chosen:
             continue
         chosen.add(row)
-        needs = needs_of(paper.configs[row])
+        needs = paper.needs[row]
         waiting += needs.rows
         waiting += _rows_behind(needs.images, makers)
     return [row for row in paper.configs if row in chosen]
@@ -114,7 +112,7 @@ def planned_config(params: Params, paper: PaperGraph, row: str) -> RunConfig:
     """
     preset = params.preset if params.preset in paper.recipe.presets else None
     config = paper.paper.resolve(params.scale, None, row, params.set, preset=preset)
-    if needs_of(config) != needs_of(paper.configs[row]):
+    if needs_of(config) != paper.needs[row]:
         raise ConfigError(f"row '{row}': preset or set change the data, teachers or rows that it needs; use a recipe")
     return config
 
@@ -126,7 +124,7 @@ def _rows_behind(images: str | None, makers: Mapping[str, Stage]) -> Iterable[st
 
 def chosen_stages(params: Params, paper: PaperGraph, rows: list[str]) -> list[Stage]:
     """Return the paper's own stages that are run: those whose output a chosen row needs, and those that can be."""
-    needed = {needs_of(paper.configs[row]).images for row in rows}
+    needed = {paper.needs[row].images for row in rows}
     chosen: list[Stage] = []
     for stage in paper.stages:
         outs = {f"results/{out}" for out in stage.outs}
@@ -170,10 +168,15 @@ def _rows(paper: PaperGraph, params: Params, chosen: list[str]) -> Plan:
     return plan
 
 
-def _teachers(graph: Graph, params: Params, chosen: Mapping[str, list[str]], stages: Mapping[str, list[Stage]]) -> Plan:
-    needed = {name for stage in _all(stages) for name in stage.teachers}
-    for name, rows in chosen.items():
-        needed |= {teacher for row in rows for teacher in needs_of(graph.papers[name].configs[row]).teachers}
+def _needed(graph: Graph, chosen: Mapping[str, list[str]], stages: list[Stage]) -> tuple[set[str], set[str]]:
+    """Return the data sources and the teachers that chosen rows and stages need, and the sources of these teachers."""
+    rows = [graph.papers[name].needs[row] for name, own in chosen.items() for row in own]
+    teachers = {name for needs in rows for name in needs.teachers} | {name for one in stages for name in one.teachers}
+    sources = {needs.source for needs in rows} | {source for stage in stages for source in stage.sources}
+    return sources | {graph.teachers[teacher].data.source for teacher in teachers}, teachers
+
+
+def _teachers(graph: Graph, params: Params, needed: set[str]) -> Plan:
     code = code_fingerprint(["vitutor_core.train.supervised", "vitutor_core.train.session"], without=MEASURING)
     plan: Plan = {}
     for name, config in graph.teachers.items():
@@ -182,15 +185,7 @@ def _teachers(graph: Graph, params: Params, chosen: Mapping[str, list[str]], sta
     return plan
 
 
-def _data(graph: Graph, chosen: Mapping[str, list[str]], stages: Mapping[str, list[Stage]]) -> Plan:
-    needed = {source for stage in _all(stages) for source in stage.sources}
-    teachers: set[str] = {name for stage in _all(stages) for name in stage.teachers}
-    for name, rows in chosen.items():
-        for row in rows:
-            needs = needs_of(graph.papers[name].configs[row])
-            needed.add(needs.source)
-            teachers.update(needs.teachers)
-    needed |= {graph.teachers[name].data.source for name in teachers}
+def _data(graph: Graph, needed: set[str]) -> Plan:
     code = code_fingerprint(["vitutor_core.data.check"])
     plan: Plan = {}
     for source in graph.sources:
@@ -199,10 +194,6 @@ def _data(graph: Graph, chosen: Mapping[str, list[str]], stages: Mapping[str, li
         content = {"run": True, "code": code} if missing is None else _off(missing)
         plan[f"data/{source_name(source)}.json"] = content | {"source": source}
     return plan
-
-
-def _all(stages: Mapping[str, list[Stage]]) -> Iterable[Stage]:
-    return (stage for own in stages.values() for stage in own)
 
 
 def _printed(package: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from vitutor_core.errors import ConfigError
@@ -51,7 +52,7 @@ class PaperGraph:
     configs: Mapping[str, RunConfig]
     stages: tuple[Stage, ...]
 
-    @property
+    @cached_property
     def needs(self) -> dict[str, Needs]:
         return {row: needs_of(config) for row, config in self.configs.items()}
 

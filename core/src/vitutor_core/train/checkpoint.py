@@ -7,7 +7,6 @@ flushed to disk, and renamed, so a killed or failing writer never harms the chec
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitutor_core.errors import CheckpointError, ResourceError
+from vitutor_core.train.publish import file_sha256
 
 SCHEMA_VERSION = 1
 _MANIFEST = "manifest.json"
@@ -146,12 +146,6 @@ def remove_partial(root: Path) -> None:
     """Delete what a killed writer left behind."""
     for path in root.glob("step-*.tmp-*"):
         shutil.rmtree(path)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _step(folder: Path) -> int:

@@ -35,6 +35,7 @@ def publish(run: Path, target: Path) -> None:
         raise ResourceError(f"{target.absolute()}: cannot write ({error.strerror}); free some space") from None
 
 
-def content_sha256(content: bytes) -> str:
-    """Return the SHA-256 of some bytes."""
-    return hashlib.sha256(content).hexdigest()
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

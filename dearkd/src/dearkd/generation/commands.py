@@ -10,8 +10,9 @@ import click
 
 from dearkd.generation.config import GenerationConfig
 from vitutor_core.cli import options
+from vitutor_core.cli.stage import left_out
 from vitutor_core.errors import ConfigError
-from vitutor_core.graph.planned import leave_out, read_planned, take_up
+from vitutor_core.graph.planned import read_planned
 from vitutor_core.paper import Paper, load
 from vitutor_core.recipe import read_recipe, recipe_path, resolve
 
@@ -52,15 +53,10 @@ def generate_command(paper: Paper) -> click.Command:
         the command without --shard then finds all batches there and publishes.
         """
         out = out or results / "generated" / name
-        processes = 1
-        if plan is not None:
-            planned = read_planned(plan / "stages" / f"dearkd_generate-{name}.json")
-            if not planned["run"]:
-                leave_out(out, planned["why"])
-                click.echo(f"{name}: not generated, {planned['why']}")
-                return
-            processes = read_planned(plan / "runtime.json")["processes"]
-        take_up(out)
+        stage = None if plan is None else plan / "stages" / f"dearkd_generate-{name}.json"
+        if left_out(stage, f"{name}: not generated", out):
+            return
+        processes = 1 if plan is None else read_planned(plan / "runtime.json")["processes"]
         config = resolve_generation(paper, scale, recipe, name, settings)
         own = _parse_shard(shard)
         load(paper.method)  # registers the paper's models with timm, of which the competitor is one
@@ -126,13 +122,11 @@ def diversity_command(paper: Paper) -> click.Command:
 
         --set changes the scale's generation recipe, e.g. --set diversity_pairs=10.
         """
-        if plan is not None:
-            planned = read_planned(plan / "stages" / "dearkd_diversity-images.json")
-            if not planned["run"]:
-                for name in ("real", *read_recipe(recipe_path("dearkd", f"generation/{scale}")).rows):
-                    leave_out(results / "evaluation" / "dearkd" / f"images_{name}", planned["why"])
-                click.echo(f"images: not measured, {planned['why']}")
-                return
+        stage = None if plan is None else plan / "stages" / "dearkd_diversity-images.json"
+        sets = ("real", *read_recipe(recipe_path("dearkd", f"generation/{scale}")).rows)
+        outs = [results / "evaluation" / "dearkd" / f"images_{name}" for name in sets]
+        if left_out(stage, "images: not measured", *outs):
+            return
         features = features or results / "runs" / "dearkd" / "vit" / "seed-0"
         config = resolve_generation(paper, scale, None, None, settings)
         data = paper.resolve(scale, None, None, ()).data
