@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 from vitutor_core.data.build import build_data
-from vitutor_core.train.distributed import Processes
+from vitutor_core.distributed import Processes
 from vitutor_core.train.method import Clock
 
 

@@ -59,7 +59,7 @@ def analyze(
         raise ConfigError(f"analyze: {len(models)} models given; give one, or two to compare")
     from vitutor_core.analysis.analyse import Quirks, analyse
     from vitutor_core.analysis.figures import draw_analysis
-    from vitutor_core.train.distributed import choose_device
+    from vitutor_core.distributed import choose_device
     from vitutor_core.train.run_folder import write_json
 
     place = choose_device(device)

@@ -14,11 +14,11 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from vitutor_core.data.types import Data
+from vitutor_core.distributed import Processes, effective_precision
 from vitutor_core.errors import InterruptedRun, NonFiniteError
 from vitutor_core.evaluate.accuracy import evaluate
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
-from vitutor_core.train.distributed import Processes, effective_precision
 from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock, Method
@@ -87,9 +87,10 @@ def fit(
             line: dict[str, Any] = {"epoch": epoch, "step": state.step, **meter.epoch_line()}
             line["lr"] = max(group["lr"] for group in state.optimizer.param_groups)  # layer decay lowers the others
             if (epoch + 1) % every.eval_every_epochs == 0 or epoch + 1 == epochs:
-                metrics = _evaluate(method, state.ema, data, config, processes, probe)
+                report = method.report(probe.to(processes.device))
+                metrics = _evaluate(method, state.ema, data, config, processes) | report.metrics
                 line |= metrics
-                run.keep_pictures(epoch + 1, method.pictures(probe.to(processes.device)))
+                run.keep_pictures(epoch + 1, report.pictures)
             state.end_epoch(line, metrics)
             progress.epoch(_summary(line, epochs), last=epoch + 1 == epochs)
             must_stop = processes.any(bool(stop))
@@ -106,7 +107,7 @@ def _must_stop(stop: StopRequest, state: TrainState, interval: int, processes: P
 
 
 def _evaluate(
-    method: Method, ema: ModelEmaV3 | None, data: Data, config: RunConfig, processes: Processes, probe: torch.Tensor
+    method: Method, ema: ModelEmaV3 | None, data: Data, config: RunConfig, processes: Processes
 ) -> dict[str, float]:
     options: dict[str, Any] = {
         "num_classes": data.info.num_classes,
@@ -114,16 +115,16 @@ def _evaluate(
         "precision": effective_precision(config.train.precision, processes.device),
     }
     metrics: dict[str, float] = {}
-    if method.classifies:
+    if method.traits.classifies:
         metrics = evaluate(method.inference_model(), data.evaluation, **options)
-    if method.classifies and ema is not None:
+    if method.traits.classifies and ema is not None:
         averaged = evaluate(ema.module, data.evaluation, **options)
         metrics |= {f"ema_{name}": value for name, value in averaged.items()}
-    return metrics | method.diagnostics(probe.to(processes.device))
+    return metrics
 
 
 def _probe_images(data: Data) -> torch.Tensor:
-    """Return the first evaluation batch, at most 64 images, for `Method.diagnostics`."""
+    """Return the first evaluation batch, at most 64 images, for `Method.report`."""
     images, _ = next(iter(data.evaluation))
     return images[:64].cpu()
 
