@@ -274,6 +274,13 @@ class MethodConformance:
         assert model.eval()(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
         assert "timm.create_model" in (tmp_path / "student.md").read_text()
 
+    def test_stored_logits_teach_as_the_teacher_does(self, tmp_path: Path, teachers: Path, finished: Path) -> None:
+        for name in ("storing", "reading"):
+            result = self.run(tmp_path / name, teachers, f"cache.folder={tmp_path / 'logits'}")
+            assert_equal_weights(tmp_path / name, finished)
+        stored = result["stored_logits"]
+        assert stored is None or (stored["epochs_written"], stored["epochs_computed"]) == (0, 0)
+
     def test_what_is_measured_again_is_what_was_measured(self, finished: Path) -> None:
         record = read_record(finished, self.package)
         found = evaluate_run(finished, record, load(self.paper().config), load(self.paper().method).build)

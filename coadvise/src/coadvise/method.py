@@ -63,7 +63,7 @@ class Coadvise(Method):
         for index, (role, teacher) in enumerate(self._teachers.items(), start=1):
             divergences[role] = divergence(
                 logits[index if len(logits) > 1 else 0],
-                teacher(batch.images).logits,
+                teacher(batch.images, logits=batch.taught.get(role)).logits,
                 temperature=self._terms.temperatures.get(role, 1.0),
                 direction=self._terms.direction,
             )
@@ -74,6 +74,9 @@ class Coadvise(Method):
 
     def teachers(self) -> dict[str, dict[str, Any]]:
         return {role: teacher.facts for role, teacher in self._teachers.items()}
+
+    def logit_teachers(self) -> dict[str, FrozenTeacher]:
+        return dict(self._teachers)
 
     def report(self, probe: Tensor | None = None, evaluation: EvalLoader | None = None) -> Report:
         """Return `token_metrics` of the student, and its corruption errors where the config asks for them."""

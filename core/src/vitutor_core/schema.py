@@ -37,6 +37,12 @@ class DataConfig(Config):
         "keyed",
         help="keyed: by subset_seed; numpy: NumPy's generator seeded with the class, as Bootstrapping ViTs released",
     )
+    view_seed: int | None = identity(
+        None,
+        help="seed of order, augmentation and mixing, apart from that of the weights; runs that share it share a "
+        "teacher's cached logits, and vary less; null: the run's seed",
+        ge=0,
+    )
     crop_ratio: float = identity(1.0, help="evaluation: resize to size / ratio, then crop the centre", gt=0, le=1)
     interpolation: Literal["bilinear", "bicubic"] = identity("bilinear", help="resampling of every resize")
     loader: Literal["resident", "streamed"] = identity(
@@ -148,6 +154,27 @@ class TrainConfig(Config):
         return self
 
 
+class CacheConfig(Config):
+    """The teachers' logits of training batches, kept for other runs on the same batches; see `distill.taught`."""
+
+    folder: str | None = runtime(
+        None, help="keep them there, and reuse what is there; null: ask the teachers each time"
+    )
+    max_gb: float = runtime(10.0, help="what the folder may hold, in GB; what goes beyond is not stored", gt=0)
+    dtype: Literal["fp32", "fp16"] = identity("fp32", help="fp32: exactly the teacher's logits; fp16: half the space")
+    top_k: int | None = identity(None, help="keep the k largest and what the others share; null: all of them", ge=1)
+
+    @property
+    def is_exact(self) -> bool:
+        return self.dtype == "fp32" and self.top_k is None
+
+    @model_validator(mode="after")
+    def _rounds_with_a_folder_only(self) -> Self:
+        if not self.is_exact and self.folder is None:
+            raise ValueError("dtype and top_k say how logits are stored; set cache.folder, too")
+        return self
+
+
 class RuntimeConfig(Config):
     """What may differ between a run and its resumption."""
 
@@ -170,4 +197,10 @@ class RunConfig(Config):
     student: ModelConfig = identity(help="the model that is trained")
     optim: OptimConfig = identity(help="optimiser and schedule")
     train: TrainConfig = identity(help="length and precision")
+    cache: CacheConfig = identity(CacheConfig(), help="stored teacher outputs")
     runtime: RuntimeConfig = runtime(RuntimeConfig(), help="what may change on resume")
+
+    @property
+    def view_seed(self) -> int:
+        """Seed of order, augmentation and mixing."""
+        return self.seed if self.data.view_seed is None else self.data.view_seed

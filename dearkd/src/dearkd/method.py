@@ -29,6 +29,9 @@ from vitutor_core.models.taps import forward_taps
 from vitutor_core.models.weights import create_student
 from vitutor_core.train.method import Clock, Method, Report, StepOutput
 
+TEACHER = "cnn"
+"""The role of its only teacher."""
+
 
 class DearKD(Method):
     """The student, its aligners and distillation head, and, in stage I only, the teacher.
@@ -78,7 +81,8 @@ class DearKD(Method):
             return StepOutput(loss, parts={"label_loss": loss})
         pairs = self._terms.pairs if self.aligners is not None else ()
         student = forward_taps(self.student, batch.images, features=[block - 1 for block, _ in pairs])
-        teacher = self._teacher(batch.images, features=[stage for _, stage in pairs])
+        stages = [stage for _, stage in pairs]
+        teacher = self._teacher(batch.images, features=stages, logits=batch.taught.get(TEACHER))
         label_logits, dist_logits = self._heads(student.tokens)
         parts = {"label_loss": F.cross_entropy(label_logits, batch.targets)}
         if dist_logits is not None:
@@ -122,7 +126,11 @@ class DearKD(Method):
         return True
 
     def teachers(self) -> dict[str, dict[str, Any]]:
-        return {"cnn": self._facts} if self._facts is not None else {}
+        return {TEACHER: self._facts} if self._facts is not None else {}
+
+    def logit_teachers(self) -> dict[str, FrozenTeacher]:
+        reads = self._teacher is not None and self._terms.distill != "none"
+        return {TEACHER: self._teacher} if reads and self._teacher is not None else {}
 
     def report(self, probe: Tensor | None = None, evaluation: EvalLoader | None = None) -> Report:
         """Return when the teacher leaves, and the mean attention distance of each block of a ViT in pixels (Fig. 4)."""

@@ -7,6 +7,7 @@ from typing import NoReturn
 import click
 
 from vitutor_core.cli.analyze import analyze
+from vitutor_core.cli.cache import cache
 from vitutor_core.cli.compare import compare
 from vitutor_core.cli.data import data
 from vitutor_core.cli.doctor import doctor
@@ -22,7 +23,7 @@ def vitutor() -> None:
     """ViTutor's shared tools. Each paper has its own command, such as dearkd."""
 
 
-for command in (data, teacher, analyze, compare, report, graph, plan, ready, params, doctor):
+for command in (data, teacher, cache, analyze, compare, report, graph, plan, ready, params, doctor):
     vitutor.add_command(command)
 
 

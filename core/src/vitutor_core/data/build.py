@@ -37,7 +37,7 @@ def build_data(
     indices = subset_indices(source.train.labels, config.data)
     order = Order(
         len(indices),
-        seed=config.seed,
+        seed=config.view_seed,
         batch_size=config.train.batch_size,
         num_views=len(source.train.labels) if config.train.epoch_length == "full" else None,
         accumulate=config.train.accumulate,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+_NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,13 @@ class Batch(NamedTuple):
     images: (B, C, H, W) float32, augmented, mixed and normalised.
     targets: (B,) int64 class ids, or (B, K) float32 where Mixup, CutMix or label smoothing is on.
     indices: (B,) int64 positions in the training subset.
+    taught: the logits (B, K) of teachers by role, where they are known already; see `distill.taught`.
     """
 
     images: Tensor
     targets: Tensor
     indices: Tensor
+    taught: Mapping[str, Tensor] = _NOTHING
 
 
 class TrainLoader(Protocol):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, Self
 from torch import Tensor, nn
 
 from vitutor_core.data.types import Batch, DataInfo, EvalLoader
+from vitutor_core.distill.teacher import FrozenTeacher
 
 _NONE: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -162,6 +163,13 @@ class Method(nn.Module, ABC):
 
     def teachers(self) -> dict[str, dict[str, Any]]:
         """Return `FrozenTeacher.facts` by role; the SHA-256 of each teacher is part of a run's identity."""
+        return {}
+
+    def logit_teachers(self) -> Mapping[str, FrozenTeacher]:
+        """Return, by role, the teachers whose logits of the batch's images `forward` reads.
+
+        Where ``batch.taught`` has a role, forward takes the logits from there instead of asking the teacher.
+        """
         return {}
 
     def no_weight_decay(self) -> set[str]:

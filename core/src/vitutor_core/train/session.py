@@ -17,6 +17,7 @@ from torch import nn
 from vitutor_core.config import identity_fields
 from vitutor_core.data.build import build_data
 from vitutor_core.data.types import Data, DataInfo
+from vitutor_core.distill.taught import TaughtLoader, with_stored_logits
 from vitutor_core.distributed import Processes, processes
 from vitutor_core.errors import ResourceError
 from vitutor_core.models.weights import (
@@ -64,6 +65,7 @@ def train(
         try:
             torch.manual_seed(config.seed)
             method = build_method(config, data.info)
+            data = with_stored_logits(data, method.logit_teachers, config, group)
             identity = _identity(config, label, data.info, method)
             run.claim(identity, _session(label))
             group.barrier()
@@ -170,6 +172,7 @@ def _result(
         "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16],
         "data_fingerprint": data.info.fingerprint,
         "teachers": method.teachers(),
+        "stored_logits": data.train.facts if isinstance(data.train, TaughtLoader) else None,
         **{name: value for name, value in _session(label).items() if name != "started"},
         "config": config.model_dump(mode="json"),
     }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from vitutor_core.data.types import Batch, EvalLoader
+from vitutor_core.distill.teacher import FrozenTeacher
 from vitutor_core.train.method import Clock, Method, Report, StepOutput, Traits, UpdateRule
 
 
@@ -57,3 +58,6 @@ class MethodWrapper(Method):
 
     def teachers(self) -> dict[str, dict[str, Any]]:
         return self.method.teachers()
+
+    def logit_teachers(self) -> Mapping[str, FrozenTeacher]:
+        return self.method.logit_teachers()
