@@ -18,8 +18,9 @@ from vitutor_core.data.locate import locate, shorten
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import ConfigError
 
-_BUNDLED = ("imagenet100",)
-"""imagenet100: the 100 ids of Tian et al., "Contrastive Multiview Coding" (2019), used by most papers of that name."""
+_BUNDLED = ("imagenet100", "cifar100_20")
+"""imagenet100: the 100 ids of Tian et al., "Contrastive Multiview Coding" (2019), used by most papers of that name.
+cifar100_20: of each of CIFAR-100's 20 superclasses the first class in alphabetical order."""
 
 
 def read_class_list(given: str | Sequence[str]) -> tuple[str, ...]:
