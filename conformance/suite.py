@@ -276,7 +276,9 @@ class MethodConformance:
 
     def test_what_is_measured_again_is_what_was_measured(self, finished: Path) -> None:
         record = read_record(finished, self.package)
-        found = evaluate_run(finished, record, load(self.paper().config), load(self.paper().method).build)
+        found, right = evaluate_run(finished, record, load(self.paper().config), load(self.paper().method).build)
+        assert right == record["correct"]
+        assert ("top1" in right) == self.classifies
         again = {name: value for name, value in record["metrics"].items() if name in found}
         assert {name: found[name] for name in again} == again
         assert ("top1" if self.classifies else "knn_top1") in again

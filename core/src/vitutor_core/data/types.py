@@ -90,7 +90,10 @@ class TrainLoader(Protocol):
 
 
 class EvalLoader(Protocol):
-    """Evaluation batches of this process: every image exactly once over all processes, no padding."""
+    """Evaluation batches of this process: every image exactly once over all processes, no padding.
+
+    Process r of w has the images r, r + w, r + 2w, ... of the set, in that order.
+    """
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, C, H, W), normalised, and class ids (B,) int64."""

@@ -44,13 +44,17 @@ class Teacher(Record):
 
 
 class Result(Record):
-    """The content of a ``metrics.json``; what was measured without training has no epochs and no updates."""
+    """The content of a ``metrics.json``; what was measured without training has no epochs and no updates.
+
+    ``correct`` says, for an accuracy, which evaluation images were right; see `evaluate.accuracy.pack`.
+    """
 
     paper: str
     row: str
     scale: str
     seed: int = Field(ge=0)
     metrics: dict[str, float]
+    correct: dict[str, str] = {}
     epochs: int = Field(ge=0)
     updates: int = Field(ge=0)
     train_images: int = Field(ge=1)

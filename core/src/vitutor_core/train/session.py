@@ -18,6 +18,7 @@ from vitutor_core.config import identity_fields
 from vitutor_core.data.build import build_data
 from vitutor_core.data.types import Data, DataInfo
 from vitutor_core.errors import ResourceError
+from vitutor_core.evaluate.accuracy import Measured
 from vitutor_core.models.weights import (
     ModelCard,
     save_model,
@@ -69,7 +70,7 @@ def train(
             group.barrier()
             if run.is_finished:
                 return _read(run)
-            metrics, averaged = _fit(method, data, config, run, group, identity)
+            (metrics, correct), averaged = _fit(method, data, config, run, group, identity)
             if measure:
                 metrics = metrics | method.final_metrics(data.evaluation)
         finally:
@@ -82,7 +83,8 @@ def train(
             if has_own_metrics(method) and len(method.state_dict()) > len(method.inference_model().state_dict()):
                 save_tensors(run.path / METHOD_NAME, method.state_dict(), {})
             result = _result(config, data, label, metrics, identity, method)
-            write_json(run.path / "metrics.json", result | {"seconds": round(time.monotonic() - started, 1)})
+            seconds = round(time.monotonic() - started, 1)
+            write_json(run.path / "metrics.json", result | {"correct": correct, "seconds": seconds})
         group.barrier()
     return _read(run)
 
@@ -99,7 +101,7 @@ def _read(run: RunFolder) -> dict[str, Any]:
 
 def _fit(
     method: Method, data: Data, config: RunConfig, run: RunFolder, group: Processes, identity: dict[str, Any]
-) -> tuple[dict[str, float], nn.Module | None]:
+) -> tuple[Measured, nn.Module | None]:
     try:
         return fit(method, data, config, run=run, processes=group, identity=identity)
     except (RuntimeError, MemoryError) as error:
