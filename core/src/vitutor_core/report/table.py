@@ -14,7 +14,7 @@ Rows = Mapping[str, Sequence[Run]]
 
 _COSTS = {"parameters": ("parameters", 1e6), "macs": ("flops", 2e9), "images_per_s": ("images_per_s", 1.0)}
 """The metric of a cost, and its unit."""
-_SMOKE_TEST = "This scale is a smoke test: it shows that every row runs, and is too easy and too small for verdicts."
+_SMOKE_TEST = "This scale is a smoke test: it shows that the rows run, and is too easy and too small for verdicts."
 
 
 def build_table(paper: PaperResults, rows: Rows) -> Json:
