@@ -60,7 +60,7 @@ def write_run(root: Path, row: str, seed: int, top1: float, changes: dict[str, A
     result = {
         "paper": "demo",
         "row": row,
-        "scale": "digits",
+        "scale": "small",
         "seed": seed,
         "metrics": {"top1": top1, "images": 900.0},
         "epochs": 4,

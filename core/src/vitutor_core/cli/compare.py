@@ -76,12 +76,11 @@ def _budget(scale: str) -> dict[str, Any]:
 def _line(paper: Paper, results: Path) -> dict[str, Any]:
     """Summarise what a method adds to its plain student, and what that costs in training time."""
     from vitutor_core.report.results import load_results
-    from vitutor_core.report.verdict import difference, outcome_of, summarise
+    from vitutor_core.report.verdict import Sample, difference, summarise
 
     rows = load_results(results, paper.package)
     plain_row, *_, method_row = _rows(paper)
-    plain, method = summarise(rows[plain_row], "top1"), summarise(rows[method_row], "top1")
-    gain = difference(method, plain)
+    plain, method = Sample(rows[plain_row], "top1"), Sample(rows[method_row], "top1")
 
     def seconds(*names: str) -> float:
         return sum(run.result.seconds for name in names for run in rows.get(name, [])) / len(rows[names[-1]])
@@ -91,10 +90,10 @@ def _line(paper: Paper, results: Path) -> dict[str, Any]:
         "paper": paper.package,
         "student": first.config["student"]["name"],
         "teachers": {role: teacher.name for role, teacher in first.teachers.items()},
-        "plain": plain,
-        "method": method,
-        "gain": gain,
-        "outcome": outcome_of(gain),
+        "plain": summarise(plain),
+        "method": summarise(method),
+        "gain": difference(method, plain),
+        "source": first.config["data"]["source"],
         "updates": first.updates,
         "train_images": first.train_images,
         "pretraining_updates": sum(rows[name][0].result.updates for name in paper.method_rows[:-1] if name in rows),
@@ -106,12 +105,17 @@ def _show(lines: list[dict[str, Any]], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vitutor_core.report.render import gap, measured
+    from vitutor_core.report.render import gap, measured, number
+    from vitutor_core.report.verdict import SMOKE_TEST, judge
     from vitutor_core.train.run_folder import write_json
 
     lines = sorted(lines, key=lambda line: -line["gain"]["mean"])
+    if any(line["source"] != SMOKE_TEST for line in lines):
+        judged = judge([(None, line["gain"]) for line in lines])
+        lines = [line | verdict for line, verdict in zip(lines, judged, strict=True)]
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("method", "plain student", "with it", "gain", "verdict", "updates", "before", "time", "teachers"):
+    headings = ("method", "plain student", "with it", "gain", "verdict", "could see", "updates", "before", "time")
+    for heading in (*headings, "teachers"):
         table.add_column(heading, justify="left" if heading in {"method", "verdict", "teachers"} else "right")
     for line in lines:
         table.add_row(
@@ -119,7 +123,8 @@ def _show(lines: list[dict[str, Any]], out: Path) -> None:
             measured(line["plain"]),
             measured(line["method"]),
             gap(line["gain"]),
-            line["outcome"],
+            line.get("verdict", "smoke test"),
+            number(line.get("smallest")),
             f"{line['updates']:,}",
             f"{line['pretraining_updates']:,}",
             f"{line['cost']:.1f}x",
@@ -127,7 +132,8 @@ def _show(lines: list[dict[str, Any]], out: Path) -> None:
         )
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(table)
-    click.echo("top-1 in %, mean +- sd over seeds; gain +- standard error; before: updates of pre-training;")
+    click.echo("top-1 in %, mean +- sd over seeds; gain +- standard error; verdicts as in the reports;")
+    click.echo("could see: the smallest gain with 80 % chance of a verdict; before: updates of pre-training;")
     click.echo("time: of the method's runs over that of the plain student's, teachers not counted")
     write_json(out / "compare.json", {"lines": lines})
     click.echo(f"written {out / 'compare.json'}")
