@@ -27,6 +27,14 @@ class DataConfig(Config):
         None, help="train on PATH/train/<class>/... instead, classes matched by name (identity: names, manifest)"
     )
     image_size: int = identity(help="side of the student's input, in pixels", ge=4)
+    holdout: float | None = identity(
+        None,
+        help="evaluate on this share of each class's training images, which are not trained on, instead of the "
+        "source's evaluation split; before class_list, train_from and subsets",
+        gt=0,
+        lt=1,
+    )
+    holdout_seed: int = identity(0, help="seed of the draw of held-out images", ge=0, lt=2**63)
     fraction: float = identity(1.0, help="share of each class that is used for training", gt=0, le=1)
     per_class: int | None = identity(None, help="training images per class, instead of a fraction", ge=1)
     long_tail: float | None = identity(

@@ -80,10 +80,11 @@ def train_teacher(
 def with_teachers(config: RunConfigT, scale: str, folder: Path, *, settings: tuple[str, ...] = ()) -> RunConfigT:
     """Train, unless they are there, the teachers that a config names by recipe, and fill in where they are.
 
-    A teacher sees the same source as the student, whole; ``settings`` change its recipe further.
+    A teacher sees the same source as the student, whole but for what is held out; ``settings`` change its recipe
+    further.
     """
     found = []
-    same = {"data": ("source", "image_size"), "runtime": ("device", "threads", "workers")}
+    same = {"data": ("source", "image_size", "holdout", "holdout_seed"), "runtime": ("device", "threads", "workers")}
     inherited = tuple(
         f"{section}.{name}={json.dumps(getattr(getattr(config, section), name))}"
         for section, names in same.items()

@@ -16,6 +16,7 @@ from vitutor_core.data.domainnet import domainnet_source
 from vitutor_core.data.folder import folder_source, training_folder
 from vitutor_core.data.locate import locate, shorten
 from vitutor_core.data.parquet import hub_source, parquet_source
+from vitutor_core.data.subsets import hold_out
 from vitutor_core.data.timm_reader import timm_source
 from vitutor_core.data.types import Source, Split
 from vitutor_core.data.vision import torchvision_source
@@ -55,12 +56,16 @@ _VALID = (
 def open_source(config: DataConfig) -> Source:
     """Open ``config.source``, download it if need be, and check its labels; no image is decoded.
 
-    ``config.class_list`` keeps some of its classes. With ``config.train_from``, the training images are those of that
-    folder, and evaluation stays the source's.
+    With ``config.holdout``, a part of the training images takes the place of the evaluation split.
+    ``config.class_list`` keeps some of the classes. With ``config.train_from``, the training images are those of that
+    folder, and evaluation stays as it is.
     A class without an evaluation image is a warning. Raises `ConfigError` if no such source exists, and `DataError` if
     the data is missing or damaged, or lacks training images of a class.
     """
     source = _open(config.source)
+    _check_range(source.train, source)
+    if config.holdout is not None:
+        source = hold_out(source, config.holdout, config.holdout_seed)
     if config.class_list is not None:
         source = restrict(source, read_class_list(config.class_list))
     if config.train_from is not None:
@@ -92,13 +97,17 @@ def _check_labels(source: Source, name: str) -> None:
 
 def _absent(split: Split, source: Source, name: str) -> list[str]:
     """Return the names of the classes that have no image in ``split``."""
-    count = len(source.class_names)
     if len(split.labels) == 0:
         raise DataError(f"{name}: it has no images")
+    _check_range(split, source)
+    return [source.class_names[label] for label in np.setdiff1d(np.arange(len(source.class_names)), split.labels)]
+
+
+def _check_range(split: Split, source: Source) -> None:
+    count = len(source.class_names)
     outside = np.flatnonzero((split.labels < 0) | (split.labels >= count))
     if len(outside):
         first = int(outside[0])
         raise DataError(
             f"{split.where(first)}: label {split.labels[first]} of {count} classes; is the split unlabelled?"
         )
-    return [source.class_names[label] for label in np.setdiff1d(np.arange(count), split.labels)]
