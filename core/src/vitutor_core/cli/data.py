@@ -21,8 +21,8 @@ from vitutor_core.schema import DataConfig
 def data(scale: str, source: str | None, settings: tuple[str, ...], plan: Path | None, out: Path | None) -> None:
     """Read and check every image of a data source; print what was found.
 
-    Sizes and counts are listed, a corrupt image is named. --set changes fields of the data section, e.g.
-    --set fraction=0.1.
+    Counts are listed; images that cannot be read, or that both splits have, are named. --set changes fields of the
+    data section, e.g. --set fraction=0.1.
     """
     from vitutor_core.train.run_folder import write_json
 
@@ -49,6 +49,8 @@ def data(scale: str, source: str | None, settings: tuple[str, ...], plan: Path |
             f"{name:12}{split['images']:>9} images, {split['per_class']['min']}-{split['per_class']['max']} per class"
         )
     click.echo(f"{'classes':12}{len(manifest['classes']):>9}; fingerprint {manifest['fingerprint'][:16]}")
+    for note in manifest["notes"]:
+        click.echo(f"{'note':12}{note}")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, manifest)

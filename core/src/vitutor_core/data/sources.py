@@ -63,6 +63,8 @@ def open_source(config: DataConfig) -> Source:
     the data is missing or damaged, or lacks training images of a class.
     """
     source = _open(config.source)
+    for note in source.notes:
+        warnings.warn(note, stacklevel=2)
     _check_range(source.train, source)
     if config.holdout is not None:
         source = hold_out(source, config.holdout, config.holdout_seed)
