@@ -46,7 +46,7 @@ def test_what_depends_on_the_teachers_is_written_into_the_config(config):
     ],
 )
 def test_number_of_tokens(settings, tokens, values):
-    apply_settings(values, settings)
+    apply_settings(values, settings, CoadviseConfig)
     assert CoadviseConfig.from_mapping(values, where="test").student.kwargs.get("teacher_tokens") == tokens
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from vitutor_core.config import Config, identity
+from vitutor_core.config import Config, identity, setting
 from vitutor_core.schema import RunConfig, TeacherConfig
 
 
@@ -62,7 +62,7 @@ class CoadviseConfig(RunConfig):
         config = super().from_mapping(values, where=where)
         found = []
         if config.method.order is None:
-            found.append(f"method.order=[{', '.join(config.teachers)}]")
+            found.append(setting("method.order", list(config.teachers)))
         if config.student.name.startswith("cit_") and "teacher_tokens" not in config.student.kwargs:
             stems = config.student.kwargs.get("stems", ("conv", "inv") if "_aligned_" in config.student.name else ())
             tokens = len(stems) if isinstance(stems, tuple) and stems else len(config.teachers)

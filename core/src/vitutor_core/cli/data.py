@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from vitutor_core.cli import options
+from vitutor_core.config import setting
 from vitutor_core.graph.planned import read_planned
 from vitutor_core.recipe import read_recipe, recipe_path
 from vitutor_core.schema import DataConfig
@@ -36,7 +37,7 @@ def data(scale: str, source: str | None, settings: tuple[str, ...], plan: Path |
             return
     base = read_recipe(recipe_path("vitutor_core", scale)).base
     config = DataConfig.from_mapping(base["data"], where=f"{scale}.yaml")
-    config = config.changed((*(() if source is None else (f"source={source}",)), *settings))
+    config = config.changed((*(() if source is None else (setting("source", source),)), *settings))
 
     from vitutor_core.data.check import check_source
     from vitutor_core.train.progress import RunProgress

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args, get_origin
 
 from pydantic import field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
-from vitutor_core.config import Config, identity, nearest, parse_yaml, runtime
+from vitutor_core.config import Config, identity, nearest, parse_yaml, read_value, runtime
 from vitutor_core.errors import ConfigError
 from vitutor_core.recipe import CORE_GROUP
 
@@ -64,12 +64,13 @@ def change_params(path: Path, changes: tuple[str, ...]) -> list[str]:
         name, _, text = change.partition("=")
         if name not in Params.model_fields:
             raise ConfigError(f"{path}: no field '{name}'{nearest(name, Params.model_fields)}")
-        is_list = "tuple" in str(Params.model_fields[name].annotation)
-        if is_list:
-            values[name] = CommentedSeq(parse_yaml(part, where=name) for part in text.replace(",", " ").split())
+        kind = Params.model_fields[name].annotation
+        if get_origin(kind) is tuple:
+            parts = text.replace(",", " ").split()
+            values[name] = CommentedSeq(read_value(part, get_args(kind)[0], where=name) for part in parts)
             values[name].fa.set_flow_style()
         else:
-            values[name] = parse_yaml(text, where=name) if text else None
+            values[name] = read_value(text, kind, where=name) if text else None
     written = io.StringIO()
     editor.dump(values, written)
     before = path.read_text(encoding="utf-8")
