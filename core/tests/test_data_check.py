@@ -38,6 +38,7 @@ def test_the_manifest(config: DataConfig, tmp_path: Path) -> None:
     assert json.loads(json.dumps(manifest)) == {
         "name": f"folder:{tmp_path.name}",
         "classes": ["cat", "dog"],
+        "evaluated_on": "val",
         "train": {
             "images": 601,
             "per_class": {"min": 300, "max": 301},

@@ -137,7 +137,10 @@ def test_the_evaluation_folder_may_be_called_validation_or_test(pets: Path) -> N
     (pets / "val").rename(pets / "test")
     assert colors(opened("folder:pets").evaluation)[0] == (100, 100, 100)
     add_image(pets / "validation" / "cat" / "only.png", 7)
-    with pytest.warns(UserWarning, match="no evaluation images of dog, eel"):
+    with (
+        pytest.warns(UserWarning, match="no evaluation images of dog, eel"),
+        pytest.warns(UserWarning, match="evaluated on 'validation'; there is 'test' too"),
+    ):
         assert colors(opened("folder:pets").evaluation) == [(7, 7, 7)]
 
 

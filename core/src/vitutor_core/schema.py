@@ -20,6 +20,10 @@ class DataConfig(Config):
         help="digits | cifar10 | cifar100 | torchvision:NAME | domainnet:DOMAIN | folder:PATH | hub:ID | parquet:PATH "
         "| timm:NAME",
     )
+    image_column: str | None = identity(None, help="column of images in shards; null: image, img, pixel_values or jpg")
+    label_column: str | None = identity(
+        None, help="column of labels in shards; null: label, labels, target, fine_label or cls"
+    )
     class_list: str | tuple[str, ...] | None = identity(
         None, help="keep these classes: imagenet100, a file with a class name in each line, or the names"
     )
@@ -27,6 +31,9 @@ class DataConfig(Config):
         None, help="train on PATH/train/<class>/... instead, classes matched by name (identity: names, manifest)"
     )
     image_size: int = identity(help="side of the student's input, in pixels", ge=4)
+    eval_split: str | None = identity(
+        None, help="evaluate on this split of a folder or of shards, such as test; null: the first of val, ..., test"
+    )
     holdout: float | None = identity(
         None,
         help="evaluate on this share of each class's training images, which are not trained on, instead of the "
@@ -52,9 +59,11 @@ class DataConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _one_subset(self) -> Self:
+    def _excludes(self) -> Self:
         if sum((self.fraction < 1, self.per_class is not None, self.long_tail is not None)) > 1:
             raise ValueError("fraction, per_class and long_tail exclude each other")
+        if self.holdout is not None and self.eval_split is not None:
+            raise ValueError("holdout and eval_split exclude each other")
         return self
 
 

@@ -50,6 +50,8 @@ def data(scale: str, source: str | None, settings: tuple[str, ...], plan: Path |
             f"{name:12}{split['images']:>9} images, {split['per_class']['min']}-{split['per_class']['max']} per class"
         )
     click.echo(f"{'classes':12}{len(manifest['classes']):>9}; fingerprint {manifest['fingerprint'][:16]}")
+    if manifest["evaluated_on"] is not None:
+        click.echo(f"{'evaluated on':12} '{manifest['evaluated_on']}'")
     for note in manifest["notes"]:
         click.echo(f"{'note':12}{note}")
     if out is not None:

@@ -84,7 +84,10 @@ def with_teachers(config: RunConfigT, scale: str, folder: Path, *, settings: tup
     further.
     """
     found = []
-    same = {"data": ("source", "image_size", "holdout", "holdout_seed"), "runtime": ("device", "threads", "workers")}
+    same = {
+        "data": ("source", "image_column", "label_column", "image_size", "eval_split", "holdout", "holdout_seed"),
+        "runtime": ("device", "threads", "workers"),
+    }
     inherited = tuple(
         setting(f"{section}.{name}", getattr(getattr(config, section), name))
         for section, names in same.items()

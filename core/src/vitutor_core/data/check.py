@@ -91,6 +91,7 @@ def check_source(config: DataConfig, *, progress: Callable[[int, int], None]) ->
     return {
         "name": source.name,
         "classes": list(source.class_names),
+        "evaluated_on": source.evaluated_on,
         "train": _counts(source, source.train.labels) | train.described(),
         "evaluation": _counts(source, source.evaluation.labels) | evaluation.described(),
         "fingerprint": fingerprint(source, kept),

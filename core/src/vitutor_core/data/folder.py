@@ -13,39 +13,48 @@ from typing import NoReturn
 import numpy as np
 
 from vitutor_core.config import nearest
+from vitutor_core.data import splits
 from vitutor_core.data.images import file_split, is_image
 from vitutor_core.data.locate import contents, require_folder, shorten
 from vitutor_core.data.statistics import IMAGENET
+from vitutor_core.data.subsets import part
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import DataError
+from vitutor_core.schema import DataConfig
 
-_EVALUATION = ("val", "validation", "test")
-_SPLITS = ("train", *_EVALUATION)
 _LAYOUT = "train/<class>/... and val/<class>/..."
 
 
-def folder_source(folder: Path) -> Source:
+def folder_source(folder: Path, config: DataConfig) -> Source:
     """Open a folder of images, one folder per class; hidden files are passed over, other files too but with a note.
 
-    Label ids are the positions in the sorted class list of ``train``, for both splits. The evaluation split is
-    ``val``, else ``validation``, else ``test``.
+    Label ids are the positions in the sorted class list of the training split, for both splits; these go by any name
+    of `splits`. With ``config.holdout``, a training split is enough, and so are the classes' folders alone.
 
     Raises `DataError` if the folder is not laid out like this.
     """
     require_folder(folder, _LAYOUT)
-    evaluation = next((folder / name for name in _EVALUATION if (folder / name).is_dir()), None)
-    if not (folder / "train").is_dir() or evaluation is None:
-        hint = f"; did you mean {folder.parent}?" if folder.name in _SPLITS else ""
+    found = [entry.name for entry in folder.iterdir() if entry.is_dir() and splits.is_split(entry.name)]
+    chosen = splits.choose(found, config, str(folder))
+    if config.holdout is not None and not any(map(_folders, (folder / name for name in found))):
+        chosen = splits.Chosen("", None, ())  # the classes themselves, of which one may be called train
+    if chosen is None:
+        hint = "; if these are classes, hold out some of their images with data.holdout=0.2"
+        hint = f"; did you mean {folder.parent}?" if splits.is_split(folder.name) else hint
         raise DataError(f"{folder}: expected {_LAYOUT}; the folder holds {contents(folder)}{hint}")
-    class_names = _class_names(folder / "train")
-    unknown = [name for name in _class_names(evaluation) if name not in class_names]
-    if unknown:
-        hint = nearest(unknown[0], class_names)
-        raise DataError(f"{evaluation}: classes that train does not have: {shorten(unknown)}{hint}")
-    train, train_notes = _read_split(folder / "train", class_names)
-    held_out, notes = _read_split(evaluation, class_names)
+    class_names = _class_names(folder / chosen.train)
+    train, notes = _read_split(folder / chosen.train, class_names)
+    evaluation = part(train, np.arange(0))
+    if chosen.evaluation is not None:
+        path = folder / chosen.evaluation
+        unknown = [name for name in _class_names(path) if name not in class_names]
+        if unknown:
+            hint = nearest(unknown[0], class_names)
+            raise DataError(f"{path}: classes that {chosen.train} does not have: {shorten(unknown)}{hint}")
+        evaluation, more_notes = _read_split(path, class_names)
+        notes += more_notes
     return Source(
-        f"folder:{folder.name}", class_names, IMAGENET.mean, IMAGENET.std, train, held_out, train_notes + notes
+        f"folder:{folder.name}", class_names, *IMAGENET, train, evaluation, (*chosen.notes, *notes), chosen.evaluation
     )
 
 
@@ -76,11 +85,15 @@ def class_folders(folder: Path) -> tuple[tuple[str, ...], Split]:
     return class_names, _read_split(folder, class_names)[0]
 
 
+def _folders(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and _visible(entry.name))
+
+
 def _class_names(split: Path) -> tuple[str, ...]:
-    names = sorted(entry.name for entry in split.iterdir() if entry.is_dir() and _visible(entry.name))
+    names = _folders(split)
     if not names:
         raise DataError(f"{split}: no class folders; it holds {contents(split)}")
-    if set(names) <= set(_SPLITS):
+    if all(map(splits.is_split, names)):
         raise DataError(f"{split}: its classes would be {', '.join(names)}; name the folder that holds {_LAYOUT}")
     folded: dict[str, str] = {}
     for name in names:

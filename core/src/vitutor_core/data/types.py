@@ -45,6 +45,8 @@ class Source:
     evaluation: Split
     notes: tuple[str, ...] = ()
     """What its user should know, such as files that were passed over."""
+    evaluated_on: str | None = None
+    """The name of the evaluation split, where there are several that it could be."""
 
 
 @dataclass(frozen=True)
