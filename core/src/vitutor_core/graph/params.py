@@ -13,13 +13,14 @@ from ruamel.yaml.comments import CommentedSeq
 from vitutor_core.config import Config, identity, nearest, parse_yaml, read_value, runtime
 from vitutor_core.errors import ConfigError
 from vitutor_core.recipe import CORE_GROUP
+from vitutor_core.schema import LARGEST_SEED, Seed
 
 
 class Params(Config):
     """What is run of a scale's graph, and how."""
 
     scale: str = identity("digits", help="which recipes: data and model sizes")
-    seeds: tuple[int, ...] = identity((0, 1, 2), help="one run of each row per seed", min_length=1)
+    seeds: tuple[Seed, ...] = identity((0, 1, 2), help="one run of each row per seed", min_length=1)
     preset: str | None = identity(None, help="a reading of the recipes that have it, such as official")
     set: tuple[str, ...] = identity((), help="more settings of every row, e.g. train.accumulate=4")
     groups: tuple[str, ...] = identity((CORE_GROUP,), help="groups of rows that are run; see `vitutor ready`")
@@ -46,9 +47,9 @@ class Params(Config):
 
 
 def check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """Return ``seeds``; raises `ValueError` unless each is named once, from 0."""
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ValueError("name each seed once, from 0")
+    """Return ``seeds``; raises `ValueError` unless each is named once, from 0 to `LARGEST_SEED`."""
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) > LARGEST_SEED:
+        raise ValueError(f"name each seed once, from 0 to {LARGEST_SEED}")
     return seeds
 
 
