@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from vitutor_core.cli import options
+from vitutor_core.cli.entry import printable
 from vitutor_core.config import setting
 from vitutor_core.graph.planned import read_planned
 from vitutor_core.recipe import read_recipe, recipe_path
@@ -51,9 +52,9 @@ def data(scale: str, source: str | None, settings: tuple[str, ...], plan: Path |
         )
     click.echo(f"{'classes':12}{len(manifest['classes']):>9}; fingerprint {manifest['fingerprint'][:16]}")
     if manifest["evaluated_on"] is not None:
-        click.echo(f"{'evaluated on':12} '{manifest['evaluated_on']}'")
+        click.echo(printable(f"{'evaluated on':12} '{manifest['evaluated_on']}'"))
     for note in manifest["notes"]:
-        click.echo(f"{'note':12}{note}")
+        click.echo(printable(f"{'note':12}{note}"))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, manifest)
