@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.config import nearest, parse_yaml
+from vitutor_core.config import nearest, parse_yaml, setting
 from vitutor_core.errors import ConfigError
 from vitutor_core.paper import Paper, installed_papers
 from vitutor_core.recipe import read_recipe, recipe_path
@@ -41,7 +40,7 @@ def compare(scale: str, papers: str | None, seeds: str, settings: tuple[str, ...
             if row not in known and row in paper.method_rows[:-1]:
                 continue  # this scale starts from published weights
             shared = {"data": budget["data"]} if row in paper.method_rows[:-1] else budget
-            changes = (*(f"{name}={json.dumps(value)}" for name, value in shared.items()), *settings)
+            changes = (*(setting(name, value) for name, value in shared.items()), *settings)
             reproduce_row(Row(paper, row, scale, settings=changes), numbers, folders)
             evaluate_row(paper, folders.runs(paper, row), out / "evaluation" / paper.package / row, None, speed=False)
     lines = [_line(paper, out / "evaluation") for paper in chosen]

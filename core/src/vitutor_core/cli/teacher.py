@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +10,7 @@ import click
 
 from vitutor_core.cli import options
 from vitutor_core.cli.stage import left_out
+from vitutor_core.config import setting
 from vitutor_core.graph.needs import teachers_of
 from vitutor_core.graph.planned import read_planned
 from vitutor_core.recipe import recipe_path, resolve
@@ -84,16 +84,19 @@ def with_teachers(config: RunConfigT, scale: str, folder: Path, *, settings: tup
     further.
     """
     found = []
-    same = {"data": ("source", "image_size", "holdout", "holdout_seed"), "runtime": ("device", "threads", "workers")}
+    same = {
+        "data": ("source", "image_column", "label_column", "image_size", "eval_split", "holdout", "holdout_seed"),
+        "runtime": ("device", "threads", "workers"),
+    }
     inherited = tuple(
-        f"{section}.{name}={json.dumps(getattr(getattr(config, section), name))}"
+        setting(f"{section}.{name}", getattr(getattr(config, section), name))
         for section, names in same.items()
         for name in names
     )
     for path, teacher in teachers_of(config):
         if teacher.recipe is not None and teacher.weights is None:
             run = trained_teacher(scale, teacher.recipe, folder, settings=(*inherited, *settings))
-            found.append(f"{path}.weights={json.dumps(str(run))}")
+            found.append(setting(f"{path}.weights", str(run)))
     return config.changed(found)
 
 

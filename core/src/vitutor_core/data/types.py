@@ -12,18 +12,25 @@ from PIL import Image
 from torch import Tensor
 
 
+def _covered(_: NDArray[np.int64]) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Split:
     """The images and labels of one split, before subsets and augmentation.
 
     ``read(i)`` decodes image ``i`` to 8-bit RGB; ``where(i)`` names it (a path, or a shard and row) for messages.
-    ``content_hash`` identifies images and labels of the whole split.
+    ``content_hash`` identifies images and labels of the whole split. Of image files it covers names and sizes alone, as
+    sets are too large to be read at every start; ``contents(indices)`` reads and hashes the bytes of these files, and
+    is empty for other sources.
     """
 
     labels: NDArray[np.int64]
     read: Callable[[int], Image.Image]
     where: Callable[[int], str]
     content_hash: str
+    contents: Callable[[NDArray[np.int64]], str] = _covered
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,10 @@ class Source:
     std: tuple[float, float, float]
     train: Split
     evaluation: Split
+    notes: tuple[str, ...] = ()
+    """What its user should know, such as files that were passed over."""
+    evaluated_on: str | None = None
+    """The name of the evaluation split, where there are several that it could be."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +113,13 @@ class EvalLoader(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """A prepared data set: what the models must know, and its two loaders."""
+    """A prepared data set: what the models must know, and its two loaders.
+
+    ``contents`` identifies the bytes of image files, which `DataInfo.fingerprint` does not cover; it is empty where
+    there are none, and where the loader does not read all of them at the start.
+    """
 
     info: DataInfo
     train: TrainLoader
     evaluation: EvalLoader
+    contents: str = ""

@@ -17,7 +17,7 @@ from torch import nn
 from vitutor_core.config import identity_fields
 from vitutor_core.data.build import build_data
 from vitutor_core.data.types import Data, DataInfo
-from vitutor_core.errors import ResourceError
+from vitutor_core.errors import DataError, ResourceError
 from vitutor_core.evaluate.accuracy import Measured
 from vitutor_core.models.weights import (
     ModelCard,
@@ -65,7 +65,9 @@ def train(
         try:
             torch.manual_seed(config.seed)
             method = build_method(config, data.info)
-            identity = _identity(config, label, data.info, method)
+            if method.classifies and data.info.num_classes < 2:
+                raise DataError(f"{data.info.name}: its one class is {data.info.class_names[0]}; to classify takes two")
+            identity = _identity(config, label, data, method)
             run.claim(identity, _session(label))
             group.barrier()
             if run.is_finished:
@@ -121,14 +123,20 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _identity(config: RunConfig, label: RunLabel, info: DataInfo, method: Method) -> dict[str, Any]:
-    return {
+def _identity(config: RunConfig, label: RunLabel, data: Data, method: Method) -> dict[str, Any]:
+    info = data.info
+    identity = {
         "method": label.paper,
         "data": info.fingerprint,
         "classes": hashlib.sha256("\n".join(info.class_names).encode()).hexdigest(),
         "teachers": {role: teacher["sha256"] for role, teacher in method.teachers().items()},
         "config": identity_fields(config),
-    } | ({"start": weights_sha256(starting_weights(start))} if (start := config.student.weights) is not None else {})
+    }
+    if data.contents:
+        identity["image files"] = data.contents
+    if config.student.weights is not None:
+        identity["start"] = weights_sha256(starting_weights(config.student.weights))
+    return identity
 
 
 def _session(label: RunLabel) -> dict[str, Any]:
