@@ -74,6 +74,8 @@ class MethodConformance:
     row: ClassVar[str | None] = None
     classifies: ClassVar[bool] = True
     """False where the row pre-trains an encoder, which has figures of its own instead of an accuracy."""
+    sees_other_processes: ClassVar[bool] = False
+    """True where the objective of a process sees the images of others, as contrastive ones do."""
     beside_the_tables: ClassVar[frozenset[str]] = frozenset()
     """Rows for which the paper has no number, and which nothing else needs."""
 
@@ -257,11 +259,16 @@ class MethodConformance:
         self.run(finished, teachers, "runtime.workers=1", "runtime.log_every_steps=3")
 
     @pytest.mark.slow
-    def test_gradient_gap_is_zero_on_two_processes(self, tmp_path: Path, teachers: Path) -> None:
-        config = with_teachers(self.config(), "digits", teachers)
-        gap, norm = ranks.gradient_gap(self.paper().method, config, tmp_path)
-        assert gap == 0.0
-        assert norm > 0.0
+    def test_two_processes_share_one_gradient_and_every_parameter_has_one(self, tmp_path: Path, teachers: Path) -> None:
+        config = with_teachers(self.config("train.accumulate=2"), "digits", teachers)
+        found = ranks.gradients(self.paper().method, config, tmp_path)
+        first, second = found.own
+        assert first.pop("") != second.pop("")  # each has its own images
+        assert [name for name in first if not torch.equal(first[name], second[name])] == []
+        assert [name for name, gradient in first.items() if not gradient.any()] == []
+        if not self.sees_other_processes:
+            for name, gradient in found.alone.items():  # an average, not a sum
+                torch.testing.assert_close(found.same[0][name], gradient, rtol=1e-4, atol=1e-7, msg=name)
 
     def test_export_loads_into_timm(self, finished: Path, tmp_path: Path) -> None:
         from vitutor_core.cli.artefacts import export_run
