@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 from conformance import ranks
 from conformance.cost import cpu_seconds
 from vitutor_core.cli.teacher import with_teachers
+from vitutor_core.data.build import build_data
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.types import Batch
 from vitutor_core.errors import CheckpointError, ConfigError
@@ -269,6 +270,18 @@ class MethodConformance:
         if not self.sees_other_processes:
             for name, gradient in found.alone.items():  # an average, not a sum
                 torch.testing.assert_close(found.same[0][name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+    def test_the_method_is_what_it_says_and_reports_leave_it_alone(self, teachers: Path) -> None:
+        config = with_teachers(self.config(), "digits", teachers)
+        data = build_data(config, device=torch.device("cpu"))
+        method = load(self.paper().method).build(config, data.info).train()
+        few = next(iter(data.evaluation))
+        data.train.close()
+        modes = [module.training for module in method.modules()]
+        assert bool(method.report(evaluation=[few]).metrics) == method.traits.measures
+        assert method.traits.classifies == self.classifies
+        assert method.report().events == method.report(probe=few[0][:8]).events
+        assert [module.training for module in method.modules()] == modes
 
     def test_export_loads_into_timm(self, finished: Path, tmp_path: Path) -> None:
         from vitutor_core.cli.artefacts import export_run
