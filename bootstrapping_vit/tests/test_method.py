@@ -140,7 +140,8 @@ def test_without_an_agent_it_is_supervised_training(pair, batch):
     output = method(batch, clock(0))
     assert torch.equal(output.loss, F.cross_entropy(method.student(batch.images), batch.targets))
     assert method.update_rule() is None
-    assert method.final_metrics([]) == {}
+    assert method.report(evaluation=[]).metrics == {}
+    assert not method.traits.measures
 
 
 def test_update_rules(pair):

@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
@@ -24,10 +25,18 @@ from core.tests.train_samples import (
     steps_of,
     weights,
 )
+from vitutor_core.distributed import (
+    Processes,
+    choose_device,
+    effective_precision,
+    gather_rows,
+    sum_over_processes,
+    synchronise_batch_norm,
+    world,
+)
 from vitutor_core.errors import ConfigError, InterruptedRun
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import checkpoint, session
-from vitutor_core.train.distributed import Processes, choose_device, effective_precision
 from vitutor_core.train.evaluation import evaluate_run, read_record
 from vitutor_core.train.run_folder import RunFolder
 
@@ -139,6 +148,40 @@ def test_two_stopped_processes_go_on_where_they_were(two):
     assert curves(two / "stopped") == curves(two / "run")
 
 
+def _collect(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=2)
+    assert world() == (rank, 2)
+    rows = torch.tensor([[0, 1], [2, 3], [4, 5]])
+    own = rows[:1] if rank == 0 else rows[1:]
+    assert torch.equal(gather_rows(own), rows)
+    assert torch.equal(gather_rows(own[:1], even=True), rows[:2])
+    own = torch.tensor([1.0, 10.0]) * (rank + 1)
+    assert sum_over_processes(own) is own
+    assert own.tolist() == [3.0, 30.0]
+    assert synchronise_batch_norm(torch.nn.BatchNorm1d(2)).__class__ is torch.nn.BatchNorm1d  # gloo has no other
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_put_together_what_they_have(tmp_path):
+    mp.spawn(_collect, args=(str(tmp_path),), nprocs=2)
+
+
+def test_alone_there_is_nothing_to_put_together():
+    rows = torch.arange(6).view(3, 2)
+    assert world() == (0, 1)
+    assert gather_rows(rows) is rows
+    assert sum_over_processes(rows) is rows
+
+
+def test_processes_talk_in_one_module():
+    """Guards and collectives are written once; the launcher starts torchrun and talks to nobody."""
+    root = Path(__file__).parents[2]
+    talking = [path for path in root.glob("*/src/**/*.py") if "torch.distributed" in path.read_text()]
+    assert sorted(path.name for path in talking) == ["distributed.py", "launch.py"]
+
+
 def test_devices_that_are_not_there_are_named():
     with pytest.raises(ConfigError, match=r"runtime\.device: 'gpu' is no device"):
         choose_device("gpu")
@@ -160,5 +203,4 @@ def test_one_process_needs_no_group():
     assert alone.wrap(module) is module
     assert alone.any(True)
     assert not alone.any(False)
-    assert torch.equal(alone.sum(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
     alone.barrier()

@@ -190,11 +190,13 @@ def test_throughput_counts_images() -> None:
         images = 0
 
         def forward(self, images: Tensor) -> Tensor:
+            assert not self.training
             self.images += len(images)
             return images.mean()
 
-    model = Counter()
+    model = Counter().train()
     rate = throughput(model, 4, device="cpu", batch_size=3, seconds=0.05)
     assert model.images % 3 == 0
     # Of all batches that ran, the last, longest series took at least 0.05 s, so the rate is bounded by their sum.
     assert 0 < rate <= model.images / 0.05
+    assert model.training

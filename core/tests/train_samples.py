@@ -123,9 +123,9 @@ class TwoPart(Supervised):
     def forward(self, batch: Any, clock: Any) -> StepOutput:
         loss = super().forward(batch, clock).loss
         if self.aside is None or not self.aside.weight.requires_grad:
-            return StepOutput(loss, {})
+            return StepOutput(loss)
         aside = F.cross_entropy(self.aside(batch.images.flatten(1)), batch.targets)
-        return StepOutput(loss + aside, {"aside_loss": aside})
+        return StepOutput(loss + aside, parts={"aside_loss": aside})
 
     def on_epoch(self, clock: Any) -> bool:
         if clock.epoch == 0 or self.aside is None or not self.aside.weight.requires_grad:

@@ -14,9 +14,9 @@ from coadvise.method import CLASS
 from vitutor_core.cli.stage import left_out
 from vitutor_core.data.locate import data_root, require_folder
 from vitutor_core.data.mixing import Normalise
+from vitutor_core.distributed import choose_device
 from vitutor_core.evaluate.shifts import head_accuracies
 from vitutor_core.models.weights import load_model
-from vitutor_core.train.distributed import choose_device
 from vitutor_core.train.evaluation import read_record
 from vitutor_core.train.publish import WEIGHTS_NAME
 from vitutor_core.train.run_folder import write_json

@@ -67,7 +67,7 @@ class DataConfig(Config):
     subset_seed: Seed = identity(0, help="seed of the subset; the same seed gives nested fractions")
     subset_draw: Literal["keyed", "numpy"] = identity(
         "keyed",
-        help="keyed: by subset_seed; numpy: NumPy's generator seeded with the class, as Bootstrapping ViTs released",
+        help="keyed: by subset_seed; numpy: NumPy's generator seeded with the class, as released with arXiv 2112.03552",
     )
     crop_ratio: float = identity(1.0, help="evaluation: resize to size / ratio, then crop the centre", gt=0, le=1)
     interpolation: Literal["bilinear", "bicubic"] = identity("bilinear", help="resampling of every resize")

@@ -56,7 +56,7 @@ def _choose(names: str | None) -> list[Paper]:
             hint = nearest(name, installed) or f"; pip install ./{name}"
             raise ConfigError(f"--papers: '{name}' is not installed{hint}")
     if not wanted:
-        raise ConfigError("no paper is installed; pip install ./dearkd, for example")
+        raise ConfigError("no paper is installed; install the package of one")
     return [installed[name] for name in wanted]
 
 

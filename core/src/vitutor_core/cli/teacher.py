@@ -1,4 +1,4 @@
-"""Train teachers from the core's recipes: one row per teacher, at each scale."""
+"""Train teachers from the recipes of core and of the papers: one row per teacher, at each scale."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vitutor_core.cli.stage import left_out
 from vitutor_core.config import setting
 from vitutor_core.graph.needs import teachers_of
 from vitutor_core.graph.planned import read_planned
-from vitutor_core.recipe import recipe_path, resolve
+from vitutor_core.paper import teacher_recipe
+from vitutor_core.recipe import resolve
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.publish import publish
 
-PACKAGE = "vitutor_core"
 RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
 
 
@@ -61,7 +61,7 @@ def train_teacher(
     work: Path | None = None,
 ) -> float:
     """Train one teacher with plain supervision and return its top-1 accuracy in percent."""
-    config = resolve(RunConfig, recipe_path(PACKAGE, scale, recipe), row=name, settings=settings)
+    config = resolve(RunConfig, recipe or teacher_recipe(scale, name), row=name, settings=settings)
     from vitutor_core.train.session import RunLabel, train
     from vitutor_core.train.supervised import Supervised
 

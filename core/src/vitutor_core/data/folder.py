@@ -64,7 +64,7 @@ def training_folder(folder: Path, class_names: Sequence[str]) -> Split:
     Where ``folder`` has a ``manifest.json``, as generated images have, the split's hash covers that too.
     Raises `DataError` if the folder is not there or has classes that the source does not have.
     """
-    require_folder(folder / "train", "a folder per class, as 'dearkd generate' makes them")
+    require_folder(folder / "train", "a folder per class")
     unknown = [name for name in _class_names(folder / "train") if name not in class_names]
     if unknown:
         hint = nearest(unknown[0], class_names)

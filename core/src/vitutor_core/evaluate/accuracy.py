@@ -6,11 +6,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitutor_core.data.types import EvalLoader
+from vitutor_core.distributed import sum_over_processes, world
 from vitutor_core.errors import ConfigError, DataError, NonFiniteError
 from vitutor_core.models.modes import evaluation_mode
 
@@ -44,7 +44,7 @@ def evaluate(
     device: torch.device | str,
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> dict[str, float]:
-    """Evaluate ``model`` on every image of ``loader``, over all processes where torch.distributed is initialised.
+    """Evaluate ``model`` on every image of ``loader``, over all processes.
 
     Returns ``top1`` and ``top5`` in percent (``top5`` is top-k with k = min(5, classes)), ``loss`` (mean
     cross-entropy in nats, no label smoothing), ``ece`` (expected calibration error in percent, Guo et al. 2017,
@@ -91,12 +91,12 @@ def _evaluate(
 
 def _in_order(own: Tensor, images: int) -> Tensor:
     """Put the answers of all processes into the order of the set; see `EvalLoader`."""
-    if not (dist.is_available() and dist.is_initialized()):
+    rank, size = world()
+    if size == 1:
         return own.cpu()
     everything = torch.zeros(images, dtype=torch.uint8, device=own.device)
-    everything[dist.get_rank() :: dist.get_world_size()] = own.to(torch.uint8)
-    dist.all_reduce(everything)
-    return everything.bool().cpu()
+    everything[rank::size] = own.to(torch.uint8)
+    return sum_over_processes(everything).bool().cpu()
 
 
 def _count(logits: Tensor, targets: Tensor, totals: Tensor, bins: Tensor) -> Tensor:
@@ -122,9 +122,7 @@ def _count(logits: Tensor, targets: Tensor, totals: Tensor, bins: Tensor) -> Ten
 
 
 def _metrics(totals: Tensor, bins: Tensor) -> dict[str, float]:
-    sums = torch.cat([totals, bins.flatten()])
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(sums)
+    sums = sum_over_processes(torch.cat([totals, bins.flatten()]))
     images, loss, top1, top5, broken, *per_bin = sums.tolist()
     if images == 0:
         raise DataError("evaluation: the evaluation set has no images; check data.source")

@@ -17,12 +17,12 @@ from vitutor_core.data.resident import ResidentEvalLoader, load_eval
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.streamed import StreamedEvalLoader, eval_transform
 from vitutor_core.data.types import EvalLoader, Split
+from vitutor_core.distributed import choose_device
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.evaluate.accuracy import evaluate
 from vitutor_core.evaluate.robustness import SubsetLogits, corruption_errors
 from vitutor_core.models.weights import load_model
 from vitutor_core.schema import DataConfig, RuntimeConfig
-from vitutor_core.train.distributed import choose_device
 from vitutor_core.train.publish import WEIGHTS_NAME
 
 

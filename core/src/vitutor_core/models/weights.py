@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitutor_core.config import Config, identity, nearest
+from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
 from vitutor_core.models.border import check_border
 from vitutor_core.schema import KwargValue, ModelConfig
@@ -56,6 +57,11 @@ def create_model(config: ModelConfig, *, num_classes: int, image_size: int, chan
     elif config.start_row is not None:
         raise ConfigError(f"student.start_row: say where '{config.start_row}' was trained: --set student.weights=RUN")
     return model
+
+
+def create_student(config: ModelConfig, info: DataInfo) -> nn.Module:
+    """`create_model` for the classes, the image size and the channels of the data at hand."""
+    return create_model(config, num_classes=info.num_classes, image_size=info.image_size, channels=info.channels)
 
 
 def starting_weights(where: str) -> dict[str, Tensor]:

@@ -63,6 +63,7 @@ class Result(Record):
     train_images: int = Field(ge=1)
     fraction: float = Field(gt=0, le=1)
     own_metrics: bool = False
+    events: dict[str, int] = Field(default_factory=dict)
     code: str | None = None
     fingerprint: str
     data_fingerprint: str

@@ -13,12 +13,12 @@ from torch import nn
 
 from vitutor_core.data.build import build_data
 from vitutor_core.data.types import Data, DataInfo
+from vitutor_core.distributed import choose_device, effective_precision
 from vitutor_core.errors import CheckpointError
 from vitutor_core.evaluate.accuracy import Measured, measure
 from vitutor_core.evaluate.complexity import complexity, throughput
 from vitutor_core.models.weights import load_model, load_strictly
 from vitutor_core.schema import RunConfig
-from vitutor_core.train.distributed import choose_device, effective_precision
 from vitutor_core.train.method import Clock, Method
 from vitutor_core.train.publish import EMA_WEIGHTS_NAME, METHOD_NAME, WEIGHTS_NAME
 
@@ -59,7 +59,7 @@ def evaluate_run(
             metrics, correct = _accuracy(run, model, record, config, data, device)
             if own_metrics:
                 method = _method(run, model, config, build, data).to(device)
-                metrics |= method.final_metrics(data.evaluation)
+                metrics |= method.report(evaluation=data.evaluation).metrics
         finally:
             data.train.close()
     metrics |= complexity(model, card.image_size, channels=len(card.mean))

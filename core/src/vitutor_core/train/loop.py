@@ -14,11 +14,11 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from vitutor_core.data.types import Data
+from vitutor_core.distributed import Processes, effective_precision
 from vitutor_core.errors import InterruptedRun, NonFiniteError
 from vitutor_core.evaluate.accuracy import Measured, measure
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
-from vitutor_core.train.distributed import Processes, effective_precision
 from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock, Method
@@ -87,9 +87,11 @@ def fit(
             line: dict[str, Any] = {"epoch": epoch, "step": state.step, **meter.epoch_line()}
             line["lr"] = max(group["lr"] for group in state.optimizer.param_groups)  # layer decay lowers the others
             if (epoch + 1) % every.eval_every_epochs == 0 or epoch + 1 == epochs:
-                measured = _evaluate(method, state.ema, data, config, processes, probe)
+                report = method.report(probe.to(processes.device))
+                found = _evaluate(method, state.ema, data, config, processes)
+                measured = Measured(found.metrics | report.metrics, found.correct)
                 line |= measured.metrics
-                run.keep_pictures(epoch + 1, method.pictures(probe.to(processes.device)))
+                run.keep_pictures(epoch + 1, report.pictures)
             state.end_epoch(line, measured)
             progress.epoch(_summary(line, epochs), last=epoch + 1 == epochs)
             must_stop = processes.any(bool(stop))
@@ -105,23 +107,20 @@ def _must_stop(stop: StopRequest, state: TrainState, interval: int, processes: P
     return (processes.world_size == 1 or state.step % interval == 0) and processes.any(bool(stop))
 
 
-def _evaluate(
-    method: Method, ema: ModelEmaV3 | None, data: Data, config: RunConfig, processes: Processes, probe: torch.Tensor
-) -> Measured:
+def _evaluate(method: Method, ema: ModelEmaV3 | None, data: Data, config: RunConfig, processes: Processes) -> Measured:
     options: dict[str, Any] = {
         "num_classes": data.info.num_classes,
         "device": processes.device,
         "precision": effective_precision(config.train.precision, processes.device),
     }
-    metrics, correct = Measured({}, {})
-    if method.classifies:
-        averaged = ema.module if ema is not None else None
-        metrics, correct = measure(method.inference_model(), averaged, data.evaluation, **options)
-    return Measured(metrics | method.diagnostics(probe.to(processes.device)), correct)
+    if not method.traits.classifies:
+        return Measured({}, {})
+    averaged = ema.module if ema is not None else None
+    return measure(method.inference_model(), averaged, data.evaluation, **options)
 
 
 def _probe_images(data: Data) -> torch.Tensor:
-    """Return the first evaluation batch, at most 64 images, for `Method.diagnostics`."""
+    """Return the first evaluation batch, at most 64 images, for `Method.report`."""
     images, _ = next(iter(data.evaluation))
     return images[:64].cpu()
 

@@ -17,6 +17,7 @@ from torch import nn
 from vitutor_core.config import identity_fields
 from vitutor_core.data.build import build_data
 from vitutor_core.data.types import Data, DataInfo
+from vitutor_core.distributed import Processes, processes
 from vitutor_core.errors import DataError, ResourceError
 from vitutor_core.evaluate.accuracy import Measured
 from vitutor_core.models.weights import (
@@ -29,7 +30,6 @@ from vitutor_core.models.weights import (
 )
 from vitutor_core.provenance import git_state, machine, versions
 from vitutor_core.schema import RunConfig
-from vitutor_core.train.distributed import Processes, processes
 from vitutor_core.train.loop import fit
 from vitutor_core.train.method import Method
 from vitutor_core.train.publish import EMA_WEIGHTS_NAME, METHOD_NAME, WEIGHTS_NAME
@@ -65,7 +65,7 @@ def train(
         try:
             torch.manual_seed(config.seed)
             method = build_method(config, data.info)
-            if method.classifies and data.info.num_classes < 2:
+            if method.traits.classifies and data.info.num_classes < 2:
                 raise DataError(f"{data.info.name}: its one class is {data.info.class_names[0]}; to classify takes two")
             identity = _identity(config, label, data, method)
             run.claim(identity, _session(label))
@@ -73,8 +73,8 @@ def train(
             if run.is_finished:
                 return _read(run)
             (metrics, correct), averaged = _fit(method, data, config, run, group, identity)
-            if measure:
-                metrics = metrics | method.final_metrics(data.evaluation)
+            if measure and method.traits.measures:
+                metrics = metrics | method.report(evaluation=data.evaluation).metrics
         finally:
             data.train.close()
         if group.is_main:
@@ -82,18 +82,13 @@ def train(
             save_model(run.path / WEIGHTS_NAME, method.inference_model(), card)
             if averaged is not None:
                 save_model(run.path / EMA_WEIGHTS_NAME, averaged, card)
-            if has_own_metrics(method) and len(method.state_dict()) > len(method.inference_model().state_dict()):
+            if method.traits.measures and len(method.state_dict()) > len(method.inference_model().state_dict()):
                 save_tensors(run.path / METHOD_NAME, method.state_dict(), {})
             result = _result(config, data, label, metrics, identity, method)
             seconds = round(time.monotonic() - started, 1)
             write_json(run.path / "metrics.json", result | {"correct": correct, "seconds": seconds})
         group.barrier()
     return _read(run)
-
-
-def has_own_metrics(method: Method) -> bool:
-    """Return whether a method measures more than accuracy at the end."""
-    return type(method).final_metrics is not Method.final_metrics
 
 
 def _read(run: RunFolder) -> dict[str, Any]:
@@ -179,7 +174,8 @@ def _result(
         "updates": config.train.epochs * data.train.steps_per_epoch,
         "train_images": data.info.num_train,
         "fraction": config.data.fraction,
-        "own_metrics": has_own_metrics(method),
+        "own_metrics": method.traits.measures,
+        "events": method.report().events,
         "code": label.code,
         "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16],
         "data_fingerprint": data.info.fingerprint,

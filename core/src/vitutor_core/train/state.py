@@ -10,11 +10,11 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils.model_ema import ModelEmaV3
 
 from vitutor_core.data.types import Batch
+from vitutor_core.distributed import Processes
 from vitutor_core.evaluate.accuracy import Measured
 from vitutor_core.models.weights import load_strictly
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import checkpoint, optim
-from vitutor_core.train.distributed import Processes
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock, Method
 from vitutor_core.train.run_folder import RunFolder, write_json

@@ -26,9 +26,9 @@ from dearkd.generation.batch import GeneratedBatch, generate_batch
 from dearkd.generation.config import GenerationConfig
 from dearkd.generation.teacher import open_competitor, open_teacher
 from vitutor_core.config import identity_fields
+from vitutor_core.distributed import choose_device
 from vitutor_core.errors import ConfigError, DataError, ResourceError
 from vitutor_core.provenance import git_state, machine, versions
-from vitutor_core.train.distributed import choose_device
 from vitutor_core.train.progress import RunProgress
 from vitutor_core.train.run_folder import write_json, write_whole
 

@@ -21,10 +21,10 @@ from dearkd.generation.generate import MANIFEST, read_record
 from vitutor_core.config import setting
 from vitutor_core.data.resample import eval_fit
 from vitutor_core.data.sources import open_source
+from vitutor_core.distributed import choose_device
 from vitutor_core.models.weights import load_model, weights_sha256
 from vitutor_core.provenance import git_state, machine, versions
 from vitutor_core.schema import DataConfig
-from vitutor_core.train.distributed import choose_device
 from vitutor_core.train.publish import WEIGHTS_NAME
 from vitutor_core.train.run_folder import write_json, write_whole
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,53 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitutor_core.errors import ConfigError
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def world() -> tuple[int, int]:
+    """Return the rank of this process and the number of processes that work together."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Sum a tensor over all processes, in place; with one process it stays as it is."""
+    if world()[1] > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather_rows(rows: Tensor, *, even: bool = False) -> Tensor:
+    """Return the rows of all processes, (sum of n, ...), in the order of their ranks; ``rows`` is this one's (n, ...).
+
+    The processes may have different numbers of rows; if there are as many everywhere, ``even`` saves a wait for the
+    device. No gradient flows back.
+    """
+    rank, size = world()
+    if size == 1:
+        return rows
+    if even:
+        parts = [torch.empty_like(rows) for _ in range(size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+    counts = torch.zeros(size, dtype=torch.int64, device=rows.device)
+    counts[rank] = len(rows)
+    dist.all_reduce(counts)
+    padded = rows.new_zeros((int(counts.max()), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(size)]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:number] for part, number in zip(parts, counts.tolist(), strict=True)])
+
+
+def synchronise_batch_norm(module: ModuleT) -> ModuleT:
+    """Let BatchNorm see the batches of all processes, where they compute on GPUs: torch has it for these alone."""
+    if world()[1] == 1 or dist.get_backend() != "nccl":
+        return module
+    synchronised: ModuleT = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    return synchronised
 
 
 @dataclass(frozen=True)
@@ -33,13 +80,7 @@ class Processes:
         """Return whether ``flag`` is set in any process; all must call it at the same point."""
         if self.world_size == 1:
             return flag
-        return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum a tensor over the processes, in place."""
-        if self.world_size > 1:
-            dist.all_reduce(values)
-        return values
+        return bool(sum_over_processes(torch.tensor([float(flag)], device=self.device)).item())
 
     def barrier(self) -> None:
         """Wait until every process has come here."""
