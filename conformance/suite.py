@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 from conformance import ranks
 from conformance.cost import cpu_seconds
 from vitutor_core.cli.teacher import with_teachers
+from vitutor_core.data.build import build_data
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.types import Batch
 from vitutor_core.errors import CheckpointError, ConfigError
@@ -74,6 +75,8 @@ class MethodConformance:
     row: ClassVar[str | None] = None
     classifies: ClassVar[bool] = True
     """False where the row pre-trains an encoder, which has figures of its own instead of an accuracy."""
+    sees_other_processes: ClassVar[bool] = False
+    """True where the objective of a process sees the images of others, as contrastive ones do."""
     beside_the_tables: ClassVar[frozenset[str]] = frozenset()
     """Rows for which the paper has no number, and which nothing else needs."""
 
@@ -257,11 +260,28 @@ class MethodConformance:
         self.run(finished, teachers, "runtime.workers=1", "runtime.log_every_steps=3")
 
     @pytest.mark.slow
-    def test_gradient_gap_is_zero_on_two_processes(self, tmp_path: Path, teachers: Path) -> None:
+    def test_two_processes_share_one_gradient_and_every_parameter_has_one(self, tmp_path: Path, teachers: Path) -> None:
+        config = with_teachers(self.config("train.accumulate=2"), "digits", teachers)
+        found = ranks.gradients(self.paper().method, config, tmp_path)
+        first, second = found.own
+        assert first.pop("") != second.pop("")  # each has its own images
+        assert [name for name in first if not torch.equal(first[name], second[name])] == []
+        assert [name for name, gradient in first.items() if not gradient.any()] == []
+        if not self.sees_other_processes:
+            for name, gradient in found.alone.items():  # an average, not a sum
+                torch.testing.assert_close(found.same[0][name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+    def test_the_method_is_what_it_says_and_reports_leave_it_alone(self, teachers: Path) -> None:
         config = with_teachers(self.config(), "digits", teachers)
-        gap, norm = ranks.gradient_gap(self.paper().method, config, tmp_path)
-        assert gap == 0.0
-        assert norm > 0.0
+        data = build_data(config, device=torch.device("cpu"))
+        method = load(self.paper().method).build(config, data.info).train()
+        few = next(iter(data.evaluation))
+        data.train.close()
+        modes = [module.training for module in method.modules()]
+        assert bool(method.report(evaluation=[few]).metrics) == method.traits.measures
+        assert method.traits.classifies == self.classifies
+        assert method.report().events == method.report(probe=few[0][:8]).events
+        assert [module.training for module in method.modules()] == modes
 
     def test_export_loads_into_timm(self, finished: Path, tmp_path: Path) -> None:
         from vitutor_core.cli.artefacts import export_run
@@ -283,7 +303,9 @@ class MethodConformance:
 
     def test_what_is_measured_again_is_what_was_measured(self, finished: Path) -> None:
         record = read_record(finished, self.package)
-        found = evaluate_run(finished, record, load(self.paper().config), load(self.paper().method).build)
+        found, right = evaluate_run(finished, record, load(self.paper().config), load(self.paper().method).build)
+        assert right == record["correct"]
+        assert ("top1" in right) == self.classifies
         again = {name: value for name, value in record["metrics"].items() if name in found}
         assert {name: found[name] for name in again} == again
         assert ("top1" if self.classifies else "knn_top1") in again

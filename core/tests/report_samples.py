@@ -14,7 +14,8 @@ scale: imagenet
 setting: a large data set
 methods: {plain: plain model, ours: OURS, part: half of OURS}
 curves: [plain, ours]
-attention: [ours]
+series:
+  - {id: heights, title: Heights, caption: How high., axis: height (m), columns: height_of_*_here, rows: [plain, ours]}
 tables:
   - id: ablation
     title: Table A
@@ -56,11 +57,11 @@ def write_run(root: Path, row: str, seed: int, top1: float, changes: dict[str, A
     """Publish one synthetic result; ``changes`` replaces keys of its metrics.json."""
     folder = root / "demo" / row / f"seed-{seed}"
     folder.mkdir(parents=True)
-    distances = {f"attention_distance_block{block}": block + 1.5 for block in range(2)}
+    heights = {f"height_of_{number}_here": number - 0.5 for number in (10, 9)} if row == "ours" else {}
     result = {
         "paper": "demo",
         "row": row,
-        "scale": "digits",
+        "scale": "small",
         "seed": seed,
         "metrics": {"top1": top1, "images": 900.0},
         "epochs": 4,
@@ -74,13 +75,14 @@ def write_run(root: Path, row: str, seed: int, top1: float, changes: dict[str, A
         "git": {"commit": "0123456789abcdef", "dirty": False},
         "versions": {"python": "3.11"},
         "machine": {"processor": "<b>chip</b> & co", "gpu": None},
-        "config": {"seed": seed, "train": {"epochs": 4}, "method": {"stage1_epochs": 3}, "runtime": {"workers": seed}},
+        "events": {"help leaves": 3} if row == "ours" else {},
+        "config": {"seed": seed, "train": {"epochs": 4}, "runtime": {"workers": seed}},
         "seconds": 1.5,
     }
     (folder / "metrics.json").write_text(json.dumps(result | (changes or {})))
-    header = ["epoch", "step", "train_loss", "top1", *distances]
+    header = ["epoch", "step", "train_loss", "top1", *heights]
     lines = [
-        [epoch, 14 * (epoch + 1), 2.0 - epoch / 4, "" if epoch == 1 else top1 - 3 + epoch, *distances.values()]
+        [epoch, 14 * (epoch + 1), 2.0 - epoch / 4, "" if epoch == 1 else top1 - 3 + epoch, *heights.values()]
         for epoch in range(4)
     ]
     (folder / "curves.csv").write_text("\n".join(",".join(map(str, line)) for line in [header, *lines]) + "\n")

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -34,7 +35,9 @@ from vitutor_core.distributed import (
     world,
 )
 from vitutor_core.errors import ConfigError, InterruptedRun
+from vitutor_core.schema import RunConfig
 from vitutor_core.train import checkpoint, session
+from vitutor_core.train.evaluation import evaluate_run, read_record
 from vitutor_core.train.run_folder import RunFolder
 
 SETTINGS = (*PLAIN_SGD, "optim.lr=0.1", "train.ema_decay=0.9", "train.accumulate=2", "runtime.eval_batch_size=7")
@@ -119,6 +122,17 @@ def test_every_evaluation_image_counts_once_and_both_processes_know_the_result(t
     first, second = (json.loads((two / f"rank-{rank}.json").read_text()) for rank in range(2))
     assert first == second == json.loads((two / "run" / "metrics.json").read_text())
     assert first["metrics"]["images"] == len(small_digits().evaluation.labels)
+
+
+@pytest.mark.slow
+def test_two_processes_know_which_images_were_right(two):
+    record = read_record(two / "run", "supervised")
+    with mock.patch("vitutor_core.data.build.open_source", return_value=small_digits()):
+        alone = evaluate_run(two / "run", record, RunConfig, Kept.build).correct
+    assert record["correct"] == alone
+    assert alone.keys() == {"top1", "ema_top1"}
+    right = bin(int(alone["top1"], 16)).count("1")
+    assert 100 * right / record["metrics"]["images"] == record["metrics"]["top1"]
 
 
 @pytest.mark.slow

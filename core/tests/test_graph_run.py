@@ -20,7 +20,6 @@ scale: imagenet
 setting: none
 methods: {plain: plain model, tuned: tuned model, warm: warm model}
 curves: [plain]
-attention: []
 tables:
   - id: table1
     title: "Table 1: toys"
@@ -58,7 +57,8 @@ class Place:
         self.folder.mkdir()
         (self.folder / "params.yaml").write_text(PARAMS)
         path = os.pathsep.join((str(tools), str(Path(sys.executable).parent), os.environ["PATH"]))
-        self.environment = os.environ | {"PYTHONPATH": str(toy), "PATH": path}
+        modules = os.pathsep.join(filter(None, (str(toy), os.environ.get("PYTHONPATH"))))
+        self.environment = os.environ | {"PYTHONPATH": modules, "PATH": path}
         self.run("dvc", "init", "--no-scm", "-q")
         self.run("vitutor", "graph")
         # Sources lie elsewhere: as in the scales' folders, the plan is then made each time.

@@ -14,7 +14,7 @@ import pytest
 from vitutor_core.cli.options import SCALES
 from vitutor_core.config import leaves, parse_yaml
 from vitutor_core.models.weights import pretrained_classes
-from vitutor_core.paper import GROUP
+from vitutor_core.paper import GROUP, teacher_recipe
 from vitutor_core.recipe import CORE_GROUP, read_recipe, recipe_path
 
 PAPERS = [entry.load() for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)]
@@ -53,6 +53,10 @@ def test_flat_names_of_nested_and_dotted_values(text, times):
     assert list(flat(parse_yaml(text, where="x"))).count(".train.epochs") == times
 
 
+BY_CHOICE = {"ablation", "generated"}
+"""Groups at scale small of rows that lack nothing but the time of whoever runs them."""
+
+
 def expected_group(config):
     """The group of a row that needs images or weights that a user may not have; those of all others are `core`."""
     source, student = config.data.source, config.student
@@ -68,17 +72,27 @@ def expected_group(config):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.package)
 def test_groups_name_the_rows_that_need_more_than_others(paper, scale):
-    recipe, teachers = (read_recipe(recipe_path(package, scale)) for package in (paper.package, "vitutor_core"))
+    recipe = read_recipe(recipe_path(paper.package, scale))
     for row in recipe.rows:
         config = paper.resolve(scale, None, row, ())
-        assert recipe.group_of(row) == expected_group(config), row
+        own = recipe.group_of(row)
+        assert (CORE_GROUP if own in BY_CHOICE else own) == expected_group(config), row
         # What a row starts from and what teaches it.
         for path, _, name in leaves(config):
             kind = path.rpartition(".")[2]
             if name is not None and kind in {"start_row", "row"}:
                 assert recipe.group_of(name) in {CORE_GROUP, recipe.group_of(row)}, row
             elif name is not None and kind == "recipe":
+                teachers = read_recipe(teacher_recipe(scale, name))
+                assert name in teachers.rows, row
                 assert teachers.group_of(name) == CORE_GROUP, row
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_teacher_has_one_recipe(scale):
+    paths = [FILES[name] for name in FILES if name in {f"vitutor_core/{scale}.yaml"} or f"/teachers/{scale}." in name]
+    names = [row for path in paths for row in read_recipe(path).rows]
+    assert sorted(set(names)) == sorted(names)
 
 
 @pytest.mark.parametrize("name", sorted(name for name in FILES if "/budget/" not in name))

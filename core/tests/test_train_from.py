@@ -65,7 +65,7 @@ def test_a_class_without_images_and_a_missing_folder_are_refused(made: Path, tmp
     (made / "train" / "7" / "1.png").unlink()
     with pytest.raises(DataError, match="no training images of 7"):
         opened(made)
-    with pytest.raises(DataError, match=r"nothing/train: no such folder .* as 'dearkd generate' makes them"):
+    with pytest.raises(DataError, match=r"nothing/train: no such folder .* a folder per class"):
         opened(tmp_path / "nothing")
 
 

@@ -29,8 +29,8 @@ TABLE_1 = {  # MHCA, hidden loss, distillation, two stages
 }
 TABLE_2 = {f"{method}_{percent}": percent / 100 for method in ("vit", "deit", "dearkd") for percent in (10, 25, 50)}
 TABLE_2["deit_100"] = 1.0
-NUM_CLASSES = {"digits": 10, "cifar100": 100, "imagenet": 1000}
-IMAGES = {"digits": 901, "cifar100": 50_000, "imagenet": 1_281_167}
+NUM_CLASSES = {"digits": 10, "small": 20, "cifar100": 100, "imagenet": 1000}
+IMAGES = {"digits": 901, "small": 1000, "cifar100": 50_000, "imagenet": 1_281_167}
 
 
 @cache
@@ -80,7 +80,8 @@ def test_rows_on_generated_images(scale):
         ours, theirs = (of.method.changed(["stage1_epochs=null", "pairs=[]"]) for of in (config, real))
         assert ours == theirs
         assert abs(config.stage1_epochs - config.train.epochs * 5 / 6) <= 0.5
-        per_epoch, per_real_epoch = (count // config.train.batch_size for count in (made.num_images, IMAGES[scale]))
+        whole = IMAGES[scale] / real.data.fraction  # a real epoch is as long as one of all images
+        per_epoch, per_real_epoch = (int(count // config.train.batch_size) for count in (made.num_images, whole))
         updates = config.train.epochs * per_epoch
         assert updates == pytest.approx(real.train.epochs * per_real_epoch, rel=2e-3)
 
@@ -134,7 +135,7 @@ def test_table_1(scale, row):
     assert ticks(scale, row) == TABLE_1[row]
     config, base = resolve(scale, row), resolve(scale, "dearkd")
     assert (config.data, budget(config)) == (base.data, budget(base))
-    assert config.data.fraction == 1
+    assert config.data.fraction == base.data.fraction
     if config.teacher is not None:
         assert config.teacher == base.teacher
         epochs = config.train.epochs
@@ -145,7 +146,8 @@ def test_table_1(scale, row):
 @pytest.mark.parametrize("row", TABLE_2)
 def test_table_2(scale, row):
     config, method = resolve(scale, row), row.split("_")[0]
-    assert config.data.fraction == TABLE_2[row]
+    whole = resolve(scale, "dearkd").data.fraction
+    assert config.data.fraction == pytest.approx(TABLE_2[row] * whole)
     assert config.train.epoch_length == "full"
     if method == "deit":
         assert ticks(scale, row) == (False, False, False, False)
@@ -156,7 +158,7 @@ def test_table_2(scale, row):
         assert ticks(scale, row) == TABLE_1[method]
     # A row differs from its full-data one in the data alone.
     full = resolve(scale, "deit_100" if method == "deit" else method)
-    assert config.changed(["data.fraction=1.0"]) == full
+    assert config.changed([f"data.fraction={whole}"]) == full
     assert budget(full) == budget(resolve(scale, "dearkd"))
 
 

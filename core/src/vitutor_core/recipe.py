@@ -128,5 +128,5 @@ def resolve(
     for pattern, changes in read.presets.get(preset or "", {}).get(_ROWS, {}).items():
         for path, value in changes.items() if row is not None and fnmatchcase(row, pattern) else ():
             assign(values, path, value)
-    apply_settings(values, settings)
+    apply_settings(values, settings, schema)
     return schema.from_mapping(values, where=recipe.name)

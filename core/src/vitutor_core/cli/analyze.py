@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 @click.option("--batch", type=click.IntRange(min=4), default=128, show_default=True, help="Images per CKA batch.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which images are drawn.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--released", is_flag=True, help="As MAE-Lite's released tools: units, epsilon, last norm, first images.")
+@click.option(
+    "--released",
+    is_flag=True,
+    help="As released with arXiv 2205.14443: units, epsilon, last norm, images.",
+)
 @click.option("--true-nyquist", is_flag=True, help="Fourier curves up to the highest frequency.")
 @options.stage_plan
 @options.out()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -31,10 +33,13 @@ def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:
     0 ok, 1 bug, 2 usage or config, 3 data, 4 checkpoint, 5 non-finite, 6 memory or disk, 7 run folder busy,
     130 interrupted, 143 terminated after saving.
     """
+    warnings.showwarning = _show_warning
     try:
         code = call()
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo("\n".join(map(printable, shown.getvalue().split("\n"))), err=True, nl=False)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail(f"{who}interrupted", 130)
@@ -45,6 +50,26 @@ def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def printable(text: str) -> str:
+    """Return ``text`` with control and other invisible characters spelt out.
+
+    Names of files and classes come from data that was downloaded; escape sequences in them would reach the terminal.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {printable(message)}", err=True)
     sys.exit(code)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,  # as `warnings` calls it
+) -> None:
+    where = "" if issubclass(category, UserWarning) else f"{filename}:{lineno}: {category.__name__}: "
+    click.echo(f"warning: {printable(where + ' '.join(str(message).split()))}", err=True)

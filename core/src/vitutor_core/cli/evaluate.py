@@ -8,14 +8,15 @@ from pathlib import Path
 import click
 
 from vitutor_core.errors import CheckpointError
+from vitutor_core.evaluate.accuracy import Measured
 from vitutor_core.graph.planned import PlannedRow, leave_out
 from vitutor_core.paper import Paper, load
 from vitutor_core.train.evaluation import evaluate_run, read_record
 from vitutor_core.train.run_folder import write_json
 
 
-def evaluate_one(paper: Paper, run: Path, *, speed: bool) -> dict[str, float]:
-    """Return the figures of one finished run."""
+def evaluate_one(paper: Paper, run: Path, *, speed: bool) -> Measured:
+    """Measure one finished run."""
     method = load(paper.method)  # registers the paper's models with timm
     return evaluate_run(run, read_record(run, paper.package), load(paper.config), method.build, speed=speed)
 
@@ -35,11 +36,12 @@ def evaluate_row(paper: Paper, runs: Path, out: Path, planned: PlannedRow | None
     out.mkdir(parents=True)
     for folder in folders:
         record = read_record(folder, paper.package)
-        metrics = record["metrics"] | evaluate_one(paper, folder, speed=speed)
+        found, correct = evaluate_one(paper, folder, speed=speed)
+        metrics = record["metrics"] | found
         target = out / folder.name
         target.mkdir()
         shutil.copyfile(folder / "curves.csv", target / "curves.csv")
-        write_json(target / "metrics.json", record | {"metrics": metrics})
+        write_json(target / "metrics.json", record | {"metrics": metrics, "correct": correct})
         shown = f"top-1 {metrics['top1']:.2f} %" if "top1" in metrics else f"{len(metrics)} metrics"
         click.echo(f"{runs.name}, {folder.name}: {shown}")
     if planned is not None and not planned.run:

@@ -105,6 +105,6 @@ def ready(papers: tuple[str, ...], choose: bool, params: Path) -> None:
 @click.argument("changes", nargs=-1, metavar="FIELD=VALUE...")
 @_PARAMS
 def params(changes: tuple[str, ...], params: Path) -> None:
-    """Change fields of params.yaml, such as seeds=0,1,2 or rows="vit dearkd"; its comments stay."""
+    """Change fields of params.yaml, such as seeds=0,1,2 or rows="vit swin"; its comments stay."""
     for line in change_params(params, changes):
         click.echo(line)

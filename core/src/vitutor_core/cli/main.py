@@ -20,7 +20,7 @@ from vitutor_core.cli.teacher import teacher
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="vitutor-core")
 def vitutor() -> None:
-    """ViTutor's shared tools. Each paper has its own command, such as dearkd."""
+    """ViTutor's shared tools. Each paper has a command of its own."""
 
 
 for command in (data, teacher, cache, analyze, compare, report, graph, plan, ready, params, doctor):

@@ -13,7 +13,7 @@ import click
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.params import check_seeds
 
-SCALES = ("digits", "cifar100", "imagenet")
+SCALES = ("digits", "small", "cifar100", "imagenet")
 
 scale = click.option(
     "--scale", type=click.Choice(SCALES), default="digits", show_default=True, help="Which recipe: data and model size."

@@ -203,7 +203,7 @@ def _evaluate(paper: Paper) -> click.Command:
         elif any(run.glob("seed-*")):
             raise ConfigError(f"{run}: holds several runs; name one of them, or write all with --out")
         else:
-            click.echo(json.dumps(evaluate_one(paper, run, speed=speed), indent=2))
+            click.echo(json.dumps(evaluate_one(paper, run, speed=speed).metrics, indent=2))
 
     return evaluate
 

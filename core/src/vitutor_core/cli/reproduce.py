@@ -16,7 +16,7 @@ import click
 
 from vitutor_core.cli.launch import Job, default_jobs, run_jobs
 from vitutor_core.cli.teacher import with_teachers
-from vitutor_core.config import differences, identity_fields
+from vitutor_core.config import differences, identity_fields, setting
 from vitutor_core.data.locate import locate
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.graph.needs import source_name, teachers_of
@@ -162,7 +162,7 @@ def _of_other_rows(config: RunConfig, published: Path) -> list[str]:
             folder = (published / row / f"seed-{seed}").absolute()
             if not (folder / WEIGHTS_NAME).exists():
                 raise ConfigError(f"{path}: no {folder / WEIGHTS_NAME}; reproduce the row '{row}' first")
-            settings.append(f"{path}.weights={json.dumps(str(folder))}")
+            settings.append(setting(f"{path}.weights", str(folder)))
     return settings
 
 

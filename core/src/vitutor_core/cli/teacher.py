@@ -1,8 +1,7 @@
-"""Train teachers from the core's recipes: one row per teacher, at each scale."""
+"""Train teachers from the recipes of core and of the papers: one row per teacher, at each scale."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TypeVar
@@ -11,13 +10,14 @@ import click
 
 from vitutor_core.cli import options
 from vitutor_core.cli.stage import left_out
+from vitutor_core.config import setting
 from vitutor_core.graph.needs import teachers_of
 from vitutor_core.graph.planned import read_planned
-from vitutor_core.recipe import recipe_path, resolve
+from vitutor_core.paper import teacher_recipe
+from vitutor_core.recipe import resolve
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.publish import publish
 
-PACKAGE = "vitutor_core"
 RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
 
 
@@ -61,7 +61,7 @@ def train_teacher(
     work: Path | None = None,
 ) -> float:
     """Train one teacher with plain supervision and return its top-1 accuracy in percent."""
-    config = resolve(RunConfig, recipe_path(PACKAGE, scale, recipe), row=name, settings=settings)
+    config = resolve(RunConfig, recipe or teacher_recipe(scale, name), row=name, settings=settings)
     from vitutor_core.train.session import RunLabel, train
     from vitutor_core.train.supervised import Supervised
 
@@ -80,19 +80,23 @@ def train_teacher(
 def with_teachers(config: RunConfigT, scale: str, folder: Path, *, settings: tuple[str, ...] = ()) -> RunConfigT:
     """Train, unless they are there, the teachers that a config names by recipe, and fill in where they are.
 
-    A teacher sees the same source as the student, whole; ``settings`` change its recipe further.
+    A teacher sees the same source as the student, whole but for what is held out; ``settings`` change its recipe
+    further.
     """
     found = []
-    same = {"data": ("source", "image_size"), "runtime": ("device", "threads", "workers")}
+    same = {
+        "data": ("source", "image_column", "label_column", "image_size", "eval_split", "holdout", "holdout_seed"),
+        "runtime": ("device", "threads", "workers"),
+    }
     inherited = tuple(
-        f"{section}.{name}={json.dumps(getattr(getattr(config, section), name))}"
+        setting(f"{section}.{name}", getattr(getattr(config, section), name))
         for section, names in same.items()
         for name in names
     )
     for path, teacher in teachers_of(config):
         if teacher.recipe is not None and teacher.weights is None:
             run = trained_teacher(scale, teacher.recipe, folder, settings=(*inherited, *settings))
-            found.append(f"{path}.weights={json.dumps(str(run))}")
+            found.append(setting(f"{path}.weights", str(run)))
     return config.changed(found)
 
 

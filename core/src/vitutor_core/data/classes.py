@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vitutor_core.config import nearest
 from vitutor_core.data.locate import locate, shorten
+from vitutor_core.data.subsets import part
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import ConfigError
 
-_BUNDLED = ("imagenet100",)
-"""imagenet100: the 100 ids of Tian et al., "Contrastive Multiview Coding" (2019), used by most papers of that name."""
+_BUNDLED = ("imagenet100", "cifar100_20")
+"""imagenet100: the 100 ids of Tian et al., "Contrastive Multiview Coding" (2019), used by most papers of that name.
+cifar100_20: of each of CIFAR-100's 20 superclasses the first class in alphabetical order."""
 
 
 def read_class_list(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -55,8 +54,8 @@ def restrict(source: Source, names: Sequence[str]) -> Source:
         source,
         name=f"{source.name}, {len(ids)} classes",
         class_names=tuple(source.class_names[label] for label in ids),
-        train=_part(source.train, ids),
-        evaluation=_part(source.evaluation, ids),
+        train=_of_classes(source.train, ids),
+        evaluation=_of_classes(source.evaluation, ids),
     )
 
 
@@ -72,26 +71,6 @@ def _checked(names: tuple[str, ...], where: str) -> tuple[str, ...]:
     return names
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    whole: Split
-    positions: NDArray[np.int64]
-
-    def read(self, index: int) -> Image.Image:
-        return self.whole.read(int(self.positions[index]))
-
-    def where(self, index: int) -> str:
-        return self.whole.where(int(self.positions[index]))
-
-
-def _part(split: Split, ids: NDArray[np.int64]) -> Split:
-    positions = np.flatnonzero(np.isin(split.labels, ids))
-    digest = hashlib.sha256(split.content_hash.encode())
-    digest.update(positions.astype("<i8").tobytes())
-    part = _Part(split, positions)
-    return Split(
-        labels=np.searchsorted(ids, split.labels[positions]),
-        read=part.read,
-        where=part.where,
-        content_hash=digest.hexdigest(),
-    )
+def _of_classes(split: Split, ids: NDArray[np.int64]) -> Split:
+    kept = part(split, np.flatnonzero(np.isin(split.labels, ids)))
+    return dataclasses.replace(kept, labels=np.searchsorted(ids, kept.labels))

@@ -16,6 +16,7 @@ from vitutor_core.data.domainnet import domainnet_source
 from vitutor_core.data.folder import folder_source, training_folder
 from vitutor_core.data.locate import locate, shorten
 from vitutor_core.data.parquet import hub_source, parquet_source
+from vitutor_core.data.subsets import hold_out
 from vitutor_core.data.timm_reader import timm_source
 from vitutor_core.data.types import Source, Split
 from vitutor_core.data.vision import torchvision_source
@@ -23,22 +24,27 @@ from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.schema import DataConfig
 
 
-def _parquet(path: str) -> Source:
+def _parquet(path: str, config: DataConfig) -> Source:
     folder = locate(path)
-    return parquet_source(folder, f"parquet:{folder.name}")
+    return parquet_source(folder, f"parquet:{folder.name}", config)
 
 
-def _folder(path: str) -> Source:
-    return folder_source(locate(path))
+def _folder(path: str, config: DataConfig) -> Source:
+    return folder_source(locate(path), config)
 
 
-_OPENERS: dict[str, Callable[[str], Source]] = {
+_OPENERS: dict[str, Callable[[str, DataConfig], Source]] = {
     "torchvision": torchvision_source,
-    "domainnet": domainnet_source,
+    "domainnet": lambda domain, _: domainnet_source(domain),
     "folder": _folder,
     "hub": hub_source,
     "parquet": _parquet,
     "timm": timm_source,
+}
+_READ_BY = {
+    "eval_split": ("folder", "hub", "parquet", "timm"),
+    "image_column": ("hub", "parquet"),
+    "label_column": ("hub", "parquet"),
 }
 _VALID = (
     "digits",
@@ -55,12 +61,18 @@ _VALID = (
 def open_source(config: DataConfig) -> Source:
     """Open ``config.source``, download it if need be, and check its labels; no image is decoded.
 
-    ``config.class_list`` keeps some of its classes. With ``config.train_from``, the training images are those of that
-    folder, and evaluation stays the source's.
+    With ``config.holdout``, a part of the training images takes the place of the evaluation split.
+    ``config.class_list`` keeps some of the classes. With ``config.train_from``, the training images are those of that
+    folder, and evaluation stays as it is.
     A class without an evaluation image is a warning. Raises `ConfigError` if no such source exists, and `DataError` if
     the data is missing or damaged, or lacks training images of a class.
     """
-    source = _open(config.source)
+    source = _open(config)
+    for note in source.notes:
+        warnings.warn(note, stacklevel=2)
+    _check_range(source.train, source)
+    if config.holdout is not None:
+        source = hold_out(source, config.holdout, config.holdout_seed)
     if config.class_list is not None:
         source = restrict(source, read_class_list(config.class_list))
     if config.train_from is not None:
@@ -69,14 +81,18 @@ def open_source(config: DataConfig) -> Source:
     return source
 
 
-def _open(name: str) -> Source:
+def _open(config: DataConfig) -> Source:
+    name = config.source
     kind, colon, argument = name.partition(":")
+    for field, kinds in _READ_BY.items():
+        if getattr(config, field) is not None and kind not in kinds:
+            raise ConfigError(f"data.{field}: {name} has no choice of it; it is for {', '.join(kinds)}")
     if name == "digits":
         return digits_source()
     if name in DISTRIBUTIONS:
-        return cifar_source(name)
+        return cifar_source(name, config)
     if kind in _OPENERS and argument:
-        return _OPENERS[kind](argument)
+        return _OPENERS[kind](argument, config)
     hint = nearest(kind + colon, _VALID)
     raise ConfigError(f"data.source: no source '{name}'{hint}; valid: {', '.join(_VALID)}")
 
@@ -92,13 +108,19 @@ def _check_labels(source: Source, name: str) -> None:
 
 def _absent(split: Split, source: Source, name: str) -> list[str]:
     """Return the names of the classes that have no image in ``split``."""
-    count = len(source.class_names)
     if len(split.labels) == 0:
         raise DataError(f"{name}: it has no images")
+    _check_range(split, source)
+    return [source.class_names[label] for label in np.setdiff1d(np.arange(len(source.class_names)), split.labels)]
+
+
+def _check_range(split: Split, source: Source) -> None:
+    count = len(source.class_names)
+    if len(split.labels) and (split.labels.min(), split.labels.max()) == (1, count):
+        raise DataError(f"{split.where(0)}: the labels are 1 to {count}, not 0 to {count - 1}; subtract 1 from each")
     outside = np.flatnonzero((split.labels < 0) | (split.labels >= count))
     if len(outside):
         first = int(outside[0])
         raise DataError(
             f"{split.where(first)}: label {split.labels[first]} of {count} classes; is the split unlabelled?"
         )
-    return [source.class_names[label] for label in np.setdiff1d(np.arange(count), split.labels)]

@@ -1,21 +1,26 @@
-"""Stratified, seeded subsets of the training split, and the fingerprint of what is trained on."""
+"""Stratified, seeded subsets and holdouts of the training split, and the fingerprint of what is trained on."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vitutor_core.data import keyed
-from vitutor_core.data.types import Source
+from vitutor_core.data.locate import shorten
+from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import DataError
 from vitutor_core.schema import DataConfig
 
 _STREAM = 0x5AB5E7
-"""Tells these draws from others with the same seed."""
+_HOLDOUT_STREAM = 0x401D0
+"""Tell these draws from others with the same seed."""
 
 
 def subset_indices(labels: NDArray[np.int64], config: DataConfig) -> NDArray[np.int64]:
@@ -59,6 +64,56 @@ def _sizes(counts: list[int], classes: list[int], config: DataConfig) -> list[in
     # The decimal number that was written, not its binary neighbour: 0.29 of 100 images is 29.
     fraction = Fraction(repr(config.fraction))
     return [max(int(fraction * count), 1) for count in counts]
+
+
+def hold_out(source: Source, share: float, seed: int) -> Source:
+    """Set aside a ``share`` of the training images for evaluation, in place of the source's evaluation split.
+
+    Of the n images of a class, floor(share n), at least 1, are held out; which, depends on ``seed``, the class and n
+    alone. Both parts keep the order of the training split.
+
+    Raises `DataError` if a class has a single image.
+    """
+    labels = source.train.labels
+    held_out = np.zeros(len(labels), dtype=np.bool_)
+    alone = []
+    for label in np.unique(labels).tolist():
+        members = np.flatnonzero(labels == label)
+        count = max(int(Fraction(repr(share)) * len(members)), 1)
+        held_out[members[keyed.permutation(len(members), seed, _HOLDOUT_STREAM, label)[:count]]] = True
+        if len(members) == 1:
+            alone.append(source.class_names[label])
+    if alone:
+        raise DataError(f"data.holdout: a single training image of {shorten(alone)}; a class needs at least two")
+    return dataclasses.replace(
+        source,
+        name=f"{source.name}, holdout {share:g}",
+        train=part(source.train, np.flatnonzero(~held_out)),
+        evaluation=part(source.train, np.flatnonzero(held_out)),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    whole: Split
+    positions: NDArray[np.int64]
+
+    def read(self, index: int) -> Image.Image:
+        return self.whole.read(int(self.positions[index]))
+
+    def where(self, index: int) -> str:
+        return self.whole.where(int(self.positions[index]))
+
+    def contents(self, indices: NDArray[np.int64]) -> str:
+        return self.whole.contents(self.positions[indices])
+
+
+def part(split: Split, positions: NDArray[np.int64]) -> Split:
+    """Return the images of a split at ``positions``, (M,), in that order; its hash covers the whole split."""
+    digest = hashlib.sha256(split.content_hash.encode())
+    digest.update(positions.astype("<i8").tobytes())
+    images = _Part(split, positions)
+    return Split(split.labels[positions], images.read, images.where, digest.hexdigest(), images.contents)
 
 
 def fingerprint(source: Source, indices: NDArray[np.int64]) -> str:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.models.border import check_border
 from vitutor_core.models.taps import forward_features, forward_taps
 from vitutor_core.models.weights import (
     create_model,
@@ -111,6 +112,7 @@ def load_teacher(config: TeacherConfig, info: DataInfo) -> FrozenTeacher:
         model, card = load_model(path)
         check_classes(card.class_names, info.class_names, where=str(path.absolute()))
         size = config.image_size or card.image_size
+        check_border(model, card.name, size)
         top1 = card.metrics.get("top1")
         return FrozenTeacher(model, name=card.name, mean=card.mean, std=card.std, image_size=size, info=info, top1=top1)
     if config.model is None:

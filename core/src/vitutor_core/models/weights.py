@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vitutor_core.config import Config, identity, nearest
 from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
+from vitutor_core.models.border import check_border
 from vitutor_core.schema import KwargValue, ModelConfig
 from vitutor_core.train.publish import WEIGHTS_NAME
 
@@ -50,6 +51,7 @@ def create_model(config: ModelConfig, *, num_classes: int, image_size: int, chan
     if takes_image_size(config.name):
         kwargs.setdefault("img_size", image_size)
     model = _create(config.name, kwargs, pretrained=config.pretrained)
+    check_border(model, config.name, image_size)
     if config.weights is not None:
         _start_from(model, config.weights)
     elif config.start_row is not None:

@@ -154,6 +154,21 @@ class PaperTable(Record):
         return self
 
 
+class Series(Record):
+    """A figure of what the method's report measured during training: a panel per row, a line per column of curves.csv.
+
+    ``columns`` is a name with a ``*`` for the number of the line. ``id`` is the name of the figure's file, ``axis``
+    the label of what is measured.
+    """
+
+    id: str
+    title: str
+    caption: str
+    axis: str
+    columns: str = Field(pattern=r"^[^*]*\*[^*]*$")
+    rows: tuple[str, ...]
+
+
 class PaperResults(Record):
     """What a paper reports.
 
@@ -161,8 +176,9 @@ class PaperResults(Record):
     method ``m`` are ``m`` itself and ``m_<anything>``; ``m:metric`` names what else was measured of them. Rows that
     have names of ``variants`` after that of ``m`` are a method of their own: each variant adds to the title of ``m``,
     and moves the place in the order of colours, unless ``colours`` has the place. ``scale`` is the scale of the printed
-    numbers and ``setting`` describes it. ``curves`` and ``attention`` name the rows drawn in those figures;
-    ``galleries`` maps folders of images, below the paper's results, to their titles.
+    numbers and ``setting`` describes it. ``curves`` names the rows whose learning curves are drawn,
+    ``series`` are the paper's own figures, and ``galleries`` maps folders of images, below the paper's results, to
+    their titles.
     """
 
     paper: str
@@ -173,8 +189,8 @@ class PaperResults(Record):
     methods: dict[str, str]
     variants: dict[str, str] = Field(default_factory=dict)
     colours: dict[str, int] = Field(default_factory=dict)
-    curves: tuple[str, ...]
-    attention: tuple[str, ...]
+    curves: tuple[str, ...] = ()
+    series: tuple[Series, ...] = ()
     galleries: dict[str, str] = Field(default_factory=dict)
     tables: tuple[PaperTable, ...]
 
@@ -223,7 +239,8 @@ class PaperResults(Record):
 
     @model_validator(mode="after")
     def _methods_are_known(self) -> Self:
-        rows = [*self.curves, *self.attention, *(row for table in self.tables for row in table.reproduced())]
+        rows = [*self.curves, *(row for series in self.series for row in series.rows)]
+        rows += [row for table in self.tables for row in table.reproduced()]
         unknown = sorted({row for row in rows if self.method_of(row) is None})
         if unknown:
             raise ValueError(f"rows of no method in 'methods': {unknown}")

@@ -43,7 +43,7 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
 
 
 def readme_block(table: Json, page: Path, figure: str | None, where: Path) -> str:
-    """Return what the README shows of a paper: scope, verdicts, a figure, and where the tables are.
+    """Return what the README shows of a paper: scope, verdicts if there are any, a figure, and where the tables are.
 
     ``page`` and ``where``, the folder of the ``figure``, are relative to the README.
     """

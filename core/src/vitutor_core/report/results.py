@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vitutor_core.config import differences
@@ -44,13 +47,17 @@ class Teacher(Record):
 
 
 class Result(Record):
-    """The content of a ``metrics.json``; what was measured without training has no epochs and no updates."""
+    """The content of a ``metrics.json``; what was measured without training has no epochs and no updates.
+
+    ``correct`` says, for an accuracy, which evaluation images were right; see `evaluate.accuracy.pack`.
+    """
 
     paper: str
     row: str
     scale: str
     seed: int = Field(ge=0)
     metrics: dict[str, float]
+    correct: dict[str, str] = {}
     epochs: int = Field(ge=0)
     updates: int = Field(ge=0)
     train_images: int = Field(ge=1)
@@ -67,6 +74,26 @@ class Result(Record):
     machine: dict[str, Any]
     config: dict[str, Any]
     seconds: float = Field(ge=0)
+
+    @property
+    def evaluated_on(self) -> tuple[Any, ...]:
+        """Return what tells which images were evaluated, and in which order."""
+        data = self.config.get("data") or {}
+        return data.get("source"), data.get("class_list"), self.metrics.get("images")
+
+    def right(self, accuracy: str) -> NDArray[np.bool_] | None:
+        """Return which images were right, (images,), for a metric that is an accuracy; None where it is not known.
+
+        Raises `ValueError` where that does not give the accuracy.
+        """
+        if accuracy not in self.correct:
+            return None
+        images = int(self.metrics[f"{accuracy.removesuffix('top1')}images"])
+        packed = np.frombuffer(bytes.fromhex(self.correct[accuracy]), dtype=np.uint8)
+        found = np.unpackbits(packed).astype(bool)[:images]
+        if len(packed) != -(-images // 8) or not math.isclose(100 * found.sum() / images, self.metrics[accuracy]):
+            raise ValueError(f"'correct' does not give the {accuracy} of {self.metrics[accuracy]:g} %")
+        return found
 
 
 class Shifted(Record):
@@ -117,6 +144,11 @@ def load_results(root: Path, paper: str) -> dict[str, list[Run]]:
 def _load_run(folder: Path, paper: str) -> Run:
     path = folder / "metrics.json"
     result = parse_record(Result, _read(path), where=str(path))
+    try:
+        for accuracy in result.correct:
+            result.right(accuracy)
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path}: {error}; evaluate this row again") from None
     shifted = folder.parents[3] / "robustness" / paper / folder.parent.name / f"{folder.name}.json"
     if shifted.exists():  # measured by a stage of its own
         more = parse_record(Shifted, _read(shifted), where=str(shifted))

@@ -15,7 +15,7 @@ from vitutor_core.data.build import build_data
 from vitutor_core.data.types import Data, DataInfo
 from vitutor_core.distributed import choose_device, effective_precision
 from vitutor_core.errors import CheckpointError
-from vitutor_core.evaluate.accuracy import evaluate
+from vitutor_core.evaluate.accuracy import Measured, measure
 from vitutor_core.evaluate.complexity import complexity, throughput
 from vitutor_core.models.weights import load_model, load_strictly
 from vitutor_core.schema import RunConfig
@@ -40,8 +40,8 @@ def read_record(run: Path, package: str) -> dict[str, Any]:
 
 def evaluate_run(
     run: Path, record: dict[str, Any], schema: type[RunConfig], build: BuildMethod, *, speed: bool = False
-) -> dict[str, float]:
-    """Return the figures of a finished run, whose ``record`` is the content of its metrics.json.
+) -> Measured:
+    """Measure a finished run, whose ``record`` is the content of its metrics.json.
 
     A model that is no classifier yet has no accuracy. ``speed`` measures images per second as well.
     """
@@ -52,11 +52,11 @@ def evaluate_run(
     model, card = load_model(run / WEIGHTS_NAME)
     model.to(device)
     own_metrics = bool(record.get("own_metrics"))
-    metrics: dict[str, float] = {}
+    metrics, correct = Measured({}, {})
     if "top1" in record["metrics"] or own_metrics:
         data = build_data(config, device=device)
         try:
-            metrics = _accuracy(run, model, record, config, data, device)
+            metrics, correct = _accuracy(run, model, record, config, data, device)
             if own_metrics:
                 method = _method(run, model, config, build, data).to(device)
                 metrics |= method.report(evaluation=data.evaluation).metrics
@@ -66,25 +66,22 @@ def evaluate_run(
     if speed:
         size, batch = card.image_size, config.runtime.eval_batch_size
         metrics["images_per_s"] = throughput(model, size, device=device, batch_size=batch)
-    return metrics
+    return Measured(metrics, correct)
 
 
 def _accuracy(
     run: Path, model: nn.Module, record: dict[str, Any], config: RunConfig, data: Data, device: torch.device
-) -> dict[str, float]:
+) -> Measured:
     if "top1" not in record["metrics"]:  # the head is not trained
-        return {}
+        return Measured({}, {})
     options: dict[str, Any] = {
         "num_classes": data.info.num_classes,
         "device": device,
         "precision": effective_precision(config.train.precision, device),
     }
-    metrics = evaluate(model, data.evaluation, **options)
-    if (run / EMA_WEIGHTS_NAME).exists():
-        averaged, _ = load_model(run / EMA_WEIGHTS_NAME)
-        found = evaluate(averaged.to(device), data.evaluation, **options)
-        metrics |= {f"ema_{name}": value for name, value in found.items()}
-    return metrics
+    has_average = (run / EMA_WEIGHTS_NAME).exists()
+    averaged = load_model(run / EMA_WEIGHTS_NAME)[0].to(device) if has_average else None
+    return measure(model, averaged, data.evaluation, **options)
 
 
 def _method(run: Path, model: nn.Module, config: RunConfig, build: BuildMethod, data: Data) -> Method:

@@ -16,7 +16,7 @@ from torch import nn
 from vitutor_core.data.types import Data
 from vitutor_core.distributed import Processes, effective_precision
 from vitutor_core.errors import InterruptedRun, NonFiniteError
-from vitutor_core.evaluate.accuracy import evaluate
+from vitutor_core.evaluate.accuracy import Measured, measure
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
 from vitutor_core.train.guard import FiniteGuard
@@ -31,8 +31,8 @@ from vitutor_core.train.update import Updater
 
 def fit(
     method: Method, data: Data, config: RunConfig, *, run: RunFolder, processes: Processes, identity: dict[str, Any]
-) -> tuple[dict[str, float], nn.Module | None]:
-    """Train ``method`` to its end; return the metrics of the last evaluation, and the averaged student if there is one.
+) -> tuple[Measured, nn.Module | None]:
+    """Train ``method`` to its end; return what the last evaluation found, and the averaged student if there is one.
 
     Resumes from the newest checkpoint of ``run``, bit for bit. Raises `InterruptedRun` after saving, when asked to
     stop, and `NonFiniteError` before any weight is harmed.
@@ -41,7 +41,7 @@ def fit(
     clock = Clock(0, updates, updates * epochs)
     method.to(processes.device)
     state = TrainState.build(method, config, run, clock, identity)
-    metrics: dict[str, float] = state.last_metrics
+    measured = Measured(state.last_metrics, state.last_correct)
     guard = FiniteGuard(state.optimizer, processes.device)
     meter = Meter(processes, state.meter_sums)
     updater = Updater(method, config, processes, state, guard, meter)
@@ -88,17 +88,18 @@ def fit(
             line["lr"] = max(group["lr"] for group in state.optimizer.param_groups)  # layer decay lowers the others
             if (epoch + 1) % every.eval_every_epochs == 0 or epoch + 1 == epochs:
                 report = method.report(probe.to(processes.device))
-                metrics = _evaluate(method, state.ema, data, config, processes) | report.metrics
-                line |= metrics
+                found = _evaluate(method, state.ema, data, config, processes)
+                measured = Measured(found.metrics | report.metrics, found.correct)
+                line |= measured.metrics
                 run.keep_pictures(epoch + 1, report.pictures)
-            state.end_epoch(line, metrics)
+            state.end_epoch(line, measured)
             progress.epoch(_summary(line, epochs), last=epoch + 1 == epochs)
             must_stop = processes.any(bool(stop))
             if (epoch + 1) % every.checkpoint_every_epochs == 0 or epoch + 1 == epochs or must_stop:
                 state.save(run, method, meter, processes)
             if must_stop and epoch + 1 < epochs:
                 raise InterruptedRun(f"stopped after epoch {epoch}; run it again to go on", stop.signal_number or 15)
-    return metrics, state.ema.module if state.ema is not None else None
+    return measured, state.ema.module if state.ema is not None else None
 
 
 def _must_stop(stop: StopRequest, state: TrainState, interval: int, processes: Processes) -> bool:
@@ -106,21 +107,16 @@ def _must_stop(stop: StopRequest, state: TrainState, interval: int, processes: P
     return (processes.world_size == 1 or state.step % interval == 0) and processes.any(bool(stop))
 
 
-def _evaluate(
-    method: Method, ema: ModelEmaV3 | None, data: Data, config: RunConfig, processes: Processes
-) -> dict[str, float]:
+def _evaluate(method: Method, ema: ModelEmaV3 | None, data: Data, config: RunConfig, processes: Processes) -> Measured:
     options: dict[str, Any] = {
         "num_classes": data.info.num_classes,
         "device": processes.device,
         "precision": effective_precision(config.train.precision, processes.device),
     }
-    metrics: dict[str, float] = {}
-    if method.traits.classifies:
-        metrics = evaluate(method.inference_model(), data.evaluation, **options)
-    if method.traits.classifies and ema is not None:
-        averaged = evaluate(ema.module, data.evaluation, **options)
-        metrics |= {f"ema_{name}": value for name, value in averaged.items()}
-    return metrics
+    if not method.traits.classifies:
+        return Measured({}, {})
+    averaged = ema.module if ema is not None else None
+    return measure(method.inference_model(), averaged, data.evaluation, **options)
 
 
 def _probe_images(data: Data) -> torch.Tensor:

@@ -19,7 +19,8 @@ from vitutor_core.data.build import build_data
 from vitutor_core.data.types import Data, DataInfo
 from vitutor_core.distill.taught import TaughtLoader, with_stored_logits
 from vitutor_core.distributed import Processes, processes
-from vitutor_core.errors import ResourceError
+from vitutor_core.errors import DataError, ResourceError
+from vitutor_core.evaluate.accuracy import Measured
 from vitutor_core.models.weights import (
     ModelCard,
     save_model,
@@ -66,12 +67,14 @@ def train(
             torch.manual_seed(config.seed)
             method = build_method(config, data.info)
             data = with_stored_logits(data, method.logit_teachers, config, group)
-            identity = _identity(config, label, data.info, method)
+            if method.traits.classifies and data.info.num_classes < 2:
+                raise DataError(f"{data.info.name}: its one class is {data.info.class_names[0]}; to classify takes two")
+            identity = _identity(config, label, data, method)
             run.claim(identity, _session(label))
             group.barrier()
             if run.is_finished:
                 return _read(run)
-            metrics, averaged = _fit(method, data, config, run, group, identity)
+            (metrics, correct), averaged = _fit(method, data, config, run, group, identity)
             if measure and method.traits.measures:
                 metrics = metrics | method.report(evaluation=data.evaluation).metrics
         finally:
@@ -84,7 +87,8 @@ def train(
             if method.traits.measures and len(method.state_dict()) > len(method.inference_model().state_dict()):
                 save_tensors(run.path / METHOD_NAME, method.state_dict(), {})
             result = _result(config, data, label, metrics, identity, method)
-            write_json(run.path / "metrics.json", result | {"seconds": round(time.monotonic() - started, 1)})
+            seconds = round(time.monotonic() - started, 1)
+            write_json(run.path / "metrics.json", result | {"correct": correct, "seconds": seconds})
         group.barrier()
     return _read(run)
 
@@ -96,7 +100,7 @@ def _read(run: RunFolder) -> dict[str, Any]:
 
 def _fit(
     method: Method, data: Data, config: RunConfig, run: RunFolder, group: Processes, identity: dict[str, Any]
-) -> tuple[dict[str, float], nn.Module | None]:
+) -> tuple[Measured, nn.Module | None]:
     try:
         return fit(method, data, config, run=run, processes=group, identity=identity)
     except (RuntimeError, MemoryError) as error:
@@ -116,14 +120,20 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _identity(config: RunConfig, label: RunLabel, info: DataInfo, method: Method) -> dict[str, Any]:
-    return {
+def _identity(config: RunConfig, label: RunLabel, data: Data, method: Method) -> dict[str, Any]:
+    info = data.info
+    identity = {
         "method": label.paper,
         "data": info.fingerprint,
         "classes": hashlib.sha256("\n".join(info.class_names).encode()).hexdigest(),
         "teachers": {role: teacher["sha256"] for role, teacher in method.teachers().items()},
         "config": identity_fields(config),
-    } | ({"start": weights_sha256(starting_weights(start))} if (start := config.student.weights) is not None else {})
+    }
+    if data.contents:
+        identity["image files"] = data.contents
+    if config.student.weights is not None:
+        identity["start"] = weights_sha256(starting_weights(config.student.weights))
+    return identity
 
 
 def _session(label: RunLabel) -> dict[str, Any]:

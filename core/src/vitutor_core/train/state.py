@@ -11,6 +11,7 @@ from timm.utils.model_ema import ModelEmaV3
 
 from vitutor_core.data.types import Batch
 from vitutor_core.distributed import Processes
+from vitutor_core.evaluate.accuracy import Measured
 from vitutor_core.models.weights import load_strictly
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import checkpoint, optim
@@ -31,6 +32,7 @@ class TrainState:
     best_step: int = 0
     best_top1: float = -1.0
     last_metrics: dict[str, float] = field(default_factory=dict)
+    last_correct: dict[str, str] = field(default_factory=dict)
     meter_sums: dict[str, float] = field(default_factory=dict)
     curves: list[dict[str, Any]] = field(default_factory=list)
 
@@ -74,7 +76,7 @@ class TrainState:
             }
             if self.ema is not None:
                 tensors["ema"] = dict(self.ema.module.state_dict())
-            names = ("best_step", "best_top1", "last_metrics", "meter_sums")
+            names = ("best_step", "best_top1", "last_metrics", "last_correct", "meter_sums")
             values = {name: getattr(self, name) for name in names}
             # Curves first: those of epochs after a checkpoint are cut on resumption, missing ones would stay missing.
             run.write_curves(self.curves)
@@ -82,10 +84,10 @@ class TrainState:
             checkpoint.prune(run.checkpoints, keep={self.best_step})
         processes.barrier()
 
-    def end_epoch(self, line: dict[str, Any], metrics: dict[str, float]) -> None:
+    def end_epoch(self, line: dict[str, Any], measured: Measured) -> None:
         """Append an epoch to the curves and note whether it is the best so far."""
         self.curves.append(line)
-        self.last_metrics = metrics
+        self.last_metrics, self.last_correct = measured
         if "top1" in line and line["top1"] > self.best_top1:
             self.best_step, self.best_top1 = self.step, line["top1"]
 

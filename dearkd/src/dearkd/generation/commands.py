@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import click
 from dearkd.generation.config import GenerationConfig
 from vitutor_core.cli import options
 from vitutor_core.cli.stage import left_out
+from vitutor_core.config import setting
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.planned import read_planned
 from vitutor_core.paper import Paper, load
@@ -67,7 +67,7 @@ def generate_command(paper: Paper) -> click.Command:
 
         if config.teacher.recipe is not None and config.teacher.weights is None:
             weights = trained_teacher(scale, config.teacher.recipe, results / "teachers")
-            config = config.changed([f"teacher.weights={json.dumps(str(weights))}"])
+            config = config.changed([setting("teacher.weights", str(weights))])
         check_target(out)
         folder, title = work / paper.package / scale, f"generate-{name}"
         generation = Generation(config, title, folder)

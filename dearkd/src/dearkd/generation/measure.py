@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from dearkd.generation.diversity import (
     same_class_pairs,
 )
 from dearkd.generation.generate import MANIFEST, read_record
+from vitutor_core.config import setting
 from vitutor_core.data.resample import eval_fit
 from vitutor_core.data.sources import open_source
 from vitutor_core.distributed import choose_device
@@ -59,7 +59,7 @@ def measure_sets(
     sets = {"real": None} | {path.parent.name: path.parent for path in sorted(images.glob(f"*/{MANIFEST}"))}
     for name, folder in sets.items():
         started = time.monotonic()
-        where = [] if folder is None else [f"train_from={json.dumps(str(folder.absolute()))}"]
+        where = [] if folder is None else [setting("train_from", str(folder.absolute()))]
         split = open_source(data.changed(where)).train
         pairs = same_class_pairs(split.labels, config.diversity_pairs, config.seed)
         metrics = {metric: mean_distance(split, pairs, fit, distance, device) for metric, distance in distances.items()}
