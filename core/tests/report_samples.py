@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vitutor_core.report.paper import PaperResults, load_paper_results
+from vitutor_core.report.results import load_results
+from vitutor_core.report.table import build_table
+
 PAPER = """
 paper: demo
 title: A synthetic <paper>
@@ -92,3 +96,23 @@ def write_run(root: Path, row: str, seed: int, top1: float, changes: dict[str, A
 def write_row(root: Path, row: str, values: list[float]) -> None:
     for seed, value in enumerate(values):
         write_run(root, row, seed, value)
+
+
+def demo_paper(folder: Path) -> PaperResults:
+    path = folder / "paper_results.yaml"
+    path.write_text(PAPER)
+    return load_paper_results(path)
+
+
+def build(paper: PaperResults, root: Path) -> dict[str, Any]:
+    table = build_table(paper, load_results(root, "demo"))
+    return json.loads(json.dumps(table, allow_nan=False))
+
+
+def line_of(table: dict[str, Any], row: str) -> dict[str, Any]:
+    return next(line for part in table["tables"] for line in part["lines"] if line["row"] == row)
+
+
+def pair_of(table: dict[str, Any], row: str, to: str) -> dict[str, Any]:
+    pairs = (pair for part in table["tables"] for pair in part["comparisons"])
+    return next(pair for pair in pairs if (pair["row"], pair["to"]) == (row, to))
