@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from vitutor_core import files
 from vitutor_core.errors import CheckpointError, ResourceError
 from vitutor_core.train import checkpoint
 
@@ -25,7 +26,7 @@ def test_round_trip(tmp_path):
     found = checkpoint.latest(tmp_path)
     assert (found.step, found.state, found.identity) == (3, {"note": 3}, IDENTITY)
     assert torch.equal(found.tensors("method")["w"], torch.full((8,), 5.0))
-    assert oct((found.path / "method.safetensors").stat().st_mode & 0o044) == oct(0o044 & ~checkpoint._umask())
+    assert oct((found.path / "method.safetensors").stat().st_mode & 0o044) == oct(0o044 & ~files._umask())
 
 
 def test_latest_is_by_step_whatever_the_times(tmp_path):
@@ -79,6 +80,7 @@ def test_prune_keeps_two_and_the_best(tmp_path):
 KILLED_WRITER = """
 import os, signal, sys, torch
 from pathlib import Path
+from vitutor_core import files
 from vitutor_core.train import checkpoint
 root, moment = Path(sys.argv[1]), sys.argv[2]
 save = lambda step: checkpoint.save(root, step, {"method": {"w": torch.ones(8)}}, {}, {"method": "m"})
@@ -87,12 +89,11 @@ die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 if moment == "start":
     checkpoint._write_payload = die
 elif moment == "middle":
-    write = checkpoint.save_file
-    checkpoint.save_file = lambda tensors, path: (Path(path).write_bytes(b"half"), die())
+    checkpoint.write_tensors = lambda path, tensors: (path.write_bytes(b"half"), die())
 elif moment == "before manifest":
     checkpoint._write_manifest = die
 else:
-    checkpoint._commit = die
+    files._flush_all = die
 save(2)
 """
 
@@ -102,9 +103,9 @@ save(2)
 def test_kill_during_a_write_leaves_the_last_good_one(tmp_path, moment):
     done = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(tmp_path), moment], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert [path.name for path in tmp_path.glob("*.tmp-*")]
+    assert [path.name for path in tmp_path.glob(".step-00000002*")]
     assert checkpoint.latest(tmp_path).step == 1
-    checkpoint.remove_partial(tmp_path)
+    files.discard_partial(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
@@ -114,7 +115,7 @@ def test_full_disk_leaves_the_last_good_one_and_says_so(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-        with pytest.raises(ResourceError, match=r"step-00000002: cannot save .* needed 400,000 bytes"):
+        with pytest.raises(ResourceError, match=r"step-00000002: cannot write .*; free some space, .*needs 400,000"):
             checkpoint.save(tmp_path, 2, {"method": {"w": torch.zeros(100_000)}}, {}, IDENTITY)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -24,6 +24,7 @@ from core.tests.train_samples import (
     weights,
 )
 from vitutor_core.errors import ConfigError, InterruptedRun
+from vitutor_core.runs import RunRecord
 from vitutor_core.train import checkpoint, session
 from vitutor_core.train.distributed import Processes, choose_device, effective_precision
 from vitutor_core.train.run_folder import RunFolder
@@ -52,7 +53,7 @@ def _rank(rank: int, folder: str, port: int) -> None:
     root = Path(folder)
     patch = pytest.MonkeyPatch()
     if rank == 1:  # only the first process may write
-        for module, name in ((checkpoint, "save"), (session, "save_model"), (session, "write_json")):
+        for module, name in ((checkpoint, "save"), (session, "save_model"), (RunRecord, "write")):
             patch.setattr(module, name, lambda *_: pytest.fail("the second process writes"))
         patch.setattr(RunFolder, "write_curves", lambda *_: pytest.fail("the second process writes"))
     result = run(root / "run", *SETTINGS, build=Kept.build)

@@ -22,6 +22,7 @@ from core.tests.train_samples import (
     steps_of,
 )
 from vitutor_core.errors import CheckpointError, ConfigError, InterruptedRun, ResourceError
+from vitutor_core.runs import RunRecord
 from vitutor_core.train import checkpoint, loop, session, signals
 from vitutor_core.train.run_folder import RunFolder
 from vitutor_core.train.update import Updater
@@ -60,7 +61,7 @@ def signal_during(patch, moment, number):
     if isinstance(moment, int):
         before_update(patch, moment, lambda: send(number))
         return
-    module, name = {"evaluation": (loop, "evaluate"), "save": (checkpoint, "_commit")}[moment]
+    module, name = {"evaluation": (loop, "evaluate"), "save": (checkpoint, "_write_manifest")}[moment]
     original = getattr(module, name)
     pending = [number]
 
@@ -201,11 +202,12 @@ def test_nothing_whole_is_an_error_and_not_a_restart(tmp_path, monkeypatch):
 
 def test_what_a_killed_writer_left_is_removed_at_the_next_start(tmp_path, monkeypatch, whole):
     out = tmp_path / "run"
+    write, calls = checkpoint._write_manifest, itertools.count(1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_manifest", lambda *_: crash())
+        patch.setattr(checkpoint, "_write_manifest", lambda *a: write(*a) if next(calls) == 1 else crash())
         with pytest.raises(Crash):
             run(out)
-    assert list((out / "checkpoints").glob("*.tmp-*"))
+    assert list((out / "checkpoints").glob(".step-00000010*"))
     run(out)
     assert_same_run(out, whole)
 
@@ -213,25 +215,29 @@ def test_what_a_killed_writer_left_is_removed_at_the_next_start(tmp_path, monkey
 @pytest.mark.parametrize("what", ["step-00000010", r"curves\.csv", r"student\.safetensors", r"metrics\.json"])
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, whole, what):
     out = tmp_path / "run"
-    act = {"step-00000010": checkpoint, r"curves\.csv": RunFolder, r"student\.safetensors": session}
-    name = {"step-00000010": "save", r"curves\.csv": "write_curves", r"student\.safetensors": "save_model"}
+    module, function = {
+        "step-00000010": (checkpoint, "save"),
+        r"curves\.csv": (RunFolder, "write_curves"),
+        r"student\.safetensors": (session, "save_model"),
+        r"metrics\.json": (RunRecord, "write"),
+    }[what]
+    at_the_end = module in (session, RunRecord)
     with monkeypatch.context() as patch:
-        module, function = act.get(what, session), name.get(what, "write_json")
         original = getattr(module, function)
         calls = itertools.count(1)
 
         def on_a_full_disk(*arguments):
-            if next(calls) == 2 or module is session:
+            if next(calls) == 2 or at_the_end:
                 with full_disk(50):
                     return original(*arguments)
             return original(*arguments)
 
         patch.setattr(module, function, on_a_full_disk)
-        with pytest.raises(ResourceError, match=f"{out}.*{what}.*(cannot save|cannot write)") as caught:
+        with pytest.raises(ResourceError, match=f"{out}.*{what}.*cannot write") as caught:
             run(out)
     assert caught.value.exit_code == 6
     assert "\n" not in str(caught.value)
-    assert checkpoint.latest(out / "checkpoints").step == (15 if module is session else 5)
+    assert checkpoint.latest(out / "checkpoints").step == (15 if at_the_end else 5)
     assert not list(out.rglob("*.tmp*"))
     run(out)
     assert_same_run(out, whole)

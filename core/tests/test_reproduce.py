@@ -209,6 +209,7 @@ def publish(jobs, folder):
         target = folder / f"seed-{job.arguments['config']['seed']}"
         target.mkdir(parents=True, exist_ok=True)
         (target / "inputs.json").write_text(json.dumps(job.arguments["inputs"]))
+        (target / "metrics.json").touch()
     jobs.clear()
 
 

@@ -12,6 +12,7 @@ import click
 from vitutor_core.cli import options
 from vitutor_core.config import nearest, parse_yaml
 from vitutor_core.errors import ConfigError
+from vitutor_core.files import write_json
 from vitutor_core.paper import Paper, installed_papers
 from vitutor_core.recipe import read_recipe, recipe_path
 
@@ -107,7 +108,6 @@ def _show(lines: list[dict[str, Any]], out: Path) -> None:
     from rich.table import Table
 
     from vitutor_core.report.render import gap, measured
-    from vitutor_core.train.run_folder import write_json
 
     lines = sorted(lines, key=lambda line: -line["gain"]["mean"])
     table = Table(box=None, pad_edge=False, header_style="dim")

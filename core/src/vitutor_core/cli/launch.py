@@ -170,7 +170,9 @@ def _run_processes(job: str, processes: int) -> int:
     try:
         run.main(arguments)
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
+        # A process that lost another one ends with 1: the other's code says more.
+        failures = sorted(error.failures.values(), key=lambda failure: failure.timestamp)
+        code = next((one.exitcode for one in failures if one.exitcode != 1), 1)
         return code if code > 0 else 128 - code  # killed by a signal
     except SignalException as error:
         return 128 + error.sigval

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vitutor_core.errors import ConfigError
+from vitutor_core.errors import ConfigError, VitutorError
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,10 @@ def effective_precision(precision: Literal["fp32", "bf16"], device: torch.device
 
 @contextlib.contextmanager
 def processes(device_name: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started, if it did; the group is left when this process ends."""
+    """Join the processes that torchrun started, if it did; the group is left when this process ends.
+
+    Raises `VitutorError` where another process has ended, which says why itself.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda":
@@ -90,4 +93,13 @@ def processes(device_name: str) -> Iterator[Processes]:
         # that the first time left in the store, and wait for ever.
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
-    yield Processes(dist.get_rank(), world_size, device)
+    try:
+        yield Processes(dist.get_rank(), world_size, device)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise VitutorError(
+            f"process {dist.get_rank()} of {world_size}: another process of this run has ended, and its own message "
+            f"says why ({reason})"
+        ) from None

@@ -20,6 +20,7 @@ from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
 from vitutor_core.train.distributed import Processes, effective_precision
 from vitutor_core.train.guard import FiniteGuard
+from vitutor_core.train.memory import advise_for_evaluation
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock, Method
 from vitutor_core.train.progress import RunProgress
@@ -87,7 +88,8 @@ def fit(
             line: dict[str, Any] = {"epoch": epoch, "step": state.step, **meter.epoch_line()}
             line["lr"] = max(group["lr"] for group in state.optimizer.param_groups)  # layer decay lowers the others
             if (epoch + 1) % every.eval_every_epochs == 0 or epoch + 1 == epochs:
-                metrics = _evaluate(method, state.ema, data, config, processes, probe)
+                with advise_for_evaluation(config):
+                    metrics = _evaluate(method, state.ema, data, config, processes, probe)
                 line |= metrics
                 run.keep_pictures(epoch + 1, method.pictures(probe.to(processes.device)))
             state.end_epoch(line, metrics)
