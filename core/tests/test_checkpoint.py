@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,40 @@ def test_prune_keeps_two_and_the_best(tmp_path):
         save(tmp_path, step)
     checkpoint.prune(tmp_path, keep={2})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004", "step-00000005"]
+
+
+NOT_OURS = ("step-00000003-backup", "step-foo", "step-7", "step-00000004.tmp-12", "my-step-00000009", "step-")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_only_looks_like_a_checkpoint_is_left_alone(tmp_path, kind):
+    (tmp_path / "elsewhere").mkdir()
+    root = tmp_path / "checkpoints"
+    root.mkdir()
+    for name in NOT_OURS:
+        if kind == "folder":
+            shutil.copytree(save(tmp_path / "other", 9), root / name)
+        elif kind == "file":
+            (root / name).write_text("mine")
+        else:
+            (root / name).symlink_to(tmp_path / "elsewhere")
+    before = sorted(path.name for path in root.iterdir())
+    for step in (1, 2, 3, 4):
+        save(root, step)
+        checkpoint.prune(root, keep={1})
+    files.discard_partial(root)
+    assert checkpoint.latest(root).step == 4
+    ours = ["step-00000001", "step-00000003", "step-00000004"]
+    assert sorted(path.name for path in root.iterdir()) == sorted([*before, *ours])
+
+
+@pytest.mark.parametrize("listed", ["{}", '{"state.json": {}}'])
+def test_a_manifest_that_lists_no_files_verifies_nothing(tmp_path, listed):
+    save(tmp_path, 1)
+    manifest = save(tmp_path, 2) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"files": json.loads(listed)}))
+    with pytest.warns(UserWarning, match="using the one before"):
+        assert checkpoint.latest(tmp_path).step == 1
 
 
 KILLED_WRITER = """

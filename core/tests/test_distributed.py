@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,9 +129,40 @@ def test_two_stopped_processes_go_on_where_they_were(two):
     assert curves(two / "stopped") == curves(two / "run")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "moment", "code"),
+    [("kill", "step", -9), ("bad data", "step", 3), ("bug", "start", 1), ("full", "start", 6)],
+)
+def test_the_other_process_points_to_the_one_that_failed(tmp_path, how, moment, code):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "core.tests.rank"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with contextlib.ExitStack() as stack:
+        first, second = (
+            stack.enter_context(
+                subprocess.Popen([*command, rank, str(port), str(tmp_path / "run"), how, moment], **pipes)
+            )
+            for rank in "01"
+        )
+        _, own = second.communicate(timeout=120)
+        _, errors = first.communicate(timeout=120)
+    assert (second.returncode, first.returncode) == (code, 1), own + errors
+    assert "Traceback" not in errors
+    shown = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert shown == [
+        "error: process 0 of 2: another process of this run has ended, and its own message says why; "
+        "--debug shows what was lost here"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
 def test_devices_that_are_not_there_are_named():
-    with pytest.raises(ConfigError, match=r"runtime\.device: 'gpu' is no device"):
-        choose_device("gpu")
+    for name in ("gpu", "meta", "mps"):
+        with pytest.raises(ConfigError, match=rf"runtime\.device: '{name}' is no device"):
+            choose_device(name)
     missing = f"cuda:{torch.cuda.device_count()}"
     with pytest.raises(ConfigError, match=rf"runtime\.device: {missing} asked for, \d+ CUDA devices found"):
         choose_device(missing)

@@ -35,8 +35,8 @@ def evaluate_row(paper: Paper, runs: Path, out: Path, planned: PlannedRow | None
         if not folders:
             raise CheckpointError(f"{runs.absolute()}: no finished run; train one with '{paper.command} reproduce'")
     take_up(out)
-    records = [RunRecord.read(folder, paper.package) for folder in folders]
     with replace_folder(out, *_OWN) as partial:
+        records = [RunRecord.read(folder, paper.package) for folder in folders]
         for folder, record in zip(folders, records, strict=True):
             metrics = record.metrics | evaluate_one(paper, folder, speed=speed)
             target = partial / folder.name

@@ -162,10 +162,13 @@ def main() -> None:
 
 def _run_processes(job: str, processes: int) -> int:
     """Return the exit code of the process that failed first, where torchrun itself gives 1 and a traceback."""
+    import logging
+
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    logging.disable(logging.CRITICAL)  # torchrun repeats with a traceback what the processes have said
     arguments = ["--standalone", f"--nproc-per-node={processes}", "-m", "vitutor_core.cli.launch", job]
     try:
         run.main(arguments)

@@ -61,7 +61,9 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"runtime.device: '{name}' is no device; use auto, cpu, cuda or cuda:N") from None
+        device = None
+    if device is None or device.type not in {"cpu", "cuda"}:
+        raise ConfigError(f"runtime.device: '{name}' is no device; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         index = device.index if device.index is not None else local_rank
         if index >= torch.cuda.device_count():
@@ -88,18 +90,17 @@ def processes(device_name: str) -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(0, 1, device)
         return
-    if not dist.is_initialized():
-        # Once per process, also for several runs (a teacher, then its student): joining anew would meet the addresses
-        # that the first time left in the store, and wait for ever.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)
     try:
+        if not dist.is_initialized():
+            # Once per process, also for several runs (a teacher, then its student): joining anew would meet the
+            # addresses that the first time left in the store, and wait for ever.
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            atexit.register(dist.destroy_process_group)
         yield Processes(dist.get_rank(), world_size, device)
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        reason = str(error).strip().splitlines()[0]
         raise VitutorError(
-            f"process {dist.get_rank()} of {world_size}: another process of this run has ended, and its own message "
-            f"says why ({reason})"
-        ) from None
+            f"process {os.environ.get('RANK', '?')} of {world_size}: another process of this run has ended, and its "
+            "own message says why; --debug shows what was lost here"
+        ) from error

@@ -136,6 +136,11 @@ class RunFolder:
         writer.writerows(lines)
         write_text(self.files.curves, text.getvalue())
 
+    def write_crash(self, step: int, details: dict[str, Any]) -> None:
+        """Write what is known of a step that failed; every process does, into a file of its own."""
+        process = "" if self._lock is not None else f"-process-{os.environ.get('RANK', os.getpid())}"
+        write_json(self.path / "crash" / f"step-{step:08d}{process}.json", details)
+
     def keep_pictures(self, epoch: int, pictures: dict[str, Tensor]) -> None:
         """Write pictures, (3, H, W) in [0, 1], as ``pictures/<name>-<epoch>.png``; the owner does."""
         if self._lock is None:

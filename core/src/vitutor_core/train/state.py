@@ -10,7 +10,6 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils.model_ema import ModelEmaV3
 
 from vitutor_core.data.types import Batch
-from vitutor_core.files import write_json
 from vitutor_core.models.weights import load_strictly
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import checkpoint, optim
@@ -99,4 +98,4 @@ class TrainState:
         indices = [index for batch in micro_batches for index in batch.indices.tolist()]
         losses = [str(float(loss)) for loss in meter.recent]
         details = {"step": self.step, "sample_indices": indices, "last_losses": losses}
-        write_json(run.path / "crash" / f"step-{self.step:08d}.json", details)
+        run.write_crash(self.step, details)
