@@ -95,6 +95,9 @@ def _check_section(value: Any, key: str, path: Path) -> None:
     values = {} if value is None else value
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ConfigError(f"{path}: {key}: names with their values are expected; quote names that are numbers")
+    for name, listed in values.items() if key in {"groups", "analyses"} else ():
+        if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+            raise ConfigError(f"{path}: {key}.{name}: a list of names is expected")
     for name, changes in values.items() if key in {"presets", "variants", "rows"} else ():
         if not isinstance(changes, dict) or not all(isinstance(field, str) for field in changes):
             raise ConfigError(f"{path}: {key}.{name}: fields with their values are expected, or {{}}")
@@ -111,7 +114,10 @@ def _product(
 
 def _chosen(named: Any, known: Mapping[str, Changes], path: Path) -> Mapping[str, Changes]:
     if isinstance(named, dict):
+        _check_section(named, "rows", path)
         return named
+    if not isinstance(named, list):
+        raise ConfigError(f"{path}: a product has the keys 'rows' and 'variants', each names or a mapping of changes")
     for name in named:
         if name not in known:
             raise ConfigError(f"{path}: a product names '{name}'{nearest(name, known)}")

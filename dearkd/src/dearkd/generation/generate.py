@@ -112,7 +112,8 @@ class Generation:
         if not (self.folder / MANIFEST).exists():
             self._summarise(details)
         with replace_folder(out, *_OWN) as partial:
-            shutil.copytree(self.folder, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("batches"))
+            left_out = shutil.ignore_patterns("batches")
+            shutil.copytree(self.folder, partial, dirs_exist_ok=True, ignore=left_out, copy_function=shutil.copyfile)
         discard(self.folder)
         return read_record(out)
 
