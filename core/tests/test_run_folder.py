@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from core.tests.train_samples import full_disk
 from vitutor_core.errors import BusyError, CheckpointError, ConfigError, ResourceError
 from vitutor_core.train import checkpoint, run_folder
 from vitutor_core.train.run_folder import RunFolder
@@ -180,6 +182,13 @@ def test_curves_have_the_union_of_columns(tmp_path):
     with RunFolder(tmp_path / "r ü") as run:
         run.write_curves([{"epoch": 0, "a": 1.5}, {"epoch": 1, "b": 2}])
         assert (run.path / "curves.csv").read_text() == "epoch,a,b\n0,1.5,\n1,,2\n"
+
+
+def test_a_full_disk_leaves_no_half_picture(tmp_path):
+    with RunFolder(tmp_path / "r") as run:
+        with full_disk(100), pytest.raises(ResourceError, match=r"noise-0001\.png: cannot write .*; free some space"):
+            run.keep_pictures(1, {"noise": torch.rand(3, 40, 40)})
+        assert not [path for path in run.files.pictures.iterdir() if path.stat().st_size]
 
 
 def test_stop_request_counts_signals_and_sees_the_file(tmp_path):
