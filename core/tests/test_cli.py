@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from conformance.cost import cpu_seconds
-from core.tests.toy_paper import write_toy_paper
+from core.tests.toy_paper import environment, write_toy_paper
 from core.tests.train_samples import before_update, weights
 from vitutor_core.cli import teacher as teacher_command
 from vitutor_core.cli.entry import run
@@ -290,8 +290,7 @@ def test_a_config_mistake_costs_no_import(toy_paper, tmp_path):
         f"sys.argv = ['toypaper', 'train', '--set', 'train.epoch=5', '--out', {str(tmp_path / 'run')!r}]\n"
         "try:\n    main()\nfinally:\n    print([m for m in ('torch', 'timm', 'matplotlib') if m in sys.modules])"
     )
-    environment = os.environ | {"PYTHONPATH": str(toy_paper)}
-    seconds, done = cpu_seconds([sys.executable, "-c", code], env=environment)
+    seconds, done = cpu_seconds([sys.executable, "-c", code], env=environment(toy_paper))
     assert (done.returncode, done.stdout) == (2, "[]\n")
     assert seconds < 2.0
     assert not (tmp_path / "run").exists()

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +40,7 @@ def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:
     0 ok, 1 bug, 2 usage or config, 3 data, 4 checkpoint, 5 non-finite, 6 memory or disk, 7 run folder busy,
     130 interrupted, 143 terminated after saving.
     """
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     try:
         code = call()
     except click.ClickException as error:

@@ -24,7 +24,6 @@ _DISTANCE = re.compile(r"attention_distance_block(\d+)")
 
 def draw_figures(paper: PaperResults, table: Json, rows: Rows, folder: Path) -> list[Picture]:
     """Draw every figure whose data are there into ``folder``, which is made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
     kinds = {"fraction": fraction_figure, "ablation": ablation_figure, "groups": groups_figure}
     pictures = [kinds[part["figure"]](paper, part, folder) for part in table["tables"] if part["figure"]]
     pictures += [curves_figure(paper, rows, folder), attention_figure(paper, rows, folder)]

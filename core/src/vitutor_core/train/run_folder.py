@@ -99,7 +99,7 @@ class RunFolder:
                     sessions, changed = [], []
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 raise CheckpointError(f"{path}: not readable; choose another --out") from None
-            if changed:
+            if changed and not self.is_finished:
                 warnings.warn(f"{self.path}: resumed with {'; '.join(changed)}; the result may differ", stacklevel=2)
         discard_partial(self.path)
         discard_partial(self.checkpoints)
