@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,18 +35,22 @@ from vitutor_core.data.build import build_data
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.types import Batch
 from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.graph.needs import teachers_of
 from vitutor_core.graph.stages import read_graph
 from vitutor_core.models.weights import create_model
 from vitutor_core.paper import load
 from vitutor_core.recipe import read_recipe, recipe_path, scales_of
 from vitutor_core.report.paper import load_paper_results, split_row
+from vitutor_core.runs import RunRecord
 from vitutor_core.schema import ModelConfig, RunConfig
 from vitutor_core.train.checkpoint import latest
-from vitutor_core.train.evaluation import evaluate_run, read_record
+from vitutor_core.train.evaluation import evaluate_run
 from vitutor_core.train.method import Clock
 from vitutor_core.train.session import RunLabel, train
 from vitutor_core.train.update import Updater
 
+SHORT = ("train.epochs=2",)
+"""How teachers are trained here."""
 LOADERS = {
     "resident": ("data.loader=resident",),
     "streamed, in process": ("data.loader=streamed", "runtime.workers=0"),
@@ -97,22 +102,25 @@ class MethodConformance:
         return [sys.executable, "-c", f"from {self.package}.cli import main; main()", *arguments]
 
     def train_command(self, out: Path, teachers: Path, *settings: str) -> list[str]:
-        options = [option for setting in (*self.micro, *settings) for option in ("--set", setting)]
+        named = [(path, teacher.recipe) for path, teacher in teachers_of(self.config()) if teacher.recipe is not None]
+        given = [f"{path}.weights={json.dumps(str(teachers / recipe))}" for path, recipe in named]
+        options = [option for setting in (*self.micro, *settings, *given) for option in ("--set", setting)]
         row = [] if self.row is None else ["--row", self.row]
-        return self.command("train", *row, *options, "--teachers", str(teachers), "--out", str(out))
+        return self.command("train", *row, *options, "--out", str(out))
 
     @classmethod
     def run(cls, out: Path, teachers: Path, *settings: str) -> dict[str, Any]:
         module, _, name = cls.paper().method.partition(":")
         build = getattr(importlib.import_module(module), name).build
-        config = with_teachers(cls.config(*settings), "digits", teachers)
-        return train(config, build, label=RunLabel(cls.package, "test", "digits", "test"), out=out)
+        config = with_teachers(cls.config(*settings), "digits", teachers, settings=SHORT)
+        record = train(config, build, label=RunLabel(cls.package, "test", "digits", "test"), out=out)
+        return record.model_dump(mode="json")
 
     @pytest.fixture(scope="class")
     @classmethod
     def teachers(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = tmp_path_factory.mktemp("teachers")
-        with_teachers(cls.config(), "digits", folder, settings=("train.epochs=2",))
+        with_teachers(cls.config(), "digits", folder, settings=SHORT)
         return folder
 
     @pytest.fixture(scope="class")
@@ -136,7 +144,7 @@ class MethodConformance:
         self, finished: Path, teachers: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(Updater, "update", lambda *_: pytest.fail("trained again"))
-        assert self.run(finished, teachers) == json.loads((finished / "metrics.json").read_text())
+        assert self.run(finished, teachers) == RunRecord.read(finished).model_dump(mode="json")
 
     @pytest.mark.parametrize("loader", LOADERS)
     def test_resume_is_bit_exact(
@@ -249,7 +257,7 @@ class MethodConformance:
             self.run(finished, teachers, "optim.lr=0.5")
 
     def test_a_checkpoint_of_another_method_is_refused(self, finished: Path, teachers: Path, tmp_path: Path) -> None:
-        (tmp_path / "run").mkdir()
+        shutil.copytree(finished / "checkpoints", tmp_path / "run" / "checkpoints")
         record = json.loads((finished / "run.json").read_text())
         record["identity"]["method"] = "another"
         (tmp_path / "run" / "run.json").write_text(json.dumps(record))
@@ -298,20 +306,20 @@ class MethodConformance:
         for name in ("storing", "reading"):
             result = self.run(tmp_path / name, teachers, f"cache.folder={tmp_path / 'logits'}")
             assert_equal_weights(tmp_path / name, finished)
-        stored = result["stored_logits"]
+        stored = result.stored_logits
         assert stored is None or (stored["epochs_written"], stored["epochs_computed"]) == (0, 0)
 
     def test_what_is_measured_again_is_what_was_measured(self, finished: Path) -> None:
-        record = read_record(finished, self.package)
+        record = RunRecord.read(finished, self.package)
         found, right = evaluate_run(finished, record, load(self.paper().config), load(self.paper().method).build)
-        assert right == record["correct"]
+        assert right == record.correct
         assert ("top1" in right) == self.classifies
-        again = {name: value for name, value in record["metrics"].items() if name in found}
+        again = {name: value for name, value in record.metrics.items() if name in found}
         assert {name: found[name] for name in again} == again
         assert ("top1" if self.classifies else "knn_top1") in again
         # What is missing is what the method showed of a few images after each epoch.
         shown = (finished / "curves.csv").read_text().splitlines()[0].split(",")
-        assert record["metrics"].keys() - again.keys() <= set(shown)
+        assert record.metrics.keys() - again.keys() <= set(shown)
 
     @pytest.mark.slow
     def test_evaluate_in_a_fresh_process_finds_the_model(self, finished: Path) -> None:

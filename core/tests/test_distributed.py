@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -35,9 +38,10 @@ from vitutor_core.distributed import (
     world,
 )
 from vitutor_core.errors import ConfigError, InterruptedRun
+from vitutor_core.runs import RunRecord
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import checkpoint, session
-from vitutor_core.train.evaluation import evaluate_run, read_record
+from vitutor_core.train.evaluation import evaluate_run
 from vitutor_core.train.run_folder import RunFolder
 
 SETTINGS = (*PLAIN_SGD, "optim.lr=0.1", "train.ema_decay=0.9", "train.accumulate=2", "runtime.eval_batch_size=7")
@@ -64,7 +68,7 @@ def _rank(rank: int, folder: str, port: int) -> None:
     root = Path(folder)
     patch = pytest.MonkeyPatch()
     if rank == 1:  # only the first process may write
-        for module, name in ((checkpoint, "save"), (session, "save_model"), (session, "write_json")):
+        for module, name in ((checkpoint, "save"), (session, "save_model"), (RunRecord, "write")):
             patch.setattr(module, name, lambda *_: pytest.fail("the second process writes"))
         patch.setattr(RunFolder, "write_curves", lambda *_: pytest.fail("the second process writes"))
     result = run(root / "run", *SETTINGS, build=Kept.build)
@@ -126,13 +130,13 @@ def test_every_evaluation_image_counts_once_and_both_processes_know_the_result(t
 
 @pytest.mark.slow
 def test_two_processes_know_which_images_were_right(two):
-    record = read_record(two / "run", "supervised")
+    record = RunRecord.read(two / "run", "supervised")
     with mock.patch("vitutor_core.data.build.open_source", return_value=small_digits()):
         alone = evaluate_run(two / "run", record, RunConfig, Kept.build).correct
-    assert record["correct"] == alone
+    assert record.correct == alone
     assert alone.keys() == {"top1", "ema_top1"}
     right = bin(int(alone["top1"], 16)).count("1")
-    assert 100 * right / record["metrics"]["images"] == record["metrics"]["top1"]
+    assert 100 * right / record.metrics["images"] == record.metrics["top1"]
 
 
 @pytest.mark.slow
@@ -182,9 +186,40 @@ def test_processes_talk_in_one_module():
     assert sorted(path.name for path in talking) == ["distributed.py", "launch.py"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "moment", "code"),
+    [("kill", "step", -9), ("bad data", "step", 3), ("bug", "start", 1), ("full", "start", 6)],
+)
+def test_the_other_process_points_to_the_one_that_failed(tmp_path, how, moment, code):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "core.tests.rank"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with contextlib.ExitStack() as stack:
+        first, second = (
+            stack.enter_context(
+                subprocess.Popen([*command, rank, str(port), str(tmp_path / "run"), how, moment], **pipes)
+            )
+            for rank in "01"
+        )
+        _, own = second.communicate(timeout=120)
+        _, errors = first.communicate(timeout=120)
+    assert (second.returncode, first.returncode) == (code, 1), own + errors
+    assert "Traceback" not in errors
+    shown = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert shown == [
+        "error: process 0 of 2: another process of this run has ended, and its own message says why; "
+        "--debug shows what was lost here"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
 def test_devices_that_are_not_there_are_named():
-    with pytest.raises(ConfigError, match=r"runtime\.device: 'gpu' is no device"):
-        choose_device("gpu")
+    for name in ("gpu", "meta", "mps"):
+        with pytest.raises(ConfigError, match=rf"runtime\.device: '{name}' is no device"):
+            choose_device(name)
     missing = f"cuda:{torch.cuda.device_count()}"
     with pytest.raises(ConfigError, match=rf"runtime\.device: {missing} asked for, \d+ CUDA devices found"):
         choose_device(missing)

@@ -14,11 +14,11 @@ from vitutor_core.cli.artefacts import export_run
 from vitutor_core.cli.paper import _measured
 from vitutor_core.errors import DataError
 from vitutor_core.evaluate.neighbours import neighbour_accuracy
+from vitutor_core.runs import RunDir, RunRecord
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
-from vitutor_core.train.evaluation import evaluate_run, read_record
+from vitutor_core.train.evaluation import evaluate_run
 from vitutor_core.train.method import Report, Traits
-from vitutor_core.train.publish import publish
 from vitutor_core.train.supervised import Supervised
 
 
@@ -55,7 +55,7 @@ def test_an_encoder_has_its_own_figures_and_no_accuracy(encoder):
 
 def test_pictures_are_kept_after_each_evaluation_and_published(encoder, tmp_path):
     out, _ = encoder
-    publish(out, tmp_path / "published")
+    RunDir(out).publish(tmp_path / "published")
     for folder in (out, tmp_path / "published"):
         assert [path.name for path in sorted((folder / "pictures").iterdir())] == ["first-0002.png", "first-0003.png"]
     pixels = np.asarray(Image.open(out / "pictures" / "first-0003.png"))
@@ -65,7 +65,7 @@ def test_pictures_are_kept_after_each_evaluation_and_published(encoder, tmp_path
 
 def test_an_encoder_is_evaluated_and_exported_without_an_accuracy(encoder, tmp_path):
     out, _ = encoder
-    found, correct = evaluate_run(out, read_record(out, "supervised"), RunConfig, Encoder.build)
+    found, correct = evaluate_run(out, RunRecord.read(out, "supervised"), RunConfig, Encoder.build)
     assert correct == {}
     assert "top1" not in found
     assert found["images"] == 896  # the whole set, of which the run was given a part

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core.tests.toy_paper import write_toy_paper
+from core.tests.toy_paper import environment, write_toy_paper
 
 RESULTS = """
 paper: toypaper
@@ -57,8 +57,7 @@ class Place:
         self.folder.mkdir()
         (self.folder / "params.yaml").write_text(PARAMS)
         path = os.pathsep.join((str(tools), str(Path(sys.executable).parent), os.environ["PATH"]))
-        modules = os.pathsep.join(filter(None, (str(toy), os.environ.get("PYTHONPATH"))))
-        self.environment = os.environ | {"PYTHONPATH": modules, "PATH": path}
+        self.environment = environment(toy) | {"PATH": path}
         self.run("dvc", "init", "--no-scm", "-q")
         self.run("vitutor", "graph")
         # Sources lie elsewhere: as in the scales' folders, the plan is then made each time.

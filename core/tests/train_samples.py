@@ -55,7 +55,8 @@ def tiny_config(*settings: str) -> RunConfig:
 def run(out: Path, *settings: str, build: BuildMethod = Supervised.build, paper: str = "supervised") -> dict[str, Any]:
     """Train the tiny run into ``out``, with a short evaluation."""
     with mock.patch("vitutor_core.data.build.open_source", return_value=small_digits()):
-        return train(tiny_config(*settings), build, label=RunLabel(paper, "test", "digits", "test"), out=out)
+        record = train(tiny_config(*settings), build, label=RunLabel(paper, "test", "digits", "test"), out=out)
+    return record.model_dump(mode="json")
 
 
 @functools.cache

@@ -100,6 +100,8 @@ def parse_yaml(text: str, *, where: str) -> Any:
     """Read YAML 1.2 safely: duplicate keys are refused, ``1e-3`` is a float, ``no`` is a string."""
     try:
         return YAML(typ="safe", pure=True).load(io.StringIO(text))
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply") from None
     except YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{where}: not valid YAML: {reason}") from None

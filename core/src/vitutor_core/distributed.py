@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vitutor_core.errors import ConfigError
+from vitutor_core.errors import ConfigError, VitutorError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -102,7 +102,9 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"runtime.device: '{name}' is no device; use auto, cpu, cuda or cuda:N") from None
+        device = None
+    if device is None or device.type not in {"cpu", "cuda"}:
+        raise ConfigError(f"runtime.device: '{name}' is no device; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         index = device.index if device.index is not None else local_rank
         if index >= torch.cuda.device_count():
@@ -118,7 +120,10 @@ def effective_precision(precision: Literal["fp32", "bf16"], device: torch.device
 
 @contextlib.contextmanager
 def processes(device_name: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started, if it did; the group is left when this process ends."""
+    """Join the processes that torchrun started, if it did; the group is left when this process ends.
+
+    Raises `VitutorError` where another process has ended, which says why itself.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda":
@@ -126,9 +131,17 @@ def processes(device_name: str) -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(0, 1, device)
         return
-    if not dist.is_initialized():
-        # Once per process, also for several runs (a teacher, then its student): joining anew would meet the addresses
-        # that the first time left in the store, and wait for ever.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)
-    yield Processes(dist.get_rank(), world_size, device)
+    try:
+        if not dist.is_initialized():
+            # Once per process, also for several runs (a teacher, then its student): joining anew would meet the
+            # addresses that the first time left in the store, and wait for ever.
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            atexit.register(dist.destroy_process_group)
+        yield Processes(dist.get_rank(), world_size, device)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise VitutorError(
+            f"process {os.environ.get('RANK', '?')} of {world_size}: another process of this run has ended, and its "
+            "own message says why; --debug shows what was lost here"
+        ) from error

@@ -11,6 +11,7 @@ import click
 from vitutor_core.cli import options
 from vitutor_core.config import nearest, parse_yaml, setting
 from vitutor_core.errors import ConfigError
+from vitutor_core.files import write_json
 from vitutor_core.paper import Paper, installed_papers
 from vitutor_core.recipe import read_recipe, recipe_path
 
@@ -106,7 +107,6 @@ def _show(lines: list[dict[str, Any]], out: Path) -> None:
 
     from vitutor_core.report.render import gap, measured, number
     from vitutor_core.report.verdict import SMOKE_TEST, judge
-    from vitutor_core.train.run_folder import write_json
 
     lines = sorted(lines, key=lambda line: -line["gain"]["mean"])
     if any(line["source"] != SMOKE_TEST for line in lines):

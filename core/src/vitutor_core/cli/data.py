@@ -9,6 +9,7 @@ import click
 from vitutor_core.cli import options
 from vitutor_core.cli.entry import printable
 from vitutor_core.config import setting
+from vitutor_core.files import write_json
 from vitutor_core.graph.planned import read_planned
 from vitutor_core.recipe import read_recipe, recipe_path
 from vitutor_core.schema import DataConfig
@@ -19,20 +20,17 @@ from vitutor_core.schema import DataConfig
 @click.option("--source", help="A data source, instead of the scale's: digits, cifar100, folder:PATH, ...")
 @options.settings
 @options.stage_plan
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the manifest there as JSON.")
+@click.option("--out", type=options.PathOption(dir_okay=False), help="Write the manifest there as JSON.")
 def data(scale: str, source: str | None, settings: tuple[str, ...], plan: Path | None, out: Path | None) -> None:
     """Read and check every image of a data source; print what was found.
 
     Counts are listed; images that cannot be read, or that both splits have, are named. --set changes fields of the
     data section, e.g. --set fraction=0.1.
     """
-    from vitutor_core.train.run_folder import write_json
-
     if plan is not None:
         planned = read_planned(plan)
         source = planned["source"]
         if not planned["run"] and out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
             write_json(out, {"name": source, "skipped": planned["why"]})
             click.echo(f"{source}: not checked, {planned['why']}")
             return
@@ -56,6 +54,5 @@ def data(scale: str, source: str | None, settings: tuple[str, ...], plan: Path |
     for note in manifest["notes"]:
         click.echo(printable(f"{'note':12}{note}"))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, manifest)
         click.echo(f"manifest    {out}")

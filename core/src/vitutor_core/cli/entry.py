@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import click
 
-from vitutor_core.errors import VitutorError
+from vitutor_core.errors import ResourceError, VitutorError
+
+_NO_PLACE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+    | {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+)
+"""Where a folder or disk takes no file; other errors of the system are bugs."""
 
 
 def run(group: click.Command, arguments: list[str] | None = None) -> NoReturn:
@@ -43,6 +51,11 @@ def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail(f"{who}interrupted", 130)
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        where = "" if error.filename is None else f"{Path(error.filename).absolute()}: "
+        _fail(f"{who}{where}cannot write ({error.strerror}); choose another place", ResourceError.exit_code)
     except VitutorError as error:
         if os.environ.get("VITUTOR_DEBUG") == "1":
             traceback.print_exc()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -62,7 +63,7 @@ def training_folder(folder: Path, class_names: Sequence[str]) -> Split:
     """Open ``folder/train/<class>/...``, made for another source, whose ``class_names`` give the label ids.
 
     Where ``folder`` has a ``manifest.json``, as generated images have, the split's hash covers that too.
-    Raises `DataError` if the folder is not there or has classes that the source does not have.
+    Raises `DataError` if the folder is not there, has classes that the source does not have, or lacks listed images.
     """
     require_folder(folder / "train", "a folder per class")
     unknown = [name for name in _class_names(folder / "train") if name not in class_names]
@@ -73,9 +74,21 @@ def training_folder(folder: Path, class_names: Sequence[str]) -> Split:
     manifest = folder / "manifest.json"
     if not manifest.exists():
         return split
+    _check_complete(folder, manifest, split)
     digest = hashlib.sha256(split.content_hash.encode())
     digest.update(manifest.read_bytes())
     return dataclasses.replace(split, content_hash=digest.hexdigest())
+
+
+def _check_complete(folder: Path, manifest: Path, split: Split) -> None:
+    """Raise `DataError` if images are missing that the manifest of a generated set lists."""
+    try:
+        listed = [str(folder / image["file"]) for image in json.loads(manifest.read_text())["images"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise DataError(f"{manifest}: not readable; make the images again") from None
+    missing = sorted(set(listed) - {split.where(index) for index in range(len(split.labels))})
+    if missing:
+        raise DataError(f"{shorten(missing)}: {len(missing)} of {len(listed)} images are missing; make them again")
 
 
 def class_folders(folder: Path) -> tuple[tuple[str, ...], Split]:

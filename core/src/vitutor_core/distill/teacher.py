@@ -22,8 +22,8 @@ from vitutor_core.models.weights import (
     read_card,
     weights_sha256,
 )
+from vitutor_core.runs import weights_file
 from vitutor_core.schema import ModelConfig, TeacherConfig
-from vitutor_core.train.publish import WEIGHTS_NAME
 
 
 class Taught(NamedTuple):
@@ -105,9 +105,7 @@ def load_teacher(config: TeacherConfig, info: DataInfo) -> FrozenTeacher:
     Raises `ConfigError` where its classes differ from the data's, in number or by name, and `CheckpointError` where
     its weights cannot be used.
     """
-    path = Path(config.weights) if config.weights is not None else None
-    if path is not None and path.is_dir():
-        path = path / WEIGHTS_NAME
+    path = weights_file(Path(config.weights)) if config.weights is not None else None
     if path is not None and (config.model is None or read_card(path) is not None):
         model, card = load_model(path)
         check_classes(card.class_names, info.class_names, where=str(path.absolute()))

@@ -12,6 +12,7 @@ from ruamel.yaml.comments import CommentedSeq
 
 from vitutor_core.config import Config, identity, nearest, parse_yaml, read_value, runtime
 from vitutor_core.errors import ConfigError
+from vitutor_core.files import write_text
 from vitutor_core.recipe import CORE_GROUP
 from vitutor_core.schema import LARGEST_SEED, Seed
 
@@ -77,5 +78,5 @@ def change_params(path: Path, changes: tuple[str, ...]) -> list[str]:
     before = path.read_text(encoding="utf-8")
     Params.from_mapping(parse_yaml(written.getvalue(), where=str(path)), where=str(path))
     if written.getvalue() != before:
-        path.write_text(written.getvalue(), encoding="utf-8")
+        write_text(path, written.getvalue())
     return [f"{path}: {change}" for change in changes]

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from vitutor_core.config import parse_yaml
 from vitutor_core.errors import DataError
-from vitutor_core.report.results import Record, parse_record
+from vitutor_core.runs import Record
 
 Cell = bool | int | float | str | None
 _COLUMN = "*"
@@ -257,4 +257,5 @@ def load_paper_results(path: Path) -> PaperResults:
     except OSError as error:
         raise DataError(f"{path.absolute()}: {error.strerror}; reinstall the package") from None
     values = parse_yaml(text, where=str(path.absolute()))
-    return parse_record(PaperResults, json.dumps(values), where=str(path.absolute()))
+    where = str(path.absolute())
+    return PaperResults.parse(json.dumps(values), where=where, error=DataError, advice="mend this file")

@@ -23,7 +23,6 @@ _UNMEASURED: Json = {"mean": math.nan, "sd": None, "values": []}
 
 def draw_figures(paper: PaperResults, table: Json, rows: Rows, folder: Path) -> list[Picture]:
     """Draw every figure whose data are there into ``folder``, which is made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
     kinds = {"fraction": fraction_figure, "ablation": ablation_figure, "groups": groups_figure}
     pictures = [kinds[part["figure"]](paper, part, folder) for part in table["tables"] if part["figure"]]
     pictures += [curves_figure(paper, rows, folder)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -116,9 +118,10 @@ def headlines(table: Json) -> list[str]:
 
 def to_markdown(table: Json) -> str:
     """Render everything but the provenance as Markdown tables."""
-    parts = [f"# {table['title']}", table["citation"], scope(table), *table["notes"], _bullets(headlines(table))]
+    parts = [f"# {plain(table['title'])}", *map(plain, (table["citation"], scope(table), *table["notes"]))]
+    parts.append(_bullets(map(plain, headlines(table))))
     for part in table["tables"]:
-        parts += [f"## {part['title']}", part["caption"], markdown_grid(*line_cells(part, full=True))]
+        parts += [f"## {plain(part['title'])}", plain(part["caption"]), markdown_grid(*line_cells(part, full=True))]
         if part["comparisons"]:
             parts.append(markdown_grid(*comparison_cells(part)))
     if table["further"]:
@@ -132,14 +135,20 @@ def further_cells(table: Json) -> tuple[list[str], list[list[str]]]:
     return ["row", "ours", "seeds", "images", "updates"], lines
 
 
-def _bullets(sentences: list[str]) -> str:
+def plain(text: str) -> str:
+    """Escape what Markdown or HTML would take for more than text."""
+    text = re.sub(r"([\\`*|\[\]])", r"\\\1", " ".join(text.split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _bullets(sentences: Iterable[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
 def markdown_grid(headings: list[str], lines: list[list[str]]) -> str:
     """Render one table as Markdown."""
     rows = [headings, ["---"] * len(headings), *lines]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(map(plain, row)) + " |" for row in rows)
 
 
 def print_table(table: Json, console: Console) -> None:

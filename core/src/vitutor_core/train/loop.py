@@ -20,6 +20,7 @@ from vitutor_core.evaluate.accuracy import Measured, measure
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
 from vitutor_core.train.guard import FiniteGuard
+from vitutor_core.train.memory import advise_for_evaluation
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock, Method
 from vitutor_core.train.progress import RunProgress
@@ -88,7 +89,8 @@ def fit(
             line["lr"] = max(group["lr"] for group in state.optimizer.param_groups)  # layer decay lowers the others
             if (epoch + 1) % every.eval_every_epochs == 0 or epoch + 1 == epochs:
                 report = method.report(probe.to(processes.device))
-                found = _evaluate(method, state.ema, data, config, processes)
+                with advise_for_evaluation(config):
+                    found = _evaluate(method, state.ema, data, config, processes)
                 measured = Measured(found.metrics | report.metrics, found.correct)
                 line |= measured.metrics
                 run.keep_pictures(epoch + 1, report.pictures)

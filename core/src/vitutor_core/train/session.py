@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from vitutor_core.config import identity_fields
 from vitutor_core.data.build import build_data
 from vitutor_core.data.types import Data, DataInfo
 from vitutor_core.distill.taught import TaughtLoader, with_stored_logits
 from vitutor_core.distributed import Processes, processes
-from vitutor_core.errors import DataError, ResourceError
-from vitutor_core.evaluate.accuracy import Measured
+from vitutor_core.errors import DataError
 from vitutor_core.models.weights import (
     ModelCard,
     save_model,
@@ -30,11 +28,12 @@ from vitutor_core.models.weights import (
     weights_sha256,
 )
 from vitutor_core.provenance import git_state, machine, versions
+from vitutor_core.runs import RunRecord
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.loop import fit
+from vitutor_core.train.memory import advise_for_evaluation, advise_for_training
 from vitutor_core.train.method import Method
-from vitutor_core.train.publish import EMA_WEIGHTS_NAME, METHOD_NAME, WEIGHTS_NAME
-from vitutor_core.train.run_folder import RunFolder, write_json
+from vitutor_core.train.run_folder import RunFolder
 
 BuildMethod = Callable[[Any, DataInfo], Method]
 
@@ -53,8 +52,8 @@ class RunLabel:
 
 def train(
     config: RunConfig, build_method: BuildMethod, *, label: RunLabel, out: Path, measure: bool = True
-) -> dict[str, Any]:
-    """Train one run into the folder ``out``, resuming what is there, and return the content of its metrics.json.
+) -> RunRecord:
+    """Train one run into the folder ``out``, resuming what is there, and return its record.
 
     ``measure`` takes the method's own figures at the end, too; without it they are left to `train.evaluation`.
     """
@@ -70,54 +69,29 @@ def train(
             if method.traits.classifies and data.info.num_classes < 2:
                 raise DataError(f"{data.info.name}: its one class is {data.info.class_names[0]}; to classify takes two")
             identity = _identity(config, label, data, method)
-            run.claim(identity, _session(label))
+            run.claim(identity, _session(label, group))
             group.barrier()
             if run.is_finished:
-                return _read(run)
-            (metrics, correct), averaged = _fit(method, data, config, run, group, identity)
+                return RunRecord.read(run.path)
+            with advise_for_training(config, group.device):
+                (metrics, correct), averaged = fit(method, data, config, run=run, processes=group, identity=identity)
             if measure and method.traits.measures:
-                metrics = metrics | method.report(evaluation=data.evaluation).metrics
+                with advise_for_evaluation(config):
+                    metrics = metrics | method.report(evaluation=data.evaluation).metrics
         finally:
             data.train.close()
         if group.is_main:
             card = _card(config, data.info, label, metrics)
-            save_model(run.path / WEIGHTS_NAME, method.inference_model(), card)
+            save_model(run.files.weights, method.inference_model(), card)
             if averaged is not None:
-                save_model(run.path / EMA_WEIGHTS_NAME, averaged, card)
+                save_model(run.files.ema_weights, averaged, card)
             if method.traits.measures and len(method.state_dict()) > len(method.inference_model().state_dict()):
-                save_tensors(run.path / METHOD_NAME, method.state_dict(), {})
-            result = _result(config, data, label, metrics, identity, method)
+                save_tensors(run.files.method, method.state_dict())
             seconds = round(time.monotonic() - started, 1)
-            write_json(run.path / "metrics.json", result | {"correct": correct, "seconds": seconds})
+            record = _record(config, data, label, metrics, identity, method)
+            RunRecord.of(**record, correct=correct, processes=group.world_size, seconds=seconds).write(run.path)
         group.barrier()
-    return _read(run)
-
-
-def _read(run: RunFolder) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((run.path / "metrics.json").read_text())
-    return result
-
-
-def _fit(
-    method: Method, data: Data, config: RunConfig, run: RunFolder, group: Processes, identity: dict[str, Any]
-) -> tuple[Measured, nn.Module | None]:
-    try:
-        return fit(method, data, config, run=run, processes=group, identity=identity)
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        peak = torch.cuda.max_memory_allocated() / 2**30 if group.device.type == "cuda" else 0.0
-        train_config = config.train
-        raise ResourceError(
-            f"out of memory with batch {train_config.batch_size}, {data.info.image_size} px, "
-            f"{train_config.precision}, peak {peak:.1f} GiB; train.accumulate={2 * train_config.accumulate} "
-            "halves the memory and keeps the effective batch, in a new --out"
-        ) from None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # On a CPU, torch says so in a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+        return RunRecord.read(run.path)
 
 
 def _identity(config: RunConfig, label: RunLabel, data: Data, method: Method) -> dict[str, Any]:
@@ -136,10 +110,11 @@ def _identity(config: RunConfig, label: RunLabel, data: Data, method: Method) ->
     return identity
 
 
-def _session(label: RunLabel) -> dict[str, Any]:
+def _session(label: RunLabel, group: Processes) -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat("T", "seconds"),
         "command": label.command,
+        "processes": group.world_size,
         "git": git_state(),
         "versions": versions(label.paper),
         "machine": machine(),
@@ -162,7 +137,7 @@ def _card(config: RunConfig, info: DataInfo, label: RunLabel, metrics: dict[str,
     )
 
 
-def _result(
+def _record(
     config: RunConfig, data: Data, label: RunLabel, metrics: dict[str, float], identity: dict[str, Any], method: Method
 ) -> dict[str, Any]:
     text = json.dumps(identity, sort_keys=True)
@@ -183,6 +158,6 @@ def _result(
         "data_fingerprint": data.info.fingerprint,
         "teachers": method.teachers(),
         "stored_logits": data.train.facts if isinstance(data.train, TaughtLoader) else None,
-        **{name: value for name, value in _session(label).items() if name != "started"},
+        "command": label.command,
         "config": config.model_dump(mode="json"),
     }

@@ -32,9 +32,7 @@ def generate_command(paper: Paper) -> click.Command:
     )
     @click.option("--jobs", type=click.IntRange(min=1), help="Processes side by side.  [default: cores; 1 on a GPU]")
     @options.work
-    @click.option(
-        "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: RESULTS/generated/NAME]"
-    )
+    @click.option("--out", type=options.PathOption(file_okay=False), help="Folder.  [default: RESULTS/generated/NAME]")
     def generate(
         name: str,
         scale: str,
@@ -101,7 +99,7 @@ def diversity_command(paper: Paper) -> click.Command:
     @options.results
     @click.option(
         "--features",
-        type=click.Path(exists=True, path_type=Path),
+        type=options.PathOption(exists=True),
         help="Run whose model gives the feature space, trained on real images.  [default: row vit, seed 0]",
     )
     @click.option(
