@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
 
 from vitutor_core.cli.main import vitutor
+from vitutor_core.config import parse_yaml
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.dvc import dvc_yaml, out_of_date
 from vitutor_core.graph.needs import needs_of, source_name
@@ -208,3 +211,33 @@ def test_data_that_other_papers_lack_stop_nobody(tmp_path, monkeypatch):
     assert "cannot be reached" in found["data/cifar100.json"]["why"]
     (tmp_path / "cifar100").mkdir()
     assert plan(scale="imagenet")["data/cifar100.json"]["run"]
+
+
+def test_stages_that_are_left_out_import_nothing_heavy(tmp_path):
+    """With two rows chosen of two hundred, all other stages are run too, to say that they are not."""
+    graph = read_graph("imagenet")
+    for name, content in build_plan(Params(scale="imagenet", rows=("mae_lite_distill@scratch",)), graph).items():
+        path = tmp_path / "results" / "plan" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content | {"run": False, "why": "not wanted"} if "run" in content else content))
+    commands = {}
+    for stage, entry in parse_yaml(dvc_yaml(graph, root="", is_repository=False), where="dvc.yaml")["stages"].items():
+        if "foreach" in entry and stage not in {"data", "table", "report"}:
+            item = next(iter(entry["foreach"]))
+            commands[stage] = entry["do"]["cmd"].replace("${key}", item).removeprefix("${in} ").split()
+            for argument in commands[stage]:  # what other stages have left out leaves a folder
+                if argument.startswith("results/runs/"):
+                    (tmp_path / argument).mkdir(parents=True, exist_ok=True)
+    assert len(commands) > 12
+    script = (
+        "import json, sys\nfrom vitutor_core.paper import installed_papers\nfrom importlib import import_module\n"
+        "mains = {'vitutor': 'vitutor_core.cli.main'}\n"
+        "mains |= {paper.command: f'{name}.cli' for name, paper in installed_papers().items()}\n"
+        f"for arguments in json.loads({json.dumps(json.dumps(list(commands.values())))}):\n"
+        "    sys.argv = arguments\n    try:\n        import_module(mains[arguments[0]]).main()\n"
+        "    except SystemExit as end:\n        assert not end.code, arguments\n"
+        "    assert not {'torch', 'timm', 'matplotlib'} & set(sys.modules), arguments\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("not wanted") == len(commands)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vitutor_core.errors import CheckpointError
-from vitutor_core.evaluate.accuracy import Measured
 from vitutor_core.files import copy_file, replace_folder
 from vitutor_core.graph.planned import PlannedRow, leave_out, take_up
 from vitutor_core.paper import Paper, load
 from vitutor_core.runs import RunDir, RunRecord
-from vitutor_core.train.evaluation import evaluate_run
+
+if TYPE_CHECKING:
+    from vitutor_core.evaluate.accuracy import Measured
 
 _OWN = ("seed-*/metrics.json", "seed-*/curves.csv")
 
 
 def evaluate_one(paper: Paper, run: Path, *, speed: bool) -> Measured:
     """Measure one finished run."""
+    from vitutor_core.train.evaluation import evaluate_run
+
     method = load(paper.method)  # registers the paper's models with timm
     record = RunRecord.read(run, paper.package)
     return evaluate_run(run, record, load(paper.config), method.build, speed=speed)
