@@ -306,7 +306,7 @@ class MethodConformance:
         for name in ("storing", "reading"):
             result = self.run(tmp_path / name, teachers, f"cache.folder={tmp_path / 'logits'}")
             assert_equal_weights(tmp_path / name, finished)
-        stored = result.stored_logits
+        stored = result["stored_logits"]
         assert stored is None or (stored["epochs_written"], stored["epochs_computed"]) == (0, 0)
 
     def test_what_is_measured_again_is_what_was_measured(self, finished: Path) -> None:

@@ -145,7 +145,7 @@ def gradients(method):
 def by_rule(method, batch, parts=1):
     method.zero_grad()
     rule = method.update_rule()
-    for images, targets, indices in zip(*(tensor.chunk(parts) for tensor in batch), strict=True):
+    for images, targets, indices in zip(*(tensor.chunk(parts) for tensor in batch[:3]), strict=True):
         micro = Batch(images, targets, indices)
         rule(lambda micro=micro: method(micro, START), scale=1 / parts, no_sync=nullcontext)
     return gradients(method)

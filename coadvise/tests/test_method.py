@@ -145,7 +145,7 @@ def test_accumulation_equals_one_large_batch(build, batch):
     whole, parts = build(), build()
     whole(batch, CLOCK).loss.backward()
     for half in (slice(0, 4), slice(4, 8)):
-        (parts(Batch(*(tensor[half] for tensor in batch)), CLOCK).loss / 2).backward()
+        (parts(Batch(*(tensor[half] for tensor in batch[:3])), CLOCK).loss / 2).backward()
     for (name, one), other in zip(whole.named_parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
 
