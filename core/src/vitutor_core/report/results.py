@@ -50,6 +50,7 @@ class Result(Record):
     """The content of a ``metrics.json``; what was measured without training has no epochs and no updates.
 
     ``correct`` says, for an accuracy, which evaluation images were right; see `evaluate.accuracy.pack`.
+    ``stored_logits`` tells how a run used logits of teachers that are kept; see `distill.taught`.
     """
 
     paper: str
@@ -68,6 +69,7 @@ class Result(Record):
     fingerprint: str
     data_fingerprint: str
     teachers: dict[str, Teacher]
+    stored_logits: dict[str, float] | None = None
     command: str
     git: Git
     versions: dict[str, str]
