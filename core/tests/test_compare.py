@@ -15,8 +15,6 @@ PAPER = Paper(
     "toypaper",
     config="vitutor_core.schema:RunConfig",
     method="vitutor_core.train.supervised:Supervised",
-    plain_row="plain",
-    method_rows=("warm", "tuned"),
 )
 BUDGET = {
     "data": {"source": "digits", "image_size": 16, "per_class": 4},
