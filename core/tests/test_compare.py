@@ -89,6 +89,17 @@ def test_a_paper_that_is_not_there(toy):
         run(toy, "--papers", "other")
 
 
+def test_scales_without_a_budget_and_papers_that_name_no_rows_are_refused_before_anything_is_trained(toy, monkeypatch):
+    recipe = toy / "toy" / "toypaper" / "recipes" / "digits.yaml"
+    recipe.write_text(recipe.read_text().partition("compare:")[0])
+    with pytest.raises(ConfigError, match="recipe of toypaper at 'digits' has no key 'compare'; leave it out"):
+        run(toy)
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="--scale small: papers have no common budget there, but at cifar100, digits"):
+        run(toy, "--scale", "small")
+    assert not (toy / "out").exists()
+
+
 def test_a_row_changed_by_the_budget_keeps_what_is_its_own(toy):
     changes = [f"{name}={json.dumps(value)}" for name, value in BUDGET.items()]
     config = PAPER.resolve("digits", None, "tuned", tuple(changes))
