@@ -89,14 +89,11 @@ def test_a_paper_that_is_not_there(toy):
         run(toy, "--papers", "other")
 
 
-def test_scales_without_a_budget_and_papers_that_name_no_rows_are_refused_before_anything_is_trained(toy, monkeypatch):
+def test_a_paper_that_names_no_rows_is_refused_before_anything_is_trained(toy):
     recipe = toy / "toy" / "toypaper" / "recipes" / "digits.yaml"
     recipe.write_text(recipe.read_text().partition("compare:")[0])
     with pytest.raises(ConfigError, match="recipe of toypaper at 'digits' has no key 'compare'; leave it out"):
         run(toy)
-    monkeypatch.undo()
-    with pytest.raises(ConfigError, match="--scale small: papers have no common budget there, but at cifar100, digits"):
-        run(toy, "--scale", "small")
     assert not (toy / "out").exists()
 
 
