@@ -39,7 +39,7 @@ from vitutor_core.graph.needs import teachers_of
 from vitutor_core.graph.stages import read_graph
 from vitutor_core.models.weights import create_model
 from vitutor_core.paper import load
-from vitutor_core.recipe import read_recipe, recipe_path, scales_of
+from vitutor_core.recipe import SHIFTED_SETS, read_recipe, recipe_path, scales_of
 from vitutor_core.report.paper import load_paper_results, split_row
 from vitutor_core.runs import RunRecord
 from vitutor_core.schema import ModelConfig, RunConfig
@@ -233,8 +233,9 @@ class MethodConformance:
     def test_every_row_of_the_tables_can_be_made_and_every_row_is_for_something(self) -> None:
         paper = self.paper()
         graphs = [read_graph(scale, papers={self.package: paper}).papers[self.package] for scale in self.scales()]
-        rows, needed = {row for graph in graphs for row in graph.configs}, {paper.plain_row, *paper.method_rows}
+        rows, needed = {row for graph in graphs for row in graph.configs}, set()
         for graph in graphs:
+            needed |= set(graph.recipe.compare.rows if graph.recipe.compare is not None else ())
             needed |= {row for needs in graph.needs.values() for row in needs.rows}
             needed |= {row for stage in graph.stages for row in stage.rows}
         outs = [out for graph in graphs for stage in graph.stages for out in stage.outs]
@@ -244,13 +245,22 @@ class MethodConformance:
         assert named <= rows | measured
         assert rows - named - needed == self.beside_the_tables
 
+    def test_what_tables_print_of_other_images_is_measured(self) -> None:
+        printed = load_paper_results(Path(str(files(self.package))) / "paper_results.yaml")
+        cells = {split_row(name) for table in printed.tables for name in table.reproduced()}
+        wanted = {(row, (metric or "").rpartition("_")[2]) for row, metric in cells}
+        shifts = [read_recipe(recipe_path(self.package, scale)).robustness for scale in self.scales()]
+        measured = {(row, name) for found in shifts for row in found.rows for name in found.sets}
+        assert {cell for cell in wanted if cell[1] in SHIFTED_SETS} <= measured
+        assert {row for row, _ in measured} <= {row for row, _ in cells}
+
     def test_compare_finds_its_rows(self) -> None:
         (entry,) = entry_points(group="vitutor.papers", name=self.package)
         assert entry.load() == self.paper()
-        wanted = {self.paper().plain_row, self.paper().method_rows[-1]}
-        assert len(wanted) == 2
         for scale in self.scales():
-            assert wanted <= read_recipe(recipe_path(self.package, scale)).rows.keys()
+            compared = read_recipe(recipe_path(self.package, scale)).compare
+            assert compared is not None, scale
+            assert compared.plain != compared.methods[-1]
 
     def test_another_config_is_refused_with_the_difference(self, finished: Path, teachers: Path) -> None:
         with pytest.raises(ConfigError, match=r"optim\.lr"):

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
-from coadvise.robustness import measure_row, measure_run
+from coadvise.cli import PAPER, cli
 from conformance.records import write_record
+from vitutor_core.cli.robustness import measure_row, measure_student
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.models.weights import ModelCard, save_model
 
@@ -81,7 +83,7 @@ def accuracy(model, head, classes):
 
 
 def test_each_head_chooses_among_the_classes_of_a_folder(model, run, shifted):
-    found = measure_run(run, torch.device("cpu"))
+    found = measure_student(PAPER, run, ("a", "r", "c"), "cpu")
     for index, head in ((0, "class_"), (1, "cnn_"), (2, "inn_"), (3, "")):
         assert found[f"{head}a"] == pytest.approx(accuracy(model, index, "bd"))
         assert found[f"{head}r"] == pytest.approx(accuracy(model, index, "abc"))
@@ -90,18 +92,33 @@ def test_each_head_chooses_among_the_classes_of_a_folder(model, run, shifted):
 
 
 def test_a_row_is_written_per_seed_or_left_out_by_its_plan(run, shifted, tmp_path):
-    measure_row(run.parent, tmp_path / "out", "cpu", None)
+    measure_row(PAPER, run.parent, ("a", "r", "c"), tmp_path / "out", "cpu", None)
     assert json.loads((tmp_path / "out" / "seed-3.json").read_text())["metrics"].keys() >= {"a", "r", "mce", "inn_c"}
     plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"run": True, "sets": ["r"]}))
+    measure_row(PAPER, run.parent, (), tmp_path / "planned", "cpu", plan)
+    heads = {"r", "class_r", "cnn_r", "inn_r"}
+    assert json.loads((tmp_path / "planned" / "seed-3.json").read_text())["metrics"].keys() == heads
     plan.write_text(json.dumps({"run": False, "why": "no row needs it"}))
-    measure_row(run.parent, tmp_path / "off", "cpu", plan)
+    measure_row(PAPER, run.parent, (), tmp_path / "off", "cpu", plan)
     assert [path.name for path in (tmp_path / "off").iterdir()] == ["not-run.txt"]
+
+
+def test_the_command_measures_one_run_on_sets_or_on_a_folder(run, shifted):
+    def command(*options):
+        return CliRunner().invoke(cli, ["robustness", str(run), "--device", "cpu", *options])
+
+    found = json.loads(command("--sets", "r,a").output)
+    assert list(found)[:4] == ["r", "class_r", "cnn_r", "inn_r"]
+    assert json.loads(command("--images", str(shifted / "imagenet-r")).output)["top1"] == pytest.approx(found["r"])
+    refused = command("--images", str(shifted / "imagenet-r"), "--sets", "r")
+    assert "--images: give it without --sets and --out" in str(refused.exception)
 
 
 def test_unknown_classes_and_missing_folders_are_named(run, shifted):
     write(shifted / "imagenet-r", "x")
     with pytest.raises(ConfigError, match="the model does not know x"):
-        measure_run(run, torch.device("cpu"))
+        measure_student(PAPER, run, ("r",), "cpu")
     (shifted / "imagenet-a").rename(shifted / "elsewhere")
     with pytest.raises(DataError, match="imagenet-a: no such folder"):
-        measure_run(run, torch.device("cpu"))
+        measure_student(PAPER, run, ("a", "r"), "cpu")

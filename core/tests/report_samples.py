@@ -17,7 +17,7 @@ citation: Nobody, nowhere
 scale: imagenet
 setting: a large data set
 methods: {plain: plain model, ours: OURS, part: half of OURS}
-curves: [plain, ours]
+curves: {Training: [plain, ours], Nobody: [part_10], Shares: [plain_10, ours_10, part_10]}
 series:
   - {id: heights, title: Heights, caption: How high., axis: height (m), columns: height_of_*_here, rows: [plain, ours]}
 tables:

@@ -15,8 +15,6 @@ PAPER = Paper(
     "toypaper",
     config="vitutor_core.schema:RunConfig",
     method="vitutor_core.train.supervised:Supervised",
-    plain_row="plain",
-    method_rows=("warm", "tuned"),
 )
 BUDGET = {
     "data": {"source": "digits", "image_size": 16, "per_class": 4},
@@ -89,6 +87,14 @@ def test_a_paper_that_is_not_there(toy):
         run(toy, "--papers", "toypapr")
     with pytest.raises(ConfigError, match=r"'other' is not installed; pip install \./other$"):
         run(toy, "--papers", "other")
+
+
+def test_a_paper_that_names_no_rows_is_refused_before_anything_is_trained(toy):
+    recipe = toy / "toy" / "toypaper" / "recipes" / "digits.yaml"
+    recipe.write_text(recipe.read_text().partition("compare:")[0])
+    with pytest.raises(ConfigError, match="recipe of toypaper at 'digits' has no key 'compare'; leave it out"):
+        run(toy)
+    assert not (toy / "out").exists()
 
 
 def test_a_row_changed_by_the_budget_keeps_what_is_its_own(toy):

@@ -20,9 +20,7 @@ from vitutor_core.report.table import build_table
 @pytest.fixture
 def paper(tmp_path: Path) -> PaperResults:
     path = tmp_path / "paper_results.yaml"
-    path.write_text(
-        PAPER.replace("curves: [plain, ours]", "curves: [plain, ours]\ngalleries: {made/one: One, made/two: Two}")
-    )
+    path.write_text(PAPER.replace("curves: ", "galleries: {made/one: One, made/two: Two}\ncurves: "))
     return load_paper_results(path)
 
 

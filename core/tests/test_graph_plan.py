@@ -70,9 +70,14 @@ def test_groups_are_off_until_asked_for():
     more = running(plan(scale="imagenet", groups=["core", "domainnet"]), "drloc/")
     assert {"swin_clipart", "swin_drloc_sketch"} <= more - rows
     assert not running(plan(scale="imagenet"), "stages/coadvise")
-    assert running(plan(scale="imagenet", groups=["core", "robustness"]), "stages/coadvise") >= {
-        "coadvise_robustness-sak"
+    shifted = plan(scale="imagenet", groups=["core", "robustness"])
+    assert running(shifted, "stages/coadvise") >= {"coadvise_robustness-sak"}
+    assert shifted["stages/coadvise_robustness-sak.json"]["sets"] == ["a", "r", "c"]
+    assert running(shifted, "stages/mae_lite_distill_robustness") == {
+        "mae_lite_distill_robustness-mae_finetune",
+        "mae_lite_distill_robustness-mae_long",
     }
+    assert shifted["stages/mae_lite_distill_robustness-mae_long.json"]["sets"] == ["v2", "real"]
 
 
 def test_a_plain_vit_waits_for_no_teacher():
@@ -124,6 +129,17 @@ def test_a_graph_of_fewer_papers_is_part_of_that_of_all():
     assert "drloc@swin_short" in out_of_date(text.replace("swin_short:", "swin_shorter:"), alone)
 
 
+def test_what_differs_in_the_name_of_an_item_alone_is_written_once():
+    loaded = parse_yaml(dvc_yaml(read_graph("imagenet"), root="", is_repository=True), where="dvc.yaml")["stages"]
+    stage = loaded["mae_lite_distill_robustness"]
+    assert stage["foreach"] == {"mae_finetune": None, "mae_long": None}
+    assert "results/runs/mae_lite_distill/${key}" in stage["do"]["deps"]
+    tables = loaded["table"]
+    assert "results/evaluation/${key}" in tables["do"]["deps"]
+    assert tables["foreach"]["mae_lite_distill"] == ["robustness/mae_lite_distill"]
+    assert tables["foreach"]["dearkd"] == ["evaluation/dearkd"]  # again, as it has nothing of its own
+
+
 def test_changing_params_keeps_comments(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(PARAMS)
@@ -157,7 +173,8 @@ def test_what_cannot_run_here_is_named_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setattr("vitutor_core.graph.missing._reaches", lambda host: False)
     (tmp_path / "imagenet").mkdir()
     graph = read_graph("imagenet")
-    params = Params.from_mapping({"scale": "imagenet", "groups": ["core", "domainnet", "published_weights"]}, where="x")
+    groups = ["core", "domainnet", "published_weights", "robustness"]
+    params = Params.from_mapping({"scale": "imagenet", "groups": groups}, where="x")
     drloc = obstacles(graph, "drloc", params)
     assert drloc["swin_drloc_short"] is None
     assert "no folder" in drloc["swin_clipart"]
@@ -171,6 +188,10 @@ def test_what_cannot_run_here_is_named_with_its_reason(tmp_path, monkeypatch):
     mae = obstacles(graph, "mae_lite_distill", params)
     assert mae["mae_finetune"] is None
     assert mae["mae_distilled_finetune"] == "it needs the row mae_distilled"
+    assert mae["mae_lite_distill_robustness@mae_long"] == f"no folder {tmp_path / 'imagenet-v2'}"
+    (tmp_path / "imagenet-v2").mkdir()
+    mae = obstacles(graph, "mae_lite_distill", params)
+    assert mae["mae_lite_distill_robustness@mae_finetune"] == f"no folder {tmp_path / 'imagenet-real'}"
 
 
 def test_ready_leaves_out_what_cannot_run(tmp_path, monkeypatch):

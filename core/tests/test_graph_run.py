@@ -19,7 +19,7 @@ citation: nobody
 scale: imagenet
 setting: none
 methods: {plain: plain model, tuned: tuned model, warm: warm model}
-curves: [plain]
+curves: {Learning curves: [plain]}
 tables:
   - id: table1
     title: "Table 1: toys"

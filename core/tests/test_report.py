@@ -251,13 +251,14 @@ def test_figures(paper: PaperResults, full: Path, tmp_path: Path) -> None:
     table = build(paper, full)
     pictures = draw_figures(paper, table, load_results(full, "demo"), tmp_path / "figures")
     names = [picture.light.stem for picture in pictures]
-    assert names == ["ablation-ablation", "fraction-data", "learning-curves", "heights"]
+    assert names == ["ablation-ablation", "fraction-data", "learning-curves", "learning-curves-3", "heights"]
     assert "OURS at 10 %: 81.3" in pictures[1].alt
     assert "all: +4.0 +- 0.8, paper +2.3" in pictures[0].alt
     assert "OURS: 95.0" in pictures[2].alt
-    assert "height (m)" in pictures[3].alt
-    assert pictures[3].alt.endswith("OURS: 8.5, 9.5.")  # line 9 is before line 10; the plain model has none
-    assert pictures[3].caption == "How high. The number at the end of a line counts from 1. Dashed: help leaves."
+    assert (pictures[3].title, "OURS: 81.3" in pictures[3].alt) == ("Shares", True)
+    assert "height (m)" in pictures[4].alt
+    assert pictures[4].alt.endswith("OURS: 8.5, 9.5.")  # line 9 is before line 10; the plain model has none
+    assert pictures[4].caption == "How high. The number at the end of a line counts from 1. Dashed: help leaves."
     assert pictures[2].caption.endswith("one standard deviation. Dashed: help leaves.")
     for picture in pictures:
         with Image.open(picture.light) as light, Image.open(picture.dark) as dark:

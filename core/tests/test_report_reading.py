@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from core.tests.report_samples import PAPER, write_run
+from core.tests.report_samples import PAPER, write_row, write_run
 from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.report.drawing import style_of
 from vitutor_core.report.paper import load_paper_results
 from vitutor_core.report.results import load_results, read_curves
 
@@ -59,6 +60,18 @@ def test_unfinished_folders_are_ignored(tmp_path: Path) -> None:
     assert [run.result.seed for run in load_results(tmp_path, "demo")["plain"]] == [0]
 
 
+def test_what_was_measured_of_other_images_is_read_beside_the_evaluation(tmp_path: Path) -> None:
+    write_row(tmp_path / "evaluation", "plain", [90.0, 91.0])
+    folder = tmp_path / "robustness" / "demo" / "plain"
+    folder.mkdir(parents=True)
+    (folder / "seed-1.json").write_text('{"metrics": {"v2": 61.0}}')
+    runs = load_results(tmp_path / "evaluation", "demo")["plain"]
+    assert [run.result.metrics.get("v2") for run in runs] == [None, 61.0]
+    (folder / "seed-1.json").write_text('{"v2": 61.0}')
+    with pytest.raises(DataError, match="robustness"):
+        load_results(tmp_path / "evaluation", "demo")
+
+
 @pytest.mark.parametrize("text", ["", "step,top1\n1,2\n", "epoch,epoch\n1,2\n", "epoch,top1\n0\n", "epoch,top1\n0,x\n"])
 def test_broken_curves(tmp_path: Path, text: str) -> None:
     path = tmp_path / "curves.csv"
@@ -77,7 +90,7 @@ def test_curves(tmp_path: Path) -> None:
     [
         ("baseline: plain", "baseline: nobody", "unknown rows"),
         ("row: part}", "row: ours}", "a package row reproduces two cells"),
-        ("curves: [plain, ours]", "curves: [plain, stranger]", "rows of no method"),
+        ("Training: [plain, ours]", "Training: [plain, stranger]", "rows of no method"),
         ("cells: {top1: 60.0}", "cells: {top2: 60.0}", "cells outside the columns"),
         ("cells: {top1: 60.0}", "cells: {top1: high}", "not a number"),
         ("row: {plain: plain_10, ours: ours_10}", "row: ours_10", "per measured column"),
@@ -106,6 +119,9 @@ def test_every_paper_in_the_workspace(path: Path) -> None:
     results = load_paper_results(path)
     assert results.paper == path.parent.name
     assert any(table.reproduced() for table in results.tables)
+    for title, drawn in results.curves.items():
+        looks = {(style["color"], style["marker"]) for style in (style_of(results, row) for row in drawn)}
+        assert len(looks) == len(drawn), title
 
 
 def test_printed_gaps_of_dearkd() -> None:

@@ -32,6 +32,7 @@ rows:
   diverging: {optim.lr: 1e+30}
   warm: {}
   tuned: {student.start_row: warm}
+compare: {plain: plain, methods: [warm, tuned]}
 """
 
 COMMAND = [sys.executable, "-c", "from toypaper.cli import main; main()"]

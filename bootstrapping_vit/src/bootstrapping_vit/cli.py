@@ -12,8 +12,6 @@ PAPER = Paper(
     "bootstrapping_vit",
     config="bootstrapping_vit.config:BootstrappingConfig",
     method="bootstrapping_vit.method:BootstrappingViT",
-    plain_row="vit",
-    method_rows=("joint",),
 )
 
 cli = paper_group(PAPER, "Bootstrapping ViTs: a vision transformer trained together with its agent CNN (CVPR 2022).")

@@ -22,17 +22,16 @@ GROUP = "vitutor.papers"
 class Paper:
     """A paper package: its folder name, and where its config and its method are (``module:name``).
 
-    For `vitutor compare`: ``plain_row`` is the row of the student without the method; of ``method_rows`` the last is
-    the method's, and those before it are pre-training. ``stages`` names a function that returns the stages of the
-    paper's graph beside its rows, `vitutor_core.graph.stages.ExtraStages`.
+    ``stages`` names a function that returns the stages of the paper's graph beside its rows,
+    `vitutor_core.graph.stages.ExtraStages`; ``heads`` one that says what is measured out of distribution beside the
+    student's prediction, `vitutor_core.evaluate.shifts.HeadsOf`.
     """
 
     package: str
     config: str
     method: str
-    plain_row: str | None = None
-    method_rows: tuple[str, ...] = ()
     stages: str | None = None
+    heads: str | None = None
 
     @property
     def command(self) -> str:

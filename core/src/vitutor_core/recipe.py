@@ -3,8 +3,9 @@
 A recipe has a ``base`` of nested values; ``presets`` and ``rows`` are dotted overrides of it, and ``rows`` of a preset
 are further ones for the rows of a pattern. ``products`` make more
 rows: each of their ``rows`` with each of their ``variants`` gives the row ``<row>_<variant>``. ``groups`` name rows
-that a user may lack the data or the weights for, ``analyses`` the figures that `vitutor analyze` draws of rows, and
-``robustness`` patterns of the rows that are evaluated out of distribution as well.
+that a user may lack the data or the weights for, and ``analyses`` the figures that `vitutor analyze` draws of rows.
+``robustness`` has patterns of ``rows`` and the ``sets`` that they are measured on as well, and ``compare`` the rows of
+`vitutor compare`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,30 @@ from vitutor_core.errors import ConfigError
 
 Changes = dict[str, Any]
 CORE_GROUP = "core"
-_KEYS = ("base", "presets", "variants", "rows", "products", "groups", "analyses", "robustness")
+SHIFTED_SETS = ("a", "r", "c", "v2", "real")
+"""Sets of images out of distribution; set ``x`` lies in the folder ``imagenet-x``. See `vitutor_core.evaluate.sets`."""
+_KEYS = ("base", "presets", "variants", "rows", "products", "groups", "analyses", "robustness", "compare")
 _ROWS = "rows"
 """In a preset: what else it changes in rows of a pattern, after the row's own changes."""
 ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+class Shifts(NamedTuple):
+    """Which rows are measured out of distribution, and on which of `SHIFTED_SETS`."""
+
+    rows: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
+
+
+class Compared(NamedTuple):
+    """The rows of `vitutor compare`: the student without the method; the method's, after what pre-trains for it."""
+
+    plain: str
+    methods: tuple[str, ...]
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return self.plain, *self.methods
 
 
 class Recipe(NamedTuple):
@@ -37,7 +58,8 @@ class Recipe(NamedTuple):
     rows: dict[str, Changes]
     groups: dict[str, tuple[str, ...]]
     analyses: dict[str, tuple[str, ...]]
-    robustness: tuple[str, ...]
+    robustness: Shifts
+    compare: Compared | None
 
     def group_of(self, row: str) -> str:
         """Return the group that has a pattern for ``row``, or ``core``."""
@@ -82,13 +104,48 @@ def _parsed(text: str, path: Path) -> Recipe:
             rows[name] = changes
     groups = {name: tuple(patterns) for name, patterns in (loaded.get("groups") or {}).items()}
     analyses = {name: tuple(of) for name, of in (loaded.get("analyses") or {}).items()}
-    shifted = [row for row in rows if any(fnmatchcase(row, p) for p in loaded.get("robustness") or ())]
-    return Recipe(loaded["base"], loaded.get("presets") or {}, rows, groups, analyses, tuple(shifted))
+    shifts, compared = _shifts(loaded.get("robustness"), rows, path), _compared(loaded.get("compare"), rows, path)
+    return Recipe(loaded["base"], loaded.get("presets") or {}, rows, groups, analyses, shifts, compared)
+
+
+def _shifts(given: Any, rows: Mapping[str, Changes], path: Path) -> Shifts:
+    if given is None:
+        return Shifts()
+    if not isinstance(given, dict) or set(given) != {"rows", "sets"} or not all(map(_are_names, given.values())):
+        raise ConfigError(f"{path}: 'robustness' has the keys 'rows' and 'sets', each a list of names")
+    chosen = tuple(row for row in rows if any(fnmatchcase(row, pattern) for pattern in given["rows"]))
+    return Shifts(chosen, shifted_sets(given["sets"], f"{path}: robustness"))
+
+
+def shifted_sets(names: Iterable[str], where: str) -> tuple[str, ...]:
+    """Return ``names``, of `SHIFTED_SETS`; raises `ConfigError` for others, naming ``where``."""
+    for name in names:
+        if name not in SHIFTED_SETS:
+            raise ConfigError(f"{where}: no set '{name}'; there are {', '.join(SHIFTED_SETS)}")
+    return tuple(names)
+
+
+def _compared(given: Any, rows: Mapping[str, Changes], path: Path) -> Compared | None:
+    if given is None:
+        return None
+    if not isinstance(given, dict) or set(given) != {"plain", "methods"} or not _are_names(given["methods"]):
+        raise ConfigError(f"{path}: 'compare' has the keys 'plain', the name of a row, and 'methods', a list of them")
+    found = Compared(given["plain"], tuple(given["methods"]))
+    for row in found.rows:
+        if row not in list(rows):
+            raise ConfigError(f"{path}: 'compare' names a row '{row}'{nearest(str(row), rows)}")
+    return found
+
+
+def _are_names(given: Any) -> bool:
+    return isinstance(given, list) and bool(given) and all(isinstance(name, str) for name in given)
 
 
 def _check_section(value: Any, key: str, path: Path) -> None:
     """Check that a section maps names, and that rows and their like map names to changes."""
-    if key in {"products", "robustness"}:
+    if key in {"robustness", "compare"}:
+        return  # checked where they are read
+    if key == "products":
         if not isinstance(value, list | None):
             raise ConfigError(f"{path}: {key}: a list is expected, not {type(value).__name__}")
         return

@@ -13,8 +13,6 @@ PAPER = Paper(
     "dearkd",
     config="dearkd.config:DearKDConfig",
     method="dearkd.method:DearKD",
-    plain_row="vit",
-    method_rows=("dearkd",),
     stages="dearkd.generation.stages:stages",
 )
 

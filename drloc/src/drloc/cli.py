@@ -12,8 +12,6 @@ PAPER = Paper(
     "drloc",
     config="drloc.config:DRLocConfig",
     method="drloc.method:DRLocMethod",
-    plain_row="swin",
-    method_rows=("swin_drloc",),
 )
 
 cli = paper_group(PAPER, "DRLoc: a dense relative localisation loss beside cross-entropy (NeurIPS 2021).")

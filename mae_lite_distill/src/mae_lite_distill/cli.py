@@ -12,8 +12,6 @@ PAPER = Paper(
     "mae_lite_distill",
     config="mae_lite_distill.config:MAELiteConfig",
     method="mae_lite_distill.method:MAELite",
-    plain_row="scratch",
-    method_rows=("mae_teacher", "mae_distilled", "mae_distilled_finetune"),
 )
 
 cli = paper_group(PAPER, "MAE-Lite: masked pre-training of small vision transformers, with attention distillation.")

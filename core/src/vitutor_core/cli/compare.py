@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from vitutor_core.config import nearest, parse_yaml, setting
 from vitutor_core.errors import ConfigError
 from vitutor_core.files import write_json
 from vitutor_core.paper import Paper, installed_papers
-from vitutor_core.recipe import read_recipe, recipe_path
+from vitutor_core.recipe import Compared, read_recipe, recipe_path
 
 
 @click.command("compare")
@@ -32,19 +31,16 @@ def compare(scale: str, papers: str | None, seeds: str, settings: tuple[str, ...
     from vitutor_core.cli.evaluate import evaluate_row
     from vitutor_core.cli.reproduce import Folders, Row, reproduce_row
 
-    chosen, numbers = _choose(papers), options.seed_numbers(seeds)
-    budget = _budget(scale)
+    numbers, budget = options.seed_numbers(seeds), _budget(scale)
+    chosen = [(paper, _compared(paper, scale)) for paper in _choose(papers)]
     folders = Folders(out, out / "work")
-    for paper in chosen:
-        known = read_recipe(recipe_path(paper.package, scale)).rows
-        for row in _rows(paper):
-            if row not in known and row in paper.method_rows[:-1]:
-                continue  # this scale starts from published weights
-            shared = {"data": budget["data"]} if row in paper.method_rows[:-1] else budget
+    for paper, compared in chosen:
+        for row in compared.rows:
+            shared = {"data": budget["data"]} if row in compared.methods[:-1] else budget
             changes = (*(setting(name, value) for name, value in shared.items()), *settings)
             reproduce_row(Row(paper, row, scale, settings=changes), numbers, folders)
             evaluate_row(paper, folders.runs(paper, row), out / "evaluation" / paper.package / row, None, speed=False)
-    lines = [_line(paper, out / "evaluation") for paper in chosen]
+    lines = [_line(paper, compared, out / "evaluation") for paper, compared in chosen]
     _show(lines, out)
 
 
@@ -61,29 +57,30 @@ def _choose(names: str | None) -> list[Paper]:
     return [installed[name] for name in wanted]
 
 
-def _rows(paper: Paper) -> tuple[str, ...]:
-    if paper.plain_row is None or not paper.method_rows:
-        raise ConfigError(f"--papers: {paper.package} does not say which of its rows to compare (Paper.plain_row)")
-    return paper.plain_row, *paper.method_rows
+def _compared(paper: Paper, scale: str) -> Compared:
+    found = read_recipe(recipe_path(paper.package, scale)).compare
+    if found is None:
+        raise ConfigError(f"--papers: the recipe of {paper.package} at '{scale}' has no key 'compare'; leave it out")
+    return found
 
 
 def _budget(scale: str) -> dict[str, Any]:
-    path = Path(str(files("vitutor_core"))) / "recipes" / "budget" / f"{scale}.yaml"
+    path = recipe_path("vitutor_core", f"budget/{scale}")
     budget: dict[str, Any] = parse_yaml(path.read_text(encoding="utf-8"), where=path.name)
     return budget
 
 
-def _line(paper: Paper, results: Path) -> dict[str, Any]:
+def _line(paper: Paper, compared: Compared, results: Path) -> dict[str, Any]:
     """Summarise what a method adds to its plain student, and what that costs in training time."""
     from vitutor_core.report.results import load_results
     from vitutor_core.report.verdict import Sample, difference, summarise
 
     rows = load_results(results, paper.package)
-    plain_row, *_, method_row = _rows(paper)
-    plain, method = Sample(rows[plain_row], "top1"), Sample(rows[method_row], "top1")
+    method_row = compared.methods[-1]
+    plain, method = Sample(rows[compared.plain], "top1"), Sample(rows[method_row], "top1")
 
     def seconds(*names: str) -> float:
-        return sum(run.result.seconds for name in names for run in rows.get(name, [])) / len(rows[names[-1]])
+        return sum(run.result.seconds for name in names for run in rows[name]) / len(rows[names[-1]])
 
     first = rows[method_row][0].result
     return {
@@ -96,8 +93,8 @@ def _line(paper: Paper, results: Path) -> dict[str, Any]:
         "source": first.config["data"]["source"],
         "updates": first.updates,
         "train_images": first.train_images,
-        "pretraining_updates": sum(rows[name][0].result.updates for name in paper.method_rows[:-1] if name in rows),
-        "cost": seconds(*paper.method_rows) / seconds(plain_row),
+        "pretraining_updates": sum(rows[name][0].result.updates for name in compared.methods[:-1]),
+        "cost": seconds(*compared.methods) / seconds(compared.plain),
     }
 
 

@@ -1,4 +1,4 @@
-"""The commands of a paper package: train, evaluate, export, config, reproduce.
+"""The commands of a paper package: train, reproduce, config, rows, evaluate, robustness, export.
 
 A package makes its whole command line with `paper_group`; config and method are named, not imported, so that
 ``--help`` and config mistakes are answered at once.
@@ -17,7 +17,7 @@ from vitutor_core.cli import options
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.planned import PlannedRow, leave_out
 from vitutor_core.paper import Paper, load
-from vitutor_core.recipe import read_recipe, recipe_path
+from vitutor_core.recipe import SHIFTED_SETS, read_recipe, recipe_path
 
 
 def paper_group(paper: Paper, summary: str) -> click.Group:
@@ -28,7 +28,7 @@ def paper_group(paper: Paper, summary: str) -> click.Group:
     def group() -> None:
         pass
 
-    for command in (_train, _reproduce, _config, _rows, _evaluate, _export):
+    for command in (_train, _reproduce, _config, _rows, _evaluate, _robustness, _export):
         group.add_command(command(paper))
     return group
 
@@ -206,6 +206,44 @@ def _evaluate(paper: Paper) -> click.Command:
             click.echo(json.dumps(evaluate_one(paper, run, speed=speed).metrics, indent=2))
 
     return evaluate
+
+
+def _robustness(paper: Paper) -> click.Command:
+    @click.command("robustness")
+    @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+    @click.option(
+        "--images",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="A folder per class, some or all of the model's.  [default: RUN's own images, corrupted]",
+    )
+    @click.option("--sets", help=f"Sets of ImageNet below VITUTOR_DATA_ROOT, of {', '.join(SHIFTED_SETS)}; by commas.")
+    @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
+    @options.stage_plan
+    @click.option(
+        "--out",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="RUN is what `reproduce` published of a row: write the figures of each of its runs there.",
+    )
+    def robustness(
+        run: Path, images: Path | None, sets: str | None, device: str, plan: Path | None, out: Path | None
+    ) -> None:
+        """Evaluate the finished RUN, a student's or a teacher's, out of distribution.
+
+        With --sets, of a student of this paper: on the folders imagenet-SET of VITUTOR_DATA_ROOT.
+        """
+        from vitutor_core.cli.robustness import measure_images, measure_row, measure_student
+
+        names = sets.split(",") if sets is not None else []
+        if images is not None and (names or out is not None):
+            raise ConfigError("--images: give it without --sets and --out")
+        if out is not None:
+            measure_row(paper, run, names, out, device, plan)
+        elif names:
+            click.echo(json.dumps(measure_student(paper, run, names, device), indent=2))
+        else:
+            click.echo(json.dumps(measure_images(paper, run, images, device), indent=2))
+
+    return robustness
 
 
 def _export(paper: Paper) -> click.Command:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitutor_core.data.folder import class_folders
 from vitutor_core.data.mixing import Normalise
@@ -17,12 +18,18 @@ from vitutor_core.data.sources import open_source
 from vitutor_core.data.streamed import StreamedEvalLoader, eval_transform
 from vitutor_core.data.types import EvalLoader, Split
 from vitutor_core.distributed import choose_device
-from vitutor_core.errors import ConfigError
+from vitutor_core.errors import DataError
 from vitutor_core.evaluate.accuracy import evaluate
 from vitutor_core.evaluate.robustness import SubsetLogits, corruption_errors
+from vitutor_core.evaluate.sets import Answers, open_set
 from vitutor_core.models.weights import load_model
 from vitutor_core.runs import RunDir, RunRecord
 from vitutor_core.schema import DataConfig, RuntimeConfig
+
+Heads = Callable[[Tensor], Mapping[str, Tensor]]
+"""Maps images (B, C, H, W) to the logits (B, K) of each head by a prefix of its metrics, empty for the prediction."""
+HeadsOf = Callable[[nn.Module, RunRecord], Heads]
+"""Returns the heads of a student, given also the record of its run."""
 
 
 def evaluate_robustness(run: Path, images: Path | None, device_name: str) -> dict[str, Any]:
@@ -42,31 +49,53 @@ def evaluate_robustness(run: Path, images: Path | None, device_name: str) -> dic
     return evaluate(SubsetLogits(model, card.class_names, classes), loader, num_classes=len(classes), device=device)
 
 
-def head_accuracies(
-    heads: Callable[[Tensor], Mapping[str, Tensor]],
-    run: Path,
-    images: Path,
-    known: Sequence[str],
-    normalise: Normalise,
-    device: torch.device,
+def measure_sets(
+    run: Path, package: str, sets: Sequence[str], device: torch.device, heads_of: HeadsOf
 ) -> dict[str, float]:
-    """Return the top-1 accuracy in percent of each head on ``images``, a folder per class, in one pass.
+    """Return what a finished run of ``package`` reaches on each of ``sets``, see `evaluate.sets`.
 
-    ``heads`` maps images (B, C, H, W) to logits (B, K) by name, whose classes are ``known``; a head chooses among the
-    classes that the folder has.
+    Of each head: ``<head><set>``, its top-1 accuracy in percent, but of ImageNet-C the plain mean of the error in
+    percent over all parts, which is called ``mce`` for the prediction, as in `corruption_errors`.
     """
-    classes, split = class_folders(images)
-    unknown = [name for name in classes if name not in known]
-    if unknown:
-        raise ConfigError(f"{images}: the model does not know {', '.join(unknown[:3])}")
-    chosen = torch.tensor([list(known).index(name) for name in classes], device=device)
-    right: dict[str, Tensor] = {}
+    record = RunRecord.read(run, package)
+    model, card = load_model(RunDir(run).weights)
+    heads = heads_of(model.to(device).eval(), record)
+    data, normalise = _data_config(run), Normalise(card.mean, card.std, device)
+    metrics: dict[str, float] = {}
+    for name in sets:
+        parts = open_set(name, card.class_names, data)
+        found = [_accuracies(heads, answers, data, normalise, device) for answers in parts]
+        for head in found[0]:
+            mean = sum(one[head] for one in found) / len(found)
+            if name == "c":
+                metrics[f"{head}c" if head else "mce"] = 100 - mean
+            else:
+                metrics[f"{head}{name}"] = mean
+    return metrics
+
+
+def prediction(model: nn.Module, _: RunRecord) -> Heads:
+    """Return the prediction of a student that has no other heads."""
+    return lambda images: {"": model(images)}
+
+
+def _accuracies(
+    heads: Heads, answers: Answers, data: DataConfig, normalise: Normalise, device: torch.device
+) -> dict[str, float]:
+    """Return the top-1 accuracy in percent of each head, in one pass over the images."""
+    count = len(answers.split.labels)
+    if not count:
+        raise DataError(f"{answers.where}: no images")
+    positions = dataclasses.replace(answers.split, labels=np.arange(count))
+    right, choices = answers.right.to(device), answers.choices.to(device)
+    hits: dict[str, Tensor] = {}
     with torch.inference_mode():
-        for batch, labels in _loader(split, _data_config(run), normalise, device):
-            for name, logits in heads(batch.to(device)).items():
-                hits = (logits[:, chosen].argmax(1) == labels.to(device)).sum()
-                right[name] = right.get(name, torch.zeros((), device=device)) + hits
-    return {name: 100 * float(count) / len(split.labels) for name, count in right.items()}
+        for images, at in _loader(positions, data, normalise, device):
+            for head, logits in heads(images.to(device)).items():
+                answered = choices[logits[:, choices].argmax(1)]
+                found = (answered[:, None] == right[at.to(device)]).any(1).sum()
+                hits[head] = hits.get(head, torch.zeros_like(found)) + found
+    return {head: 100 * float(found) / count for head, found in hits.items()}
 
 
 def _loader(split: Split, data: DataConfig, normalise: Normalise, device: torch.device) -> EvalLoader:

@@ -81,10 +81,10 @@ _REPORT = """
       deps: ["results/plan/code/${{key}}-table.json", {measured}]
       outs: ["results/tables/${{key}}.json", "results/metrics/${{key}}", "results/curves/${{key}}"]
   report:
-    foreach:{items}
+    foreach:{reports}
     do:
       cmd: ${{in}} vitutor report html ${{key}}
-      deps: [results/plan/code/report.json, "results/evaluation/${{key}}", {deps}]
+      deps: [results/plan/code/report.json, "results/evaluation/${{key}}", {drawn}]
       outs: ["results/reports/${{key}}"]
 
 metrics: [results/metrics]
@@ -107,10 +107,9 @@ def dvc_yaml(graph: Graph, *, root: str, is_repository: bool) -> str:
         parts.append(_TEACHER.format(items=_mapping(items), deps=deps))
     for name, paper in graph.papers.items():
         parts += _paper(name, paper)
-    drawn = {name: _drawn(name, paper) for name, paper in graph.papers.items()}
-    measured = {name: _measured(name, paper) for name, paper in graph.papers.items()}
-    shown = {"papers": _mapping(measured), "measured": _slots(measured)}
-    parts.append(_REPORT.format(items=_mapping(drawn), deps=_slots(drawn), **shown))
+    measured, papers = _shared({name: _measured(name, paper) for name, paper in graph.papers.items()})
+    drawn, reports = _shared({name: _drawn(name, paper) for name, paper in graph.papers.items()})
+    parts.append(_REPORT.format(papers=_mapping(papers), measured=measured, reports=_mapping(reports), drawn=drawn))
     return "".join(parts)
 
 
@@ -122,18 +121,22 @@ def out_of_date(text: str, graph: Graph) -> list[str]:
     return [stage for stage, inputs in right.items() if written.get(stage) != inputs]
 
 
-def _items(loaded: Any) -> dict[str, str]:
-    """Map every ``stage@item`` to what it is given, however long its list was made."""
+def _items(loaded: Any) -> dict[str, set[str]]:
+    """Map every ``stage@item`` to its dependencies, however they are written."""
     stages = loaded.get("stages", {}) if isinstance(loaded, dict) else {}
     found = {}
     for name, stage in stages.items():
         items = stage.get("foreach", ())
         for item in items:
-            given = items[item] if isinstance(items, dict) else item
-            shared = [dep for dep in stage["do"]["deps"] if "${" not in dep]
-            own = given if isinstance(given, list) else [given]
-            found[f"{name}@{item}"] = str(sorted({*shared, *(str(one) for one in own)}))
+            given = items[item] if isinstance(items, dict) else None
+            found[f"{name}@{item}"] = {_filled(dep, item, given or ()) for dep in stage["do"]["deps"]}
     return found
+
+
+def _filled(dep: str, item: str, given: Sequence[str]) -> str:
+    """Fill in a dependency as DVC does."""
+    named = dep.replace("${key}", item).replace("${item}", item)
+    return re.sub(r"\$\{item\[(\d+)\]\}", lambda place: given[int(place[1])], named)
 
 
 def dvc_text(folder: Path, graph: Graph) -> str:
@@ -185,15 +188,16 @@ def _extra(paper: str, stages: Sequence[Stage]) -> str:
         or [f"plan/stages/{stage.name}-{stage.item}.json"]
         for stage in stages
     }
+    deps, items = _shared(inputs)
     commands = {_templated(stage.command, stage.item) for stage in stages}
     outs = {tuple(_templated(out, stage.item) for out in stage.outs) for stage in stages}
     if len(commands) > 1 or len(outs) > 1:
         raise ConfigError(f"stages {stages[0].name}: commands and outputs may differ in the item's name alone")
     return _STAGE.format(
         name=stages[0].name,
-        items=_mapping(inputs),
+        items=_mapping(items),
         command=commands.pop(),
-        deps=_slots(inputs),
+        deps=deps,
         outs=", ".join(f'"results/{out}"' for out in outs.pop()),
     )
 
@@ -219,12 +223,16 @@ def _by_name(stages: Sequence[Stage]) -> Mapping[str, list[Stage]]:
 
 
 def _shared(inputs: Mapping[str, Sequence[str]]) -> tuple[str, Mapping[str, Sequence[str]]]:
-    """Return the dependencies of a stage as text, those of all its items written once, and what is left per item."""
-    common = [one for one in next(iter(inputs.values())) if all(one in own for own in inputs.values())]
-    rest = {name: [one for one in own if one not in common] for name, own in inputs.items()}
-    written = [f"results/{one}" for one in common]
+    """Return the dependencies of a stage as text, those of all its items written once, and what is left per item.
+
+    Dependencies that differ in the item's name alone are written once too.
+    """
+    templated = {name: [_templated(one, name) for one in own] for name, own in inputs.items()}
+    common = [one for one in next(iter(templated.values())) if all(one in own for own in templated.values())]
+    rest = {name: [one for one in own if _templated(one, name) not in common] for name, own in inputs.items()}
+    written = [f'"results/{one}"' if "$" in one else f"results/{one}" for one in common]
     if any(rest.values()):
-        rest = {name: own or common[:1] or list(inputs[name]) for name, own in rest.items()}
+        rest = {name: own or list(inputs[name])[:1] for name, own in rest.items()}
         return ", ".join([*written, _slots(rest)]), rest
     return ", ".join(written), rest
 

@@ -84,7 +84,11 @@ def evaluation_code(paper: Paper) -> str:
 
 
 def _modules(paper: Paper) -> list[str]:
-    return [reference.partition(":")[0] for reference in (paper.method, paper.config)]
+    return [_module(reference) for reference in (paper.method, paper.config)]
+
+
+def _module(reference: str) -> str:
+    return reference.partition(":")[0]
 
 
 def read_graph(scale: str, papers: Mapping[str, Paper] | None = None) -> Graph:
@@ -109,7 +113,25 @@ def _paper_graph(paper: Paper, recipe: Recipe, scale: str) -> PaperGraph:
             if other not in configs:
                 raise ConfigError(f"{paper.package} at {scale}: row '{row}' needs a row '{other}', and there is none")
     extra = tuple(load(paper.stages)(scale)) if paper.stages is not None else ()
-    return PaperGraph(paper, recipe, configs, (*extra, *_analyses(paper, recipe)))
+    return PaperGraph(paper, recipe, configs, (*extra, *_robustness(paper, recipe), *_analyses(paper, recipe)))
+
+
+def _robustness(paper: Paper, recipe: Recipe) -> Iterable[Stage]:
+    modules = [*_modules(paper), *([_module(paper.heads)] if paper.heads is not None else [])]
+    for row in recipe.robustness.rows:
+        out = f"robustness/{paper.package}/{row}"
+        plan = f"results/plan/stages/{paper.package}_robustness-{row}.json"
+        code = code_fingerprint([*modules, "vitutor_core.evaluate.shifts"], without=frozenset({"report", "cli"}))
+        yield Stage(
+            name=f"{paper.package}_robustness",
+            item=row,
+            command=f"{paper.command} robustness results/runs/{paper.package}/{row} --plan {plan} --out results/{out}",
+            outs=(out,),
+            rows=(row,),
+            group="robustness",
+            folders=tuple(f"imagenet-{name}" for name in recipe.robustness.sets),
+            plan={"code": code, "sets": list(recipe.robustness.sets)},
+        )
 
 
 def _analyses(paper: Paper, recipe: Recipe) -> Iterable[Stage]:

@@ -176,9 +176,9 @@ class PaperResults(Record):
     method ``m`` are ``m`` itself and ``m_<anything>``; ``m:metric`` names what else was measured of them. Rows that
     have names of ``variants`` after that of ``m`` are a method of their own: each variant adds to the title of ``m``,
     and moves the place in the order of colours, unless ``colours`` has the place. ``scale`` is the scale of the printed
-    numbers and ``setting`` describes it. ``curves`` names the rows whose learning curves are drawn,
-    ``series`` are the paper's own figures, and ``galleries`` maps folders of images, below the paper's results, to
-    their titles.
+    numbers and ``setting`` describes it. ``curves`` maps the titles of figures to the rows whose learning curves they
+    show, ``series`` are the paper's own figures, and ``galleries`` maps folders of images, below the paper's results,
+    to their titles.
     """
 
     paper: str
@@ -189,7 +189,7 @@ class PaperResults(Record):
     methods: dict[str, str]
     variants: dict[str, str] = Field(default_factory=dict)
     colours: dict[str, int] = Field(default_factory=dict)
-    curves: tuple[str, ...] = ()
+    curves: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     series: tuple[Series, ...] = ()
     galleries: dict[str, str] = Field(default_factory=dict)
     tables: tuple[PaperTable, ...]
@@ -239,7 +239,8 @@ class PaperResults(Record):
 
     @model_validator(mode="after")
     def _methods_are_known(self) -> Self:
-        rows = [*self.curves, *(row for series in self.series for row in series.rows)]
+        rows = [row for drawn in self.curves.values() for row in drawn]
+        rows += [row for series in self.series for row in series.rows]
         rows += [row for table in self.tables for row in table.reproduced()]
         unknown = sorted({row for row in rows if self.method_of(row) is None})
         if unknown:

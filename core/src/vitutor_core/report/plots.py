@@ -25,7 +25,9 @@ def draw_figures(paper: PaperResults, table: Json, rows: Rows, folder: Path) -> 
     """Draw every figure whose data are there into ``folder``, which is made if need be."""
     kinds = {"fraction": fraction_figure, "ablation": ablation_figure, "groups": groups_figure}
     pictures = [kinds[part["figure"]](paper, part, folder) for part in table["tables"] if part["figure"]]
-    pictures += [curves_figure(paper, rows, folder)]
+    for number, (title, drawn) in enumerate(paper.curves.items(), start=1):
+        name = "learning-curves" if number == 1 else f"learning-curves-{number}"
+        pictures += [curves_figure(paper, title, {row: rows[row] for row in drawn if row in rows}, folder / name)]
     pictures += [series_figure(paper, series, rows, folder) for series in paper.series]
     return [picture for picture in pictures if picture is not None]
 
@@ -116,9 +118,9 @@ def ablation_figure(paper: PaperResults, part: Json, folder: Path) -> Picture | 
     )
 
 
-def curves_figure(paper: PaperResults, rows: Rows, folder: Path) -> Picture | None:
-    """Draw the evaluation accuracy of the rows ``paper.curves`` against epochs. None without curves."""
-    curves = {row: _mean_curve(rows[row], "top1") for row in paper.curves if row in rows}
+def curves_figure(paper: PaperResults, title: str, rows: Rows, base: Path) -> Picture | None:
+    """Draw the evaluation accuracy of ``rows`` against epochs into ``<base>.png``. None without curves."""
+    curves = {row: _mean_curve(runs, "top1") for row, runs in rows.items()}
     curves = {row: curve for row, curve in curves.items() if len(curve[0]) > 1}
     if not curves:
         return None
@@ -143,9 +145,9 @@ def curves_figure(paper: PaperResults, rows: Rows, folder: Path) -> Picture | No
 
     ends = "; ".join(f"{paper.title_of(row)}: {curve[1][-1]:.1f}" for row, curve in curves.items())
     return save_picture(
-        folder / "learning-curves",
+        base,
         draw,
-        title="Learning curves",
+        title=title,
         caption="Accuracy on the evaluation images, mean over seeds; bands are one standard deviation."
         + _named(_events(rows, curves)),
         alt=f"Line chart of top-1 accuracy in percent against epochs. At the end, {ends}.",
