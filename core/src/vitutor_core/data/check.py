@@ -135,9 +135,9 @@ def _doubles(source: Source, pixels: list[bytes]) -> Iterator[str]:
         if labels[other] != labels[index]:
             of_two_classes.append(f"{where} equals {before}")
     if in_both:
-        yield f"evaluation images that are trained on: {listed(in_both)}"
+        yield f"evaluation images that are trained on: {listed(in_both, limit=3)}"
     if of_two_classes:
-        yield f"equal images of different classes: {listed(of_two_classes)}"
+        yield f"equal images of different classes: {listed(of_two_classes, limit=3)}"
 
 
 def _counts(source: Source, labels: NDArray[np.int64]) -> dict[str, Any]:
