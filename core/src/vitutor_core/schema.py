@@ -23,6 +23,7 @@ Weight = Annotated[float, Field(ge=0, le=LARGE)]
 Temperature = Annotated[float, Field(gt=0, le=LARGE)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Aspect = Annotated[float, Field(gt=0, le=1000)]
+Interpolation = Literal["bilinear", "bicubic"]
 Layer = Annotated[int, Field(ge=0, le=1000)]
 
 Value = bool | int | float | str | None
@@ -75,7 +76,7 @@ class DataConfig(Config):
         "teacher's cached logits, and vary less; null: the run's seed",
     )
     crop_ratio: float = identity(1.0, help="evaluation: resize to size / ratio, then crop the centre", gt=0, le=1)
-    interpolation: Literal["bilinear", "bicubic"] = identity("bilinear", help="resampling of every resize")
+    interpolation: Interpolation = identity("bilinear", help="resampling of every resize")
     loader: Literal["resident", "streamed"] = identity(
         "resident", help="resident: uint8 on the device, augmented in batch; streamed: timm's transforms in workers"
     )

@@ -83,7 +83,8 @@ def train(
             card = _card(config, data.info, label, metrics)
             save_model(run.path / WEIGHTS_NAME, method.inference_model(), card)
             if averaged is not None:
-                save_model(run.path / EMA_WEIGHTS_NAME, averaged, card)
+                own = {name.removeprefix("ema_"): value for name, value in metrics.items() if name.startswith("ema_")}
+                save_model(run.path / EMA_WEIGHTS_NAME, averaged, _card(config, data.info, label, own))
             if method.traits.measures and len(method.state_dict()) > len(method.inference_model().state_dict()):
                 save_tensors(run.path / METHOD_NAME, method.state_dict(), {})
             result = _result(config, data, label, metrics, identity, method)
@@ -157,6 +158,8 @@ def _card(config: RunConfig, info: DataInfo, label: RunLabel, metrics: dict[str,
         image_size=info.image_size,
         mean=info.mean,
         std=info.std,
+        crop_ratio=config.data.crop_ratio,
+        interpolation=config.data.interpolation,
         method=label.paper,
         metrics={name: metrics[name] for name in ("top1", "top5", "loss", "ece") if name in metrics},
     )
