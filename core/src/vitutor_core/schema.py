@@ -70,6 +70,11 @@ class DataConfig(Config):
         "keyed",
         help="keyed: by subset_seed; numpy: NumPy's generator seeded with the class, as released with arXiv 2112.03552",
     )
+    balance: Literal["none", "sampling"] = identity(
+        "none",
+        help="sampling: an epoch, of the same length, has as many images of each class, so those of small classes come "
+        "more often; none: each image once",
+    )
     view_seed: Seed | None = identity(
         None,
         help="seed of order, augmentation and mixing, apart from that of the weights; runs that share it share a "

@@ -40,6 +40,7 @@ def build_data(
         seed=config.view_seed,
         batch_size=config.train.batch_size,
         num_views=len(source.train.labels) if config.train.epoch_length == "full" else None,
+        balanced=source.train.labels[indices] if config.data.balance == "sampling" else None,
         accumulate=config.train.accumulate,
         repeats=config.augment.repeats,
         rank=rank,
