@@ -303,7 +303,7 @@ class MethodConformance:
 
     def test_what_is_measured_again_is_what_was_measured(self, finished: Path) -> None:
         record = read_record(finished, self.package)
-        found, right = evaluate_run(finished, record, load(self.paper().config), load(self.paper().method).build)
+        found, right, _ = evaluate_run(finished, record, load(self.paper().config), load(self.paper().method).build)
         assert right == record["correct"]
         assert ("top1" in right) == self.classifies
         again = {name: value for name, value in record["metrics"].items() if name in found}

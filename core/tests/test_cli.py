@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from conformance.cost import cpu_seconds
-from core.tests.toy_paper import write_toy_paper
+from core.tests.toy_paper import paper_on_path
 from core.tests.train_samples import before_update, weights
 from vitutor_core.cli import teacher as teacher_command
 from vitutor_core.cli.entry import run
@@ -30,12 +30,8 @@ VITUTOR = [sys.executable, "-c", "from vitutor_core.cli.main import main; main()
 @pytest.fixture(scope="module")
 def toy_paper(tmp_path_factory):
     """The folder of a paper package, on the path of this process."""
-    folder = write_toy_paper(tmp_path_factory.mktemp("toy"))
-    sys.path.insert(0, str(folder))
-    yield folder
-    sys.path.remove(str(folder))
-    for name in ("toypaper", "toypaper.cli"):
-        sys.modules.pop(name, None)
+    with paper_on_path(tmp_path_factory.mktemp("toy")) as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The commands of a paper package: train, evaluate, export, config, reproduce.
+"""The commands of a paper package: train, evaluate, predict, export, config, reproduce.
 
 A package makes its whole command line with `paper_group`; config and method are named, not imported, so that
 ``--help`` and config mistakes are answered at once.
@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from vitutor_core.cli import options
+from vitutor_core.cli.predict import predict_command
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.planned import PlannedRow, leave_out
 from vitutor_core.paper import Paper, load
@@ -28,7 +29,7 @@ def paper_group(paper: Paper, summary: str) -> click.Group:
     def group() -> None:
         pass
 
-    for command in (_train, _reproduce, _config, _rows, _evaluate, _export):
+    for command in (_train, _reproduce, _config, _rows, _evaluate, predict_command, _export):
         group.add_command(command(paper))
     return group
 
@@ -179,31 +180,48 @@ def _brief(changes: Mapping[str, object]) -> str:
 def _evaluate(paper: Paper) -> click.Command:
     @click.command("evaluate")
     @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+    @click.option("--source", help="Evaluate on these images, as data.source, classes matched by name.")
+    @click.option("--split", help="Evaluate on this split, e.g. train or test.")
+    @options.ema
     @click.option("--speed", is_flag=True, help="Measure throughput as well.")
     @options.plan
     @click.option(
         "--out",
         type=click.Path(file_okay=False, path_type=Path),
-        help="Write the records of a row's runs there.  [default under a plan: RESULTS/evaluation/PAPER/ROW]",
+        help="Write the confusion matrix there; of a row, the records of its runs.  "
+        "[default under a plan: RESULTS/evaluation/PAPER/ROW]",
     )
     @options.results
-    def evaluate(run: Path, speed: bool, plan: Path | None, out: Path | None, results: Path) -> None:
-        """Evaluate the finished RUN again, from its weights: accuracy, calibration, parameters, FLOPs.
+    def evaluate(
+        run: Path,
+        source: str | None,
+        split: str | None,
+        ema: bool,
+        speed: bool,
+        plan: Path | None,
+        out: Path | None,
+        results: Path,
+    ) -> None:
+        """Evaluate the finished RUN again, from its weights: accuracy, also by class, calibration, parameters, FLOPs.
 
-        RUN may also be what `reproduce` published of a row, a folder with a run per seed; --out then writes a record
-        of each seed for the tables.
+        With --source, --split or --ema only the accuracy is measured. --out writes evaluation.json, classes.csv,
+        confusion.csv and confusion.png. RUN may also be what `reproduce` published of a row, a folder with a run per
+        seed; --out then writes a record of each seed for the tables.
         """
-        from vitutor_core.cli.evaluate import evaluate_one, evaluate_row
+        from vitutor_core.cli.evaluate import evaluate_by_class, evaluate_row
 
+        if plan is None and not any(run.glob("seed-*")):
+            found = evaluate_by_class(paper, run, out, source=source, split=split, ema=ema, speed=speed)
+            click.echo(json.dumps(found, indent=2))
+            return
+        if source is not None or split is not None or ema:
+            raise ConfigError(f"{run}: holds several runs; --source, --split and --ema are for one of them")
         if plan is not None:
             out = out or results / "evaluation" / paper.package / run.name
-        if out is not None:
-            planned = None if plan is None else PlannedRow.read(plan, paper.package, run.name)
-            evaluate_row(paper, run, out, planned, speed=speed)
-        elif any(run.glob("seed-*")):
+        if out is None:
             raise ConfigError(f"{run}: holds several runs; name one of them, or write all with --out")
-        else:
-            click.echo(json.dumps(evaluate_one(paper, run, speed=speed).metrics, indent=2))
+        planned = None if plan is None else PlannedRow.read(plan, paper.package, run.name)
+        evaluate_row(paper, run, out, planned, speed=speed)
 
     return evaluate
 

@@ -74,7 +74,7 @@ def train(
             group.barrier()
             if run.is_finished:
                 return _read(run)
-            (metrics, correct), averaged = _fit(method, data, config, run, group, identity)
+            (metrics, correct, _), averaged = _fit(method, data, config, run, group, identity)
             if measure and method.traits.measures:
                 metrics = metrics | method.report(evaluation=data.evaluation).metrics
         finally:
