@@ -1,37 +1,59 @@
-"""Export the student of a finished run."""
+"""Export the student of a finished run: a file of weights, or a folder that timm and the Hub read."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from torch import nn
 
-from vitutor_core.errors import CheckpointError
-from vitutor_core.models.weights import ModelCard, load_model, save_model
-from vitutor_core.train.evaluation import read_record
-from vitutor_core.train.publish import WEIGHTS_NAME
+from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
+from vitutor_core.models.timm_folder import package_of, save_timm_folder
+from vitutor_core.models.weights import ModelCard, load_model, read_card, save_model
+from vitutor_core.train.evaluation import read_record, weights_file
+from vitutor_core.train.publish import EXPORTED_NAME
 
-_CARD = """# {name}
+_CARD = """{front}# {name}
 
 Trained by ViTutor's {method}, {classes} classes, {size} px input. {quality}
 
 ```python
 {setup}import timm
 
-model = timm.create_model("{name}", checkpoint_path="{file}", {kwargs})
-```
+model = timm.create_model({call}).eval()
+{transform}```
 
-Input: pixels in [0, 1], normalised with mean {mean} and standard deviation {std}.
+Input: RGB, the shorter side resized to {resize} px ({interpolation}), the central {size} x {size} px; pixels in [0, 1],
+normalised with mean {mean} and standard deviation {std}.
 Classes, in the order of the logits: {class_names}.
 """
+_FRONT = """---
+library_name: timm
+pipeline_tag: image-classification
+tags: [image-classification, timm, vitutor]
+---
+"""
+_TRANSFORM = "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
 
 
-def export_run(run: Path, target: Path, package: str) -> list[str]:
-    """Write weights that timm loads and a model card, after checking that timm does; return what to tell the user."""
+def export_run(run: Path, target: Path, package: str, *, ema: bool = False) -> list[str]:
+    """Write weights and a model card, after checking that timm reads them; return what to tell the user.
+
+    ``target`` is a file if it ends with ``.safetensors``, else a folder. ``ema`` takes the averaged weights.
+    """
     read_record(run, package)
-    model, card = load_model(run / WEIGHTS_NAME)
+    model, card = load_model(weights_file(run, ema=ema))
+    write = _export_file if target.suffix == ".safetensors" else _export_folder
+    lines = write(target, model, card)
+    owner = package_of(card)
+    note = f"note    import {owner}.models first: timm alone does not know {card.name}"
+    return lines if owner is None else [*lines, note]
+
+
+def _export_file(target: Path, model: nn.Module, card: ModelCard) -> list[str]:
     target.parent.mkdir(parents=True, exist_ok=True)
     save_model(target, model, card)
     kwargs: dict[str, Any] = {"num_classes": len(card.class_names), **card.kwargs}
@@ -40,14 +62,48 @@ def export_run(run: Path, target: Path, package: str) -> list[str]:
         not torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
     ):
         raise CheckpointError(f"{target}: timm does not read the weights back")
+    arguments = (f"{name}={value!r}" for name, value in kwargs.items())
     page = target.with_suffix(".md")
-    page.write_text(_page(card, kwargs, target.name, package))
+    page.write_text(_page(card, ", ".join([f'"{card.name}"', f'checkpoint_path="{target.name}"', *arguments])))
     return [f"weights {target}", f"card    {page}"]
 
 
-def _page(card: ModelCard, kwargs: dict[str, Any], file: str, package: str) -> str:
-    own = timm.model_entrypoint(card.name).__module__.partition(".")[0] == package
+def _export_folder(target: Path, model: nn.Module, card: ModelCard) -> list[str]:
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not _is_export(target)):
+        raise ConfigError(f"--to: {target} holds other files; name a new folder, or a file NAME.safetensors")
+    folder = target.resolve()
+    partial = folder.with_name(f"{folder.name}.tmp")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_timm_folder(partial, model, card)
+        call = f'"local-dir:{folder.name}", pretrained=True'
+        (partial / "README.md").write_text(_page(card, call, front=_FRONT, transform=_TRANSFORM))
+        folder.mkdir(exist_ok=True)
+        for path in partial.iterdir():
+            path.replace(folder / path.name)
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot write ({error.strerror}); choose another --to") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return [f'folder  {target}: timm.create_model("local-dir:{target}", pretrained=True)']
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        return read_card(folder / EXPORTED_NAME) is not None
+    except CheckpointError:
+        return False
+
+
+def _setup(card: ModelCard) -> str:
+    package = package_of(card)
+    return "" if package is None else f"import {package}.models  # registers {card.name} with timm\n"
+
+
+def _page(card: ModelCard, call: str, *, front: str = "", transform: str = "") -> str:
     return _CARD.format(
+        front=front,
         name=card.name,
         method=card.method,
         classes=len(card.class_names),
@@ -55,9 +111,11 @@ def _page(card: ModelCard, kwargs: dict[str, Any], file: str, package: str) -> s
         quality=f"Top-1 {card.metrics['top1']:.2f} % on held-out images."
         if "top1" in card.metrics
         else "Its head is not trained: fine-tune it.",
-        setup=f"import {package}.models  # registers {card.name} with timm\n" if own else "",
-        file=file,
-        kwargs=", ".join(f"{name}={value!r}" for name, value in kwargs.items()),
+        setup=_setup(card),
+        call=call,
+        transform=transform,
+        resize=round(card.image_size / card.crop_ratio),
+        interpolation=card.interpolation,
         mean=card.mean,
         std=card.std,
         class_names=", ".join(card.class_names),

@@ -229,13 +229,18 @@ def _evaluate(paper: Paper) -> click.Command:
 def _export(paper: Paper) -> click.Command:
     @click.command("export")
     @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-    @click.option("--to", "target", required=True, type=click.Path(dir_okay=False, path_type=Path))
-    def export(run: Path, target: Path) -> None:
-        """Write the student of RUN as safetensors for timm.create_model, with a model card beside it."""
+    @click.option("--to", "target", required=True, type=click.Path(path_type=Path))
+    @options.ema
+    def export(run: Path, target: Path, ema: bool) -> None:
+        """Write the student of RUN for timm, with a model card.
+
+        --to a folder, which timm.create_model("local-dir:FOLDER", pretrained=True) and resolve_data_config rebuild; or
+        to a file NAME.safetensors, for timm.create_model(..., checkpoint_path=FILE).
+        """
         from vitutor_core.cli.artefacts import export_run
 
         load(paper.method)  # registers the paper's models with timm
-        for line in export_run(run, target, paper.package):
+        for line in export_run(run, target, paper.package, ema=ema):
             click.echo(line)
 
     return export

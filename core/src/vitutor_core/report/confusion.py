@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,16 @@ def draw_confusion(found: Json, base: Path) -> Picture:
         _name(left.set_yticks, names, rotation=0)
         right.legend(fontsize=7, frameon=False)
 
-    return save_picture(
-        base,
-        draw,
-        title="Confusion matrix",
-        caption="Left: a row for each true class, a column for each answer. Right: accuracy of each class.",
-        alt=f"Heatmap of the confusion of {len(names)} classes; their mean accuracy is {found['balanced_top1']:.1f} %.",
-    )
+    mean = f"{found['balanced_top1']:.1f} %"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names in scripts that the font does not have
+        return save_picture(
+            base,
+            draw,
+            title="Confusion matrix",
+            caption="Left: a row for each true class, a column for each answer. Right: accuracy of each class.",
+            alt=f"Heatmap of the confusion of {len(names)} classes; their mean accuracy is {mean}.",
+        )
 
 
 def _name(set_ticks: Any, names: Sequence[str], *, rotation: int) -> None:
