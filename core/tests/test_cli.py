@@ -41,19 +41,6 @@ def toypaper(toy_paper):
     return cli
 
 
-@pytest.fixture
-def call(capsys):
-    """Run a command line in this process; return its exit code, output and messages."""
-
-    def called(group, *arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            run(group, [str(argument) for argument in arguments])
-        return caught.value.code or 0, *capsys.readouterr()
-
-    return called
-
-
 def refuse(called, code, *parts):
     """Check that a command ended with ``code`` and one line that has all ``parts``."""
     found, _, errors = called
@@ -266,10 +253,10 @@ def test_config_and_rows_are_printed(toypaper, call):
 def test_help_names_every_command(toypaper, call):
     code, output, _ = call(vitutor, "--help")
     assert code == 0
-    for name in ("data", "teacher", "report", "doctor"):
+    for name in ("data", "teacher", "predict", "report", "doctor"):
         assert f"\n  {name} " in output
     code, output, _ = call(toypaper, "-h")
-    for name in ("train", "reproduce", "config", "rows", "evaluate", "export"):
+    for name in ("train", "reproduce", "config", "rows", "evaluate", "predict", "export"):
         assert f"\n  {name} " in output
 
 

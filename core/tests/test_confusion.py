@@ -11,10 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from core.tests.photo_samples import CLASSES, photo_settings, write_photos
-from core.tests.toy_paper import paper_on_path
+from core.tests.photo_samples import CLASSES, photo_settings
 from core.tests.train_samples import tiny_config
-from vitutor_core.cli.entry import run as run_command
 from vitutor_core.cli.evaluate import evaluate_row
 from vitutor_core.evaluate.accuracy import Answers
 from vitutor_core.evaluate.confusion import by_class, confusion_matrix
@@ -26,38 +24,13 @@ GIVEN = torch.tensor([0, 0, 1, 1, 1, 0, 3, 3])
 WANTED = torch.tensor([0, 0, 0, 1, 1, 1, 3, 0])
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("photos") / "set", train=8, val=6)
-
-
-@pytest.fixture(scope="module")
-def finished(photos, tmp_path_factory):
-    """A published row of one run on the photos, with averaged weights."""
-    out = tmp_path_factory.mktemp("runs") / "plain" / "seed-0"
-    config = tiny_config(*photo_settings(photos), "train.ema_decay=0.8")
-    train(config, Supervised.build, label=RunLabel("toypaper", "plain", "digits", "test"), out=out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def toypaper(tmp_path_factory):
-    with paper_on_path(tmp_path_factory.mktemp("toy")):
-        from toypaper import cli
-
-        yield cli
-
-
 @pytest.fixture
-def evaluate(capsys, toypaper, finished):
+def evaluate(call, toypaper, photo_run):
     """Evaluate the run; return the exit code, and what was printed, or the messages."""
 
-    def called(*arguments, run=finished):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            run_command(toypaper.cli, ["evaluate", str(run), *map(str, arguments)])
-        output, errors = capsys.readouterr()
-        return (0, json.loads(output)) if not caught.value.code else (caught.value.code, errors)
+    def called(*arguments, run=photo_run):
+        code, output, errors = call(toypaper, "evaluate", run, *arguments)
+        return (0, json.loads(output)) if code == 0 else (code, errors)
 
     return called
 
@@ -80,8 +53,8 @@ def test_by_hand_and_as_scikit_learn_counts():
         assert [line[name] or 0.0 for line in found["classes"]] == pytest.approx((100 * values).tolist())
 
 
-def test_a_run_is_evaluated_class_by_class(finished, evaluate, tmp_path):
-    record = json.loads((finished / "metrics.json").read_text())
+def test_a_run_is_evaluated_class_by_class(photo_run, evaluate, tmp_path):
+    record = json.loads((photo_run / "metrics.json").read_text())
     code, found = evaluate("--out", tmp_path / "out")
     assert code == 0
     assert {name: found[name] for name in record["metrics"]} == record["metrics"]
@@ -103,8 +76,8 @@ def test_a_run_is_evaluated_class_by_class(finished, evaluate, tmp_path):
     assert evaluate()[1] == found
 
 
-def test_other_splits_sources_and_averaged_weights(finished, photos, evaluate, tmp_path):
-    metrics = json.loads((finished / "metrics.json").read_text())["metrics"]
+def test_other_splits_sources_and_averaged_weights(photo_run, photos, evaluate, tmp_path):
+    metrics = json.loads((photo_run / "metrics.json").read_text())["metrics"]
     averaged = evaluate("--ema")[1]
     assert (averaged["top1"], averaged["loss"]) == (metrics["ema_top1"], metrics["ema_loss"])
     trained_on = evaluate("--split", "train")[1]
@@ -123,7 +96,7 @@ def test_other_splits_sources_and_averaged_weights(finished, photos, evaluate, t
     assert again["class_top1"] == trained_on["class_top1"]
 
 
-def test_a_test_split_beside_a_holdout(photos, toypaper, evaluate, tmp_path):
+def test_a_test_split_beside_a_holdout(photos, evaluate, tmp_path):
     shutil.copytree(photos / "train", tmp_path / "set" / "train")
     shutil.copytree(photos / "val", tmp_path / "set" / "test")
     settings = photo_settings(tmp_path / "set")
@@ -161,21 +134,23 @@ def test_mistakes_are_one_line(evaluate, tmp_path, arguments, code, part):
     assert part.format(new=tmp_path) in line
 
 
-def test_runs_without_an_average_and_rows(finished, evaluate, tmp_path):
-    copy = shutil.copytree(finished, tmp_path / "copy")
+def test_runs_without_an_average_and_rows(photo_run, evaluate, tmp_path):
+    copy = shutil.copytree(photo_run, tmp_path / "copy")
     (copy / "student_ema.safetensors").unlink()
     code, errors = evaluate("--ema", run=copy)
     assert (code, errors) == (
         4,
         f"error: {copy}: it kept no average of its weights; train it with train.ema_decay set\n",
     )
-    code, errors = evaluate("--ema", "--out", tmp_path / "out", run=finished.parent)
+    code, errors = evaluate("--ema", "--out", tmp_path / "out", run=photo_run.parent)
     assert (code, "--source, --split and --ema are for one of them" in errors) == (2, True)
 
 
-def test_the_records_of_a_row_are_as_before(finished, toypaper, tmp_path):
-    evaluate_row(toypaper.PAPER, finished.parent, tmp_path / "out", None, speed=False)
-    before = json.loads((finished / "metrics.json").read_text())
+def test_the_records_of_a_row_are_as_before(photo_run, toypaper, tmp_path):
+    from toypaper.cli import PAPER
+
+    evaluate_row(PAPER, photo_run.parent, tmp_path / "out", None, speed=False)
+    before = json.loads((photo_run / "metrics.json").read_text())
     after = json.loads((tmp_path / "out" / "seed-0" / "metrics.json").read_text())
     assert set(after["metrics"]) - set(before["metrics"]) == {"parameters", "flops"}
     after["metrics"] = before["metrics"]

@@ -13,17 +13,12 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from core.tests.photo_samples import CLASSES, photo_settings, write_photos
-from core.tests.toy_paper import paper_on_path
-from core.tests.train_samples import tiny_config
+from core.tests.photo_samples import CLASSES
 from vitutor_core.cli.artefacts import export_run
-from vitutor_core.cli.entry import run as run_command
 from vitutor_core.data.named import named_images
 from vitutor_core.data.streamed import eval_transform
 from vitutor_core.models.timm_folder import package_of, save_timm_folder, timm_crop
 from vitutor_core.models.weights import ModelCard, load_model, read_card
-from vitutor_core.train.session import RunLabel, train
-from vitutor_core.train.supervised import Supervised
 
 PLAIN_TIMM = """
 import sys
@@ -49,18 +44,6 @@ print(100 * right / len(paths), model.head.in_features)
 """
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("photos") / "set", train=8, val=6)
-
-
-@pytest.fixture(scope="module")
-def finished(photos, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "run"
-    config = tiny_config(*photo_settings(photos), "train.ema_decay=0.8")
-    return out, train(config, Supervised.build, label=RunLabel("toypaper", "plain", "digits", "test"), out=out)
-
-
 def by_plain_timm(folder, photos, tmp_path):
     """Return accuracy and logits of the evaluation photos, by timm in a process that cannot import ViTutor."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -78,9 +61,9 @@ def by_plain_timm(folder, photos, tmp_path):
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_plain_timm_finds_the_same_logits_and_accuracy(finished, photos, tmp_path, ema):
-    run, record = finished
-    (line,) = export_run(run, tmp_path / "out", "toypaper", ema=ema)
+def test_plain_timm_finds_the_same_logits_and_accuracy(photo_run, photos, tmp_path, ema):
+    record = json.loads((photo_run / "metrics.json").read_text())
+    (line,) = export_run(photo_run, tmp_path / "out", "toypaper", ema=ema)
     assert line == f'folder  {tmp_path}/out: timm.create_model("local-dir:{tmp_path}/out", pretrained=True)'
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -93,7 +76,7 @@ def test_plain_timm_finds_the_same_logits_and_accuracy(finished, photos, tmp_pat
     assert top1 == record["metrics"][f"{prefix}top1"]
     assert read_card(tmp_path / "out" / "model.safetensors").metrics["top1"] == top1
     assert f"Top-1 {top1:.2f} %" in (tmp_path / "out" / "README.md").read_text()
-    model, card = load_model(run / ("student_ema.safetensors" if ema else "student.safetensors"))
+    model, card = load_model(photo_run / ("student_ema.safetensors" if ema else "student.safetensors"))
     own = eval_transform(card)
     paths = named_images([str(photos / "val")])
     pixels = torch.stack([own(image) for image in map(read, paths)]).float() / 255
@@ -108,8 +91,8 @@ def read(path):
     return read_image(path, str(path))
 
 
-def test_the_config_says_what_timm_must_know(finished, tmp_path):
-    export_run(finished[0], tmp_path / "out", "toypaper")
+def test_the_config_says_what_timm_must_know(photo_run, tmp_path):
+    export_run(photo_run, tmp_path / "out", "toypaper")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["model_args"]["num_heads"] == 2
     assert config["label_names"] == list(CLASSES)
@@ -118,22 +101,14 @@ def test_the_config_says_what_timm_must_know(finished, tmp_path):
     assert "36 px (bicubic)" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_the_command_writes_files_and_folders(finished, tmp_path, monkeypatch, capsys):
-    def called(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            run_command(cli, ["export", *map(str, arguments)])
-        return caught.value.code or 0, *capsys.readouterr()
-
-    run, _ = finished
-    with paper_on_path(tmp_path / "paper"):
-        from toypaper.cli import cli
-
-    assert called(run, "--to", tmp_path / "w.safetensors")[0] == 0
+def test_the_command_writes_files_and_folders(photo_run, toypaper, call, tmp_path, monkeypatch):
+    assert call(toypaper, "export", photo_run, "--to", tmp_path / "w.safetensors")[0] == 0
     assert "36 px (bicubic)" in (tmp_path / "w.md").read_text()
-    assert called(run, "--to", tmp_path / "out", "--ema")[0] == 0
-    assert called(run, "--to", tmp_path / "out")[0] == 0  # one of ours is replaced
-    assert load_file(tmp_path / "out" / "model.safetensors").keys() == load_file(run / "student.safetensors").keys()
+    assert call(toypaper, "export", photo_run, "--to", tmp_path / "out", "--ema")[0] == 0
+    assert call(toypaper, "export", photo_run, "--to", tmp_path / "out")[0] == 0  # one of ours is replaced
+    assert (
+        load_file(tmp_path / "out" / "model.safetensors").keys() == load_file(photo_run / "student.safetensors").keys()
+    )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "README.md").write_text("my own")
     for target, code, part in (
@@ -141,13 +116,13 @@ def test_the_command_writes_files_and_folders(finished, tmp_path, monkeypatch, c
         (tmp_path / "w.md", 2, f"--to: {tmp_path}/w.md holds other files"),
         (tmp_path / "w.md" / "out", 6, "cannot write (Not a directory)"),
     ):
-        found, _, errors = called(run, "--to", target)
+        found, _, errors = call(toypaper, "export", photo_run, "--to", target)
         assert (found, len(errors.splitlines())) == (code, 1)
         assert part in errors
     assert (tmp_path / "mine" / "README.md").read_text() == "my own"
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert called(run, "--to", ".")[0] == 0
+    assert call(toypaper, "export", photo_run, "--to", ".")[0] == 0
     assert 'create_model("local-dir:here"' in (tmp_path / "here" / "README.md").read_text()
 
 

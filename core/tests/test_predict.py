@@ -10,49 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from core.tests.photo_samples import CLASSES, photo_settings, write_photos
-from core.tests.toy_paper import paper_on_path
-from core.tests.train_samples import tiny_config
-from vitutor_core.cli.entry import run as run_command
+from core.tests.photo_samples import CLASSES
+from vitutor_core.cli.artefacts import export_run
 from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.teacher import train_teacher
 from vitutor_core.data.named import named_images
 from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate import predict as predicting
 from vitutor_core.models.weights import load_model, save_model
-from vitutor_core.train.session import RunLabel, train
-from vitutor_core.train.supervised import Supervised
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("photos") / "set", train=8, val=6)
-
-
-@pytest.fixture(scope="module")
-def finished(photos, tmp_path_factory):
-    """A run on the photos, with averaged weights, and its record."""
-    out = tmp_path_factory.mktemp("runs") / "run"
-    config = tiny_config(*photo_settings(photos), "train.ema_decay=0.8")
-    return out, train(config, Supervised.build, label=RunLabel("toypaper", "plain", "digits", "test"), out=out)
-
-
-@pytest.fixture(scope="module")
-def toypaper(tmp_path_factory):
-    with paper_on_path(tmp_path_factory.mktemp("toy")):
-        from toypaper.cli import cli
-
-        yield cli
-
-
-@pytest.fixture
-def call(capsys):
-    def called(group, *arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            run_command(group, [str(argument) for argument in arguments])
-        return caught.value.code or 0, *capsys.readouterr()
-
-    return called
 
 
 def table(path):
@@ -65,9 +30,9 @@ def is_right(line):
 
 
 @pytest.mark.parametrize("batch", [256, 5])
-def test_predicting_the_evaluation_images_gives_the_accuracy(finished, photos, call, tmp_path, batch):
-    run, record = finished
-    arguments = ("predict", run, photos / "val", "--csv", tmp_path / "new" / "out.csv", "--batch", batch)
+def test_predicting_the_evaluation_images_gives_the_accuracy(photo_run, photos, call, tmp_path, batch):
+    record = json.loads((photo_run / "metrics.json").read_text())
+    arguments = ("predict", photo_run, photos / "val", "--csv", tmp_path / "new" / "out.csv", "--batch", batch)
     assert call(vitutor, *arguments)[:2] == (0, f"24 images; {tmp_path}/new/out.csv\n")
     lines = table(tmp_path / "new" / "out.csv")
     assert [line["image"] for line in lines] == sorted(line["image"] for line in lines)
@@ -80,10 +45,10 @@ def test_predicting_the_evaluation_images_gives_the_accuracy(finished, photos, c
     assert not any(path.suffix == ".tmp" for path in (tmp_path / "new").iterdir())
 
 
-def test_averaged_weights_and_a_file_of_any_paper(finished, photos, call, tmp_path):
-    run, record = finished
+def test_averaged_weights_and_a_file_of_any_paper(photo_run, photos, call, tmp_path):
+    record = json.loads((photo_run / "metrics.json").read_text())
     found = []
-    for model, options in ((run, ()), (run, ("--ema",)), (run / "student_ema.safetensors", ())):
+    for model, options in ((photo_run, ()), (photo_run, ("--ema",)), (photo_run / "student_ema.safetensors", ())):
         assert call(vitutor, "predict", model, photos / "val", "--csv", tmp_path / "out.csv", *options)[0] == 0
         found.append(table(tmp_path / "out.csv"))
     plain, averaged, from_file = found
@@ -93,20 +58,30 @@ def test_averaged_weights_and_a_file_of_any_paper(finished, photos, call, tmp_pa
     assert (code, errors) == (4, f"error: {photos}/student.safetensors: no such weights file\n")
 
 
-def test_one_image_a_pattern_and_a_papers_own_command(finished, photos, call, toypaper):
+def test_a_teacher_and_an_exported_folder(photo_run, photos, call, tmp_path):
+    settings = (f"data.source=folder:{photos}", "data.image_size=16", "train.epochs=1", "train.batch_size=16")
+    train_teacher("digits", "cnn", tmp_path / "cnn", settings=settings)
+    export_run(photo_run, tmp_path / "folder", "toypaper")
+    for model, run in ((tmp_path / "cnn", tmp_path / "cnn"), (tmp_path / "folder", photo_run)):
+        assert call(vitutor, "predict", model, photos / "val", "--csv", tmp_path / "out.csv")[0] == 0
+        right = sum(map(is_right, table(tmp_path / "out.csv")))
+        assert 100 * right / 24 == json.loads((run / "metrics.json").read_text())["metrics"]["top1"]
+
+
+def test_one_image_a_pattern_and_a_papers_own_command(photo_run, photos, call, toypaper):
     image = photos / "val" / "sky" / "0.jpg"
-    code, output, errors = call(toypaper, "predict", finished[0], image, "--top", 2)
+    code, output, errors = call(toypaper, "predict", photo_run, image, "--top", 2)
     assert (code, errors) == (0, "")
     path, _, rest = output.strip().rpartition(": ")
     assert path == str(image)
     first, second = (part.rsplit(" ", 2) for part in rest.split(", "))
     assert {first[0], second[0]} < set(CLASSES)
     assert float(first[1]) > float(second[1])
-    assert call(toypaper, "predict", finished[0], f"{photos}/val/s*/0.jpg", "--top", 2)[1] == output
+    assert call(toypaper, "predict", photo_run, f"{photos}/val/s*/0.jpg", "--top", 2)[1] == output
 
 
 @pytest.mark.filterwarnings("default")
-def test_images_that_cannot_be_read_are_named_and_the_others_done(finished, photos, call, tmp_path):
+def test_images_that_cannot_be_read_are_named_and_the_others_done(photo_run, photos, call, tmp_path):
     folder = tmp_path / "in" / "deep"
     folder.mkdir(parents=True)
     shutil.copyfile(photos / "val" / "sky" / "0.jpg", folder / "good.jpg")
@@ -115,7 +90,7 @@ def test_images_that_cannot_be_read_are_named_and_the_others_done(finished, phot
     (folder / "notes.txt").write_text("no image")
     (folder / "loop").symlink_to(tmp_path / "in")
     arguments = (tmp_path / "in", folder / "notes.txt", tmp_path / "in" / "deep")
-    code, output, errors = call(vitutor, "predict", finished[0], *arguments)
+    code, output, errors = call(vitutor, "predict", photo_run, *arguments)
     assert code == 3
     assert [line.partition(": ")[0] for line in output.splitlines()] == [str(folder / "good.jpg")]
     lines = errors.splitlines()
@@ -129,24 +104,24 @@ def test_images_that_cannot_be_read_are_named_and_the_others_done(finished, phot
     assert f"warning: {tmp_path}/in: files passed over, as they are no images: 1" in lines
 
 
-def test_bad_usage_exits_2_before_the_model_is_loaded(finished, photos, call, tmp_path):
+def test_bad_usage_exits_2_before_the_model_is_loaded(photo_run, photos, call, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, part in (
-        ((finished[0],), "Missing argument 'IMAGES...'"),
+        ((photo_run,), "Missing argument 'IMAGES...'"),
         ((tmp_path / "none", photos), "does not exist"),
-        ((finished[0], tmp_path / "no.jpg"), f"{tmp_path}/no.jpg: no such file or folder, and no file matches it"),
-        ((finished[0], tmp_path / "empty"), f"{tmp_path}/empty: no image is in it or below"),
-        ((finished[0], photos, "--top", "0"), "--top"),
-        ((finished[0], photos, "--csv", tmp_path), "is a directory"),
-        ((finished[0], photos, "--device", "gpu"), "runtime.device: 'gpu' is no device"),
+        ((photo_run, tmp_path / "no.jpg"), f"{tmp_path}/no.jpg: no such file or folder, and no file matches it"),
+        ((photo_run, tmp_path / "empty"), f"{tmp_path}/empty: no image is in it or below"),
+        ((photo_run, photos, "--top", "0"), "--top"),
+        ((photo_run, photos, "--csv", tmp_path), "is a directory"),
+        ((photo_run, photos, "--device", "gpu"), "runtime.device: 'gpu' is no device"),
     ):
         code, output, errors = call(vitutor, "predict", *arguments)
         assert (code, output) == (2, "")
         assert part in errors
 
 
-def test_an_encoder_knows_no_classes(finished, photos, call, tmp_path):
-    model, card = load_model(finished[0] / "student.safetensors")
+def test_an_encoder_knows_no_classes(photo_run, photos, call, tmp_path):
+    model, card = load_model(photo_run / "student.safetensors")
     save_model(tmp_path / "encoder.safetensors", model, card.model_copy(update={"metrics": {}}))
     code, _, errors = call(vitutor, "predict", tmp_path / "encoder.safetensors", photos)
     assert code == 2
@@ -166,8 +141,8 @@ def test_folders_are_read_once_and_hidden_files_passed_over(tmp_path):
         named_images([str(tmp_path / "c.png")])
 
 
-def test_no_more_than_two_batches_are_in_memory(finished, photos, monkeypatch):
-    model, card = load_model(finished[0] / "student.safetensors")
+def test_no_more_than_two_batches_are_in_memory(photo_run, photos, monkeypatch):
+    model, card = load_model(photo_run / "student.safetensors")
     read = []
     monkeypatch.setattr(predicting, "read_image", lambda path, _: read.append(path) or Image.open(path).convert("RGB"))
     paths = named_images([str(photos / "val")])
@@ -177,9 +152,9 @@ def test_no_more_than_two_batches_are_in_memory(finished, photos, monkeypatch):
     assert len(list(found)) == 23
 
 
-def test_progress_is_shown_of_many_images(finished, photos, call, monkeypatch, tmp_path):
+def test_progress_is_shown_of_many_images(photo_run, photos, call, monkeypatch, tmp_path):
     monkeypatch.setattr("vitutor_core.train.progress._LOG_EVERY_S", 0.0)
-    arguments = ("predict", finished[0], photos / "val", "--csv", tmp_path / "out.csv")
+    arguments = ("predict", photo_run, photos / "val", "--csv", tmp_path / "out.csv")
     assert "predicting: 12/24" in call(vitutor, *arguments, "--batch", 12)[2]
     assert call(vitutor, *arguments)[2] == ""
-    assert json.loads((finished[0] / "metrics.json").read_text())["metrics"]["images"] == 24
+    assert json.loads((photo_run / "metrics.json").read_text())["metrics"]["images"] == 24
