@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from core.tests.photo_samples import CLASSES
+from core.tests.train_samples import same, weights
 from vitutor_core.cli.artefacts import export_run
-from vitutor_core.data.named import named_images
 from vitutor_core.data.streamed import eval_transform
+from vitutor_core.evaluate.named import named_images
 from vitutor_core.models.timm_folder import package_of, save_timm_folder, timm_crop
 from vitutor_core.models.weights import ModelCard, load_model, read_card
 
@@ -106,9 +107,7 @@ def test_the_command_writes_files_and_folders(photo_run, toypaper, call, tmp_pat
     assert "36 px (bicubic)" in (tmp_path / "w.md").read_text()
     assert call(toypaper, "export", photo_run, "--to", tmp_path / "out", "--ema")[0] == 0
     assert call(toypaper, "export", photo_run, "--to", tmp_path / "out")[0] == 0  # one of ours is replaced
-    assert (
-        load_file(tmp_path / "out" / "model.safetensors").keys() == load_file(photo_run / "student.safetensors").keys()
-    )
+    assert same(load_file(tmp_path / "out" / "model.safetensors"), weights(photo_run))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "README.md").write_text("my own")
     for target, code, part in (

@@ -14,9 +14,9 @@ from core.tests.photo_samples import CLASSES
 from vitutor_core.cli.artefacts import export_run
 from vitutor_core.cli.main import vitutor
 from vitutor_core.cli.teacher import train_teacher
-from vitutor_core.data.named import named_images
 from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate import predict as predicting
+from vitutor_core.evaluate.named import named_images
 from vitutor_core.models.weights import load_model, save_model
 
 

@@ -43,7 +43,7 @@ def predict_command(paper: Paper | None = None) -> click.Command:
         The model is a finished run, of a student or a teacher, an exported folder or a weights file; images are
         prepared as in its evaluation. Those that cannot be read are named at the end, and the exit code is 3 then.
         """
-        from vitutor_core.data.named import named_images
+        from vitutor_core.evaluate.named import named_images
 
         paths = named_images(images)
         if paper is not None:

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vitutor_core.data.build import build_data, eval_loader
-from vitutor_core.data.labelled import labelled_images
 from vitutor_core.data.mixing import Normalise
 from vitutor_core.data.types import Data, DataInfo
 from vitutor_core.distributed import choose_device, effective_precision
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.evaluate.accuracy import Measured, measure
 from vitutor_core.evaluate.complexity import complexity, throughput
+from vitutor_core.evaluate.labelled import labelled_images
 from vitutor_core.models.weights import load_model, load_strictly
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.method import Clock, Method
