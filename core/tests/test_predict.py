@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -40,6 +41,14 @@ def test_predicting_the_evaluation_images_gives_the_accuracy(photo_run, photos, 
     assert 100 * sum(right) / len(right) == record["metrics"]["top1"] != 100
     bits = bin(int(record["correct"]["top1"], 16))[2:].zfill(4 * len(record["correct"]["top1"]))
     assert "".join(str(int(one)) for one in right) == bits[:24]
+    # The mean cross-entropy, too, which another crop or interpolation would change.
+    own = [
+        float(line[f"probability_{rank}"])
+        for line in lines
+        for rank in (1, 2, 3, 4)
+        if f"/{line[f'class_{rank}']}/" in line["image"]
+    ]
+    assert -np.log(own).mean() == pytest.approx(record["metrics"]["loss"], abs=1e-4)
     assert sum(float(lines[0][f"probability_{rank}"]) for rank in (1, 2, 3, 4)) == pytest.approx(1, abs=1e-5)
     assert len(lines[0]) == 9  # of four classes there are no five
     assert not any(path.suffix == ".tmp" for path in (tmp_path / "new").iterdir())
@@ -118,6 +127,16 @@ def test_bad_usage_exits_2_before_the_model_is_loaded(photo_run, photos, call, t
         code, output, errors = call(vitutor, "predict", *arguments)
         assert (code, output) == (2, "")
         assert part in errors
+
+
+def test_folders_that_cannot_be_made_are_one_line(photo_run, photos, call, toypaper, tmp_path):
+    (tmp_path / "file").touch()
+    for name, option in (("predict", "--csv"), ("evaluate", "--out")):
+        images = (photos,) if name == "predict" else ()
+        code, _, errors = call(toypaper, name, photo_run, *images, option, tmp_path / "file" / "a" / "b")
+        assert (code, len(errors.splitlines())) == (6, 1)
+        assert f"{tmp_path}/file/a" in errors
+        assert "Not a directory" in errors
 
 
 def test_an_encoder_knows_no_classes(photo_run, photos, call, tmp_path):

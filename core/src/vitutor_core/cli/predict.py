@@ -15,7 +15,7 @@ import click
 
 from vitutor_core.cli import options
 from vitutor_core.cli.entry import printable
-from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.errors import ConfigError, DataError, ResourceError
 from vitutor_core.paper import Paper, load
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def predict_command(paper: Paper | None = None) -> click.Command:
         from vitutor_core.evaluate.named import named_images
 
         paths = named_images(images)
+        if table is not None:
+            _make_folder(table.parent)
         if paper is not None:
             load(paper.method)  # registers the paper's models with timm
         from vitutor_core.cli.models import load_any
@@ -90,6 +92,13 @@ def _precision(model: Path) -> Literal["fp32", "bf16"]:
     return "bf16" if is_half else "fp32"
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"--csv: cannot make {folder.absolute()} ({error.strerror}); choose another") from None
+
+
 def _line(prediction: Prediction) -> str:
     classes = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in prediction.classes)
     return printable(f"{prediction.path}: {classes}")
@@ -105,5 +114,4 @@ def _write(table: Path, lines: Iterable[Prediction], top: int) -> None:
         name = os.fsencode(prediction.path).decode(errors="backslashreplace")
         classes = (value for name, share in prediction.classes for value in (name, f"{share:.6g}"))
         writer.writerow([name, *classes])
-    table.parent.mkdir(parents=True, exist_ok=True)
     write_whole(table, text.getvalue())

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitutor_core.errors import ResourceError
 from vitutor_core.report.drawing import COLOURS, Picture, save_picture
 from vitutor_core.train.run_folder import write_json, write_whole
 
@@ -22,9 +23,17 @@ def write_by_class(found: Json, folder: Path) -> list[Path]:
     """Write what `evaluate.confusion.by_class` found into ``folder`` and return the files.
 
     evaluation.json has all of it; classes.csv a line for each class; confusion.csv the matrix, a line for each true
-    class; confusion.png, and confusion-dark.png for a dark page, show it.
+    class; confusion.png, and confusion-dark.png for a dark page, show it. Raises `ResourceError` if they cannot be
+    written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _write_all(found, folder)
+    except OSError as error:
+        raise ResourceError(f"{folder.absolute()}: cannot write ({error.strerror}); choose another --out") from None
+
+
+def _write_all(found: Json, folder: Path) -> list[Path]:
     names = [line["class"] for line in found["classes"]]
     write_json(folder / "evaluation.json", found)
     _write_csv(folder / "classes.csv", [list(found["classes"][0]), *(line.values() for line in found["classes"])])
