@@ -10,11 +10,11 @@ import timm
 import torch
 from torch import nn
 
+from vitutor_core.cli.models import run_weights
 from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
-from vitutor_core.models.timm_folder import package_of, save_timm_folder
+from vitutor_core.models.timm_folder import EXPORTED_NAME, package_of, save_timm_folder
 from vitutor_core.models.weights import ModelCard, load_model, read_card, save_model
-from vitutor_core.train.evaluation import read_record, weights_file
-from vitutor_core.train.publish import EXPORTED_NAME
+from vitutor_core.train.evaluation import read_record
 
 _CARD = """{front}# {name}
 
@@ -45,7 +45,7 @@ def export_run(run: Path, target: Path, package: str, *, ema: bool = False) -> l
     ``target`` is a file if it ends with ``.safetensors``, else a folder. ``ema`` takes the averaged weights.
     """
     read_record(run, package)
-    model, card = load_model(weights_file(run, ema=ema))
+    model, card = load_model(run_weights(run, ema=ema))
     write = _export_file if target.suffix == ".safetensors" else _export_folder
     lines = write(target, model, card)
     owner = package_of(card)

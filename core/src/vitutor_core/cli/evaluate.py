@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import click
 
 from vitutor_core.errors import CheckpointError
 from vitutor_core.evaluate.accuracy import Measured
-from vitutor_core.evaluate.confusion import by_class
 from vitutor_core.graph.planned import PlannedRow, leave_out
-from vitutor_core.models.weights import read_card
 from vitutor_core.paper import Paper, load
-from vitutor_core.report.confusion import write_by_class
-from vitutor_core.train.evaluation import evaluate_elsewhere, evaluate_run, read_record, weights_file
+from vitutor_core.train.evaluation import evaluate_run, read_record
 from vitutor_core.train.run_folder import write_json
 
 
@@ -23,31 +19,6 @@ def evaluate_one(paper: Paper, run: Path, *, speed: bool) -> Measured:
     """Measure one finished run."""
     method = load(paper.method)  # registers the paper's models with timm
     return evaluate_run(run, read_record(run, paper.package), load(paper.config), method.build, speed=speed)
-
-
-def evaluate_by_class(
-    paper: Paper, run: Path, out: Path | None, *, source: str | None, split: str | None, ema: bool, speed: bool
-) -> dict[str, Any]:
-    """Measure one finished run also class by class, and write that into ``out`` if given; return what to show.
-
-    Without a choice of images or weights these are all figures of the run, else its accuracy.
-    """
-    load(paper.method)  # registers the paper's models with timm
-    if source is None and split is None and not ema:
-        measured = evaluate_one(paper, run, speed=speed)
-    else:
-        record = read_record(run, paper.package)
-        measured = evaluate_elsewhere(run, record, load(paper.config), source=source, split=split, ema=ema)
-    card = read_card(weights_file(run, ema=ema))
-    if measured.answers is None or card is None:
-        return dict(measured.metrics)
-    found = by_class(measured.answers, card.class_names)
-    if out is not None:
-        chosen = {"run": str(run), "source": source, "split": split, "ema": ema}
-        for path in write_by_class({**chosen, "metrics": measured.metrics, **found}, out):
-            click.echo(str(path), err=True)
-    of_classes = {line["class"]: line["top1"] for line in found["classes"]}
-    return {**measured.metrics, "balanced_top1": found["balanced_top1"], "class_top1": of_classes}
 
 
 def evaluate_row(paper: Paper, runs: Path, out: Path, planned: PlannedRow | None, *, speed: bool) -> None:

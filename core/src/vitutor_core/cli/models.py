@@ -6,8 +6,9 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitutor_core.errors import CheckpointError
 from vitutor_core.paper import load
-from vitutor_core.train.publish import EXPORTED_NAME, WEIGHTS_NAME
+from vitutor_core.train.publish import EMA_WEIGHTS_NAME, WEIGHTS_NAME
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,19 +18,26 @@ if TYPE_CHECKING:
 
 def load_any(path: Path, *, ema: bool = False) -> tuple[nn.Module, ModelCard]:
     """Rebuild the model of ``path``, or of a run, with ``ema``, its averaged weights; raises `CheckpointError`."""
-    from vitutor_core.errors import CheckpointError
+    from vitutor_core.models.timm_folder import EXPORTED_NAME
     from vitutor_core.models.weights import load_model, read_card
-    from vitutor_core.train.evaluation import weights_file
 
     file = path
     if path.is_dir():
         is_export = (path / EXPORTED_NAME).exists() and not (path / WEIGHTS_NAME).exists()
-        file = path / EXPORTED_NAME if is_export else weights_file(path, ema=ema)
+        file = path / EXPORTED_NAME if is_export else run_weights(path, ema=ema)
     card = read_card(file)
     if card is None:
         raise CheckpointError(f"{file.absolute()}: has no model card; export the model with ViTutor")
     _register(card.method)
     return load_model(file)
+
+
+def run_weights(run: Path, *, ema: bool) -> Path:
+    """Return the weights of a run, or the average of them; raises `CheckpointError` if none was kept."""
+    path = run / (EMA_WEIGHTS_NAME if ema else WEIGHTS_NAME)
+    if ema and not path.exists():
+        raise CheckpointError(f"{run.absolute()}: it kept no average of its weights; train it with train.ema_decay set")
+    return path
 
 
 def _register(method: str) -> None:

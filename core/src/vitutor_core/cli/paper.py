@@ -208,14 +208,16 @@ def _evaluate(paper: Paper) -> click.Command:
         confusion.csv and confusion.png. RUN may also be what `reproduce` published of a row, a folder with a run per
         seed; --out then writes a record of each seed for the tables.
         """
-        from vitutor_core.cli.evaluate import evaluate_by_class, evaluate_row
-
         if plan is None and not any(run.glob("seed-*")):
+            from vitutor_core.cli.by_class import evaluate_by_class
+
             found = evaluate_by_class(paper, run, out, source=source, split=split, ema=ema, speed=speed)
             click.echo(json.dumps(found, indent=2))
             return
         if source is not None or split is not None or ema:
             raise ConfigError(f"{run}: holds several runs; --source, --split and --ema are for one of them")
+        from vitutor_core.cli.evaluate import evaluate_row
+
         if plan is not None:
             out = out or results / "evaluation" / paper.package / run.name
         if out is None:

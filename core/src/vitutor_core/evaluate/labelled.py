@@ -1,21 +1,47 @@
-"""Labelled images to evaluate a trained model on, beside those that it was evaluated on: another split or source."""
+"""Evaluate a trained model on other images than those that it was evaluated on: another split or source."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from vitutor_core.config import nearest
 from vitutor_core.data import splits
+from vitutor_core.data.build import eval_loader
 from vitutor_core.data.folder import class_folders
 from vitutor_core.data.locate import locate, require_folder
+from vitutor_core.data.mixing import Normalise
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.types import Split
+from vitutor_core.distributed import choose_device, effective_precision
 from vitutor_core.errors import ConfigError
-from vitutor_core.schema import DataConfig
+from vitutor_core.evaluate.accuracy import Measured, measure
+from vitutor_core.models.weights import load_model
+from vitutor_core.schema import DataConfig, RunConfig
+
+
+def evaluate_elsewhere(weights: Path, config: RunConfig, *, source: str | None, split: str | None) -> Measured:
+    """Measure the accuracy of a weights file that was trained by ``config``, on chosen images.
+
+    ``source`` and ``split`` choose them as `labelled_images` says. Raises `ConfigError` if the model is no classifier.
+    """
+    if config.runtime.threads is not None:
+        torch.set_num_threads(config.runtime.threads)
+    device = choose_device(config.runtime.device)
+    model, card = load_model(weights)
+    if "top1" not in card.metrics:
+        raise ConfigError(f"{weights.absolute()}: its head is not trained, so that it has no accuracy; fine-tune it")
+    images = labelled_images(config.data, card.class_names, source=source, split=split)
+    normalise = Normalise(card.mean, card.std, device)
+    loader = eval_loader(images, np.arange(len(images.labels)), config, normalise=normalise, device=device)
+    precision = effective_precision(config.train.precision, device)
+    options: dict[str, Any] = {"num_classes": len(card.class_names), "device": device, "precision": precision}
+    return measure(model.to(device), None, loader, **options)
 
 
 def labelled_images(

@@ -14,8 +14,9 @@ from torch import nn
 
 from vitutor_core.errors import CheckpointError
 from vitutor_core.models.weights import ModelCard, save_model
-from vitutor_core.train.publish import EXPORTED_NAME
 
+EXPORTED_NAME = "model.safetensors"
+"""As timm and the Hub call the weights."""
 _OF_ARCHITECTURE = ("architecture", "classifier", "first_conv", "fixed_input_size", "input_size", "num_classes")
 
 

@@ -7,19 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from vitutor_core.data.build import build_data, eval_loader
-from vitutor_core.data.mixing import Normalise
+from vitutor_core.data.build import build_data
 from vitutor_core.data.types import Data, DataInfo
 from vitutor_core.distributed import choose_device, effective_precision
-from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.errors import CheckpointError
 from vitutor_core.evaluate.accuracy import Measured, measure
 from vitutor_core.evaluate.complexity import complexity, throughput
-from vitutor_core.evaluate.labelled import labelled_images
 from vitutor_core.models.weights import load_model, load_strictly
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.method import Clock, Method
@@ -70,41 +67,6 @@ def evaluate_run(
         size, batch = card.image_size, config.runtime.eval_batch_size
         metrics["images_per_s"] = throughput(model, size, device=device, batch_size=batch)
     return Measured(metrics, correct, answers)
-
-
-def evaluate_elsewhere(
-    run: Path, record: dict[str, Any], schema: type[RunConfig], *, source: str | None, split: str | None, ema: bool
-) -> Measured:
-    """Measure the accuracy of a finished run, or with ``ema`` of its averaged weights, on chosen images.
-
-    ``source`` and ``split`` choose them as `labelled_images` says; without them, they are those of the run.
-    """
-    config: RunConfig = schema.from_mapping(record["config"], where=str(run / "metrics.json"))
-    if config.runtime.threads is not None:
-        torch.set_num_threads(config.runtime.threads)
-    device = choose_device(config.runtime.device)
-    model, card = load_model(weights_file(run, ema=ema))
-    if "top1" not in record["metrics"]:
-        raise ConfigError(f"{run.absolute()}: its head is not trained, so that it has no accuracy; fine-tune it first")
-    images = labelled_images(config.data, card.class_names, source=source, split=split)
-    loader = eval_loader(
-        images,
-        np.arange(len(images.labels)),
-        config,
-        normalise=Normalise(card.mean, card.std, device),
-        device=device,
-    )
-    precision = effective_precision(config.train.precision, device)
-    options: dict[str, Any] = {"num_classes": len(card.class_names), "device": device, "precision": precision}
-    return measure(model.to(device), None, loader, **options)
-
-
-def weights_file(run: Path, *, ema: bool) -> Path:
-    """Return the weights of a run, or the average of them; raises `CheckpointError` if none was kept."""
-    path = run / (EMA_WEIGHTS_NAME if ema else WEIGHTS_NAME)
-    if ema and not path.exists():
-        raise CheckpointError(f"{run.absolute()}: it kept no average of its weights; train it with train.ema_decay set")
-    return path
 
 
 def _accuracy(

@@ -10,8 +10,6 @@ from vitutor_core.errors import ResourceError
 
 WEIGHTS_NAME = "student.safetensors"
 EMA_WEIGHTS_NAME = "student_ema.safetensors"
-EXPORTED_NAME = "model.safetensors"
-"""Of an exported folder, as timm and the Hub call it."""
 METHOD_NAME = "method.safetensors"
 INPUTS_NAME = "inputs.json"
 """What decided the result of a published run."""
