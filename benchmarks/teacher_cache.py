@@ -95,6 +95,8 @@ def with_untrained_teachers(config: RunConfig, folder: Path) -> RunConfig:
                 image_size=info.image_size,
                 mean=info.mean,
                 std=info.std,
+                crop_ratio=recipe.data.crop_ratio,
+                interpolation=recipe.data.interpolation,
                 method="supervised",
                 metrics={},
             )

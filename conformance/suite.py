@@ -311,6 +311,10 @@ class MethodConformance:
         model = timm.create_model(card.name, checkpoint_path=str(tmp_path / "student.safetensors"), **kwargs)
         assert model.eval()(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
         assert "timm.create_model" in (tmp_path / "student.md").read_text()
+        export_run(finished, tmp_path / "student", self.package)
+        rebuilt = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True)
+        images = torch.rand(2, 3, 16, 16)
+        assert torch.equal(rebuilt.eval()(images), model(images))
 
     def test_stored_logits_teach_as_the_teacher_does(self, tmp_path: Path, teachers: Path, finished: Path) -> None:
         for name in ("storing", "reading"):
@@ -321,7 +325,7 @@ class MethodConformance:
 
     def test_what_is_measured_again_is_what_was_measured(self, finished: Path) -> None:
         record = RunRecord.read(finished, self.package)
-        found, right = evaluate_run(finished, record, load(self.paper().config), load(self.paper().method).build)
+        found, right, _ = evaluate_run(finished, record, load(self.paper().config), load(self.paper().method).build)
         assert right == record.correct
         assert ("top1" in right) == self.classifies
         again = {name: value for name, value in record.metrics.items() if name in found}

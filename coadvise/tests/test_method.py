@@ -176,6 +176,8 @@ def test_build_loads_teachers_by_role(config, tmp_path, teacher, info):
             image_size=16,
             mean=info.mean,
             std=info.std,
+            crop_ratio=1.0,
+            interpolation="bilinear",
             method="x",
             metrics={"top1": 50.0},
         )

@@ -38,6 +38,8 @@ def run(model, tmp_path):
         image_size=16,
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
+        crop_ratio=1.0,
+        interpolation="bilinear",
         method="coadvise",
     )
     save_model(folder / "student.safetensors", model, card)

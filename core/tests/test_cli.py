@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from conformance.cost import cpu_seconds
-from core.tests.toy_paper import environment, write_toy_paper
+from core.tests.toy_paper import environment, paper_on_path
 from core.tests.train_samples import before_update, weights
 from vitutor_core.cli import teacher as teacher_command
 from vitutor_core.cli.entry import run
@@ -32,12 +32,8 @@ VITUTOR = [sys.executable, "-c", "from vitutor_core.cli.main import main; main()
 @pytest.fixture(scope="module")
 def toy_paper(tmp_path_factory):
     """The folder of a paper package, on the path of this process."""
-    folder = write_toy_paper(tmp_path_factory.mktemp("toy"))
-    sys.path.insert(0, str(folder))
-    yield folder
-    sys.path.remove(str(folder))
-    for name in ("toypaper", "toypaper.cli"):
-        sys.modules.pop(name, None)
+    with paper_on_path(tmp_path_factory.mktemp("toy")) as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -45,19 +41,6 @@ def toypaper(toy_paper):
     from toypaper.cli import cli
 
     return cli
-
-
-@pytest.fixture
-def call(capsys):
-    """Run a command line in this process; return its exit code, output and messages."""
-
-    def called(group, *arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            run(group, [str(argument) for argument in arguments])
-        return caught.value.code or 0, *capsys.readouterr()
-
-    return called
 
 
 def refuse(called, code, *parts):
@@ -271,10 +254,10 @@ def test_config_and_rows_are_printed(toypaper, call):
 def test_help_names_every_command(toypaper, call):
     code, output, _ = call(vitutor, "--help")
     assert code == 0
-    for name in ("data", "teacher", "report", "doctor"):
+    for name in ("data", "teacher", "predict", "report", "doctor"):
         assert f"\n  {name} " in output
     code, output, _ = call(toypaper, "-h")
-    for name in ("train", "reproduce", "config", "rows", "evaluate", "export"):
+    for name in ("train", "reproduce", "config", "rows", "evaluate", "predict", "export"):
         assert f"\n  {name} " in output
 
 

@@ -65,7 +65,7 @@ def test_pictures_are_kept_after_each_evaluation_and_published(encoder, tmp_path
 
 def test_an_encoder_is_evaluated_and_exported_without_an_accuracy(encoder, tmp_path):
     out, _ = encoder
-    found, correct = evaluate_run(out, RunRecord.read(out, "supervised"), RunConfig, Encoder.build)
+    found, correct, _ = evaluate_run(out, RunRecord.read(out, "supervised"), RunConfig, Encoder.build)
     assert correct == {}
     assert "top1" not in found
     assert found["images"] == 896  # the whole set, of which the run was given a part

@@ -132,6 +132,8 @@ def run(tmp_path):
         image_size=16,
         mean=MEAN,
         std=STD,
+        crop_ratio=1.0,
+        interpolation="bilinear",
         method="supervised",
     )
     save_model(tmp_path / "student.safetensors", timm.create_model("resnet8_tiny"), card)

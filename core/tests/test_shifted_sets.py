@@ -49,6 +49,8 @@ def make_run(folder, classes=CLASSES):
         image_size=16,
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
+        crop_ratio=1.0,
+        interpolation="bilinear",
         method="toypaper",
     )
     save_model(folder / "student.safetensors", timm.create_model("resnet8_tiny", num_classes=len(classes)), card)

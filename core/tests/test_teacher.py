@@ -49,6 +49,8 @@ def card(**changes):
         "image_size": 16,
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
+        "crop_ratio": 1.0,
+        "interpolation": "bilinear",
         "method": "supervised",
         "metrics": {"top1": 97.0},
     }

@@ -32,6 +32,8 @@ CARD = ModelCard(
     image_size=16,
     mean=(0.1, 0.2, 0.3),
     std=(0.4, 0.5, 0.6),
+    crop_ratio=1.0,
+    interpolation="bilinear",
     method="test",
     metrics={"top1": 91.5},
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CLI = """
@@ -51,3 +53,16 @@ def write_toy_paper(folder: Path) -> Path:
     (package / "cli.py").write_text(CLI)
     (package / "recipes" / "digits.yaml").write_text(RECIPE)
     return folder
+
+
+@contextmanager
+def paper_on_path(folder: Path) -> Iterator[Path]:
+    """Write the package into ``folder`` and let this process import it; yield the folder."""
+    write_toy_paper(folder)
+    sys.path.insert(0, str(folder))
+    try:
+        yield folder
+    finally:
+        sys.path.remove(str(folder))
+        for name in ("toypaper", "toypaper.cli"):
+            sys.modules.pop(name, None)

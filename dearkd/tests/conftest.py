@@ -167,6 +167,8 @@ def finished_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image_size=16,
         mean=(0.3044,) * 3,
         std=(0.3755,) * 3,
+        crop_ratio=1.0,
+        interpolation="bilinear",
         method="dearkd",
     )
     save_model(folder / "student.safetensors", model, card)

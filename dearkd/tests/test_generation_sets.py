@@ -173,6 +173,8 @@ def test_a_teacher_with_other_weights_changes_the_name(teacher, tmp_path):
         image_size=16,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
+        crop_ratio=1.0,
+        interpolation="bilinear",
         method="test",
     )
     save_model(tmp_path / "other.safetensors", model, card)

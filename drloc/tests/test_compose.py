@@ -136,6 +136,8 @@ def test_beside_dearkds_teacher_and_feature_loss(digits, tmp_path):
         image_size=16,
         mean=info.mean,
         std=info.std,
+        crop_ratio=1.0,
+        interpolation="bilinear",
         method="none",
     )
     save_model(tmp_path / "cnn.safetensors", timm.create_model("resnet8_tiny"), card)

@@ -23,6 +23,7 @@ Weight = Annotated[float, Field(ge=0, le=LARGE)]
 Temperature = Annotated[float, Field(gt=0, le=LARGE)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Aspect = Annotated[float, Field(gt=0, le=1000)]
+Interpolation = Literal["bilinear", "bicubic"]
 Layer = Annotated[int, Field(ge=0, le=1000)]
 
 Value = bool | int | float | str | None
@@ -69,13 +70,18 @@ class DataConfig(Config):
         "keyed",
         help="keyed: by subset_seed; numpy: NumPy's generator seeded with the class, as released with arXiv 2112.03552",
     )
+    balance: Literal["none", "sampling"] = identity(
+        "none",
+        help="sampling: an epoch, of the same length, has as many images of each class, so those of small classes come "
+        "more often; none: each image once",
+    )
     view_seed: Seed | None = identity(
         None,
         help="seed of order, augmentation and mixing, apart from that of the weights; runs that share it share a "
         "teacher's cached logits, and vary less; null: the run's seed",
     )
     crop_ratio: float = identity(1.0, help="evaluation: resize to size / ratio, then crop the centre", gt=0, le=1)
-    interpolation: Literal["bilinear", "bicubic"] = identity("bilinear", help="resampling of every resize")
+    interpolation: Interpolation = identity("bilinear", help="resampling of every resize")
     loader: Literal["resident", "streamed"] = identity(
         "resident", help="resident: uint8 on the device, augmented in batch; streamed: timm's transforms in workers"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +11,13 @@ from vitutor_core.cli import options
 from vitutor_core.cli.stage import left_out
 from vitutor_core.errors import ConfigError
 from vitutor_core.files import write_json
-from vitutor_core.paper import load
 from vitutor_core.runs import RunDir, RunRecord, weights_file
 from vitutor_core.schema import DataConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from vitutor_core.models.weights import ModelCard
 
@@ -63,10 +61,11 @@ def analyze(
         raise ConfigError(f"analyze: {len(models)} models given; give one, or two to compare")
     from vitutor_core.analysis.analyse import Quirks, analyse
     from vitutor_core.analysis.figures import draw_analysis
+    from vitutor_core.cli.models import load_any
     from vitutor_core.distributed import choose_device
 
     place = choose_device(device)
-    loaded = [_load(path) for path in models]
+    loaded = [load_any(path) for path in models]
     networks = [(label, model.to(place)) for label, (model, _) in zip(_labels(models), loaded, strict=True)]
     cards = [card for _, card in loaded]
     data = _batches(source or _source_of(models[0]), cards, images=images, batch=batch, seed=seed, shuffle=not released)
@@ -87,27 +86,6 @@ def _first_seed(path: Path) -> Path:
     if not seeds or weights_file(path).is_file():
         return path
     return min(seeds, key=lambda run: int(run.name.removeprefix("seed-")))
-
-
-def _load(path: Path) -> tuple[nn.Module, ModelCard]:
-    from vitutor_core.errors import CheckpointError
-    from vitutor_core.models.weights import load_model, read_card
-
-    file = weights_file(path)
-    card = read_card(file)
-    if card is None:
-        raise CheckpointError(f"{file.absolute()}: has no model card; export the model with ViTutor")
-    _register(card.method)
-    return load_model(file)
-
-
-def _register(method: str) -> None:
-    """Import the paper that trained a model, which registers its models with timm; only an installed one of ours."""
-    try:
-        distribution(f"vitutor-{method.replace('_', '-')}")
-    except (PackageNotFoundError, ValueError):
-        return  # a model of core or timm needs nothing, and for another the message of timm is good
-    load(load(f"{method}.cli:PAPER").method)
 
 
 def _labels(paths: tuple[Path, ...]) -> list[str]:

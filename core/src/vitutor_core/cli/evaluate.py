@@ -43,7 +43,7 @@ def evaluate_row(paper: Paper, runs: Path, out: Path, planned: PlannedRow | None
     with replace_folder(out, *_OWN) as partial:
         records = [RunRecord.read(folder, paper.package) for folder in folders]
         for folder, record in zip(folders, records, strict=True):
-            found, correct = evaluate_one(paper, folder, speed=speed)
+            found, correct, _ = evaluate_one(paper, folder, speed=speed)
             metrics = record.metrics | found
             target = partial / folder.name
             copy_file(RunDir(folder).curves, RunDir(target).curves)

@@ -13,6 +13,7 @@ from vitutor_core.cli.data import data
 from vitutor_core.cli.doctor import doctor
 from vitutor_core.cli.entry import run
 from vitutor_core.cli.graph import graph, params, plan, ready
+from vitutor_core.cli.predict import predict_command
 from vitutor_core.cli.report import report
 from vitutor_core.cli.teacher import teacher
 
@@ -23,7 +24,7 @@ def vitutor() -> None:
     """ViTutor's shared tools. Each paper has a command of its own."""
 
 
-for command in (data, teacher, cache, analyze, compare, report, graph, plan, ready, params, doctor):
+for command in (data, teacher, predict_command(), cache, analyze, compare, report, graph, plan, ready, params, doctor):
     vitutor.add_command(command)
 
 

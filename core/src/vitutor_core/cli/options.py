@@ -39,6 +39,7 @@ settings = click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Override a field, e.g. train.epochs=5; repeatable."
 )
 seed = click.option("--seed", type=click.IntRange(min=0), help="Short for --set seed=N.")
+ema = click.option("--ema", is_flag=True, help="Take the average of the weights, of a run with train.ema_decay.")
 teachers = click.option(
     "--teachers",
     type=PathOption(file_okay=False),

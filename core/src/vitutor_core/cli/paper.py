@@ -1,4 +1,4 @@
-"""The commands of a paper package: train, reproduce, config, rows, evaluate, robustness, export.
+"""The commands of a paper package: train, evaluate, predict, robustness, export, config, rows, reproduce.
 
 A package makes its whole command line with `paper_group`; config and method are named, not imported, so that
 ``--help`` and config mistakes are answered at once.
@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from vitutor_core.cli import options
+from vitutor_core.cli.predict import predict_command
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.planned import PlannedRow, leave_out
 from vitutor_core.paper import Paper, load
@@ -28,7 +29,7 @@ def paper_group(paper: Paper, summary: str) -> click.Group:
     def group() -> None:
         pass
 
-    for command in (_train, _reproduce, _config, _rows, _evaluate, _robustness, _export):
+    for command in (_train, _reproduce, _config, _rows, _evaluate, predict_command, _robustness, _export):
         group.add_command(command(paper))
     return group
 
@@ -179,31 +180,50 @@ def _brief(changes: Mapping[str, object]) -> str:
 def _evaluate(paper: Paper) -> click.Command:
     @click.command("evaluate")
     @click.argument("run", type=options.PathOption(exists=True, file_okay=False))
+    @click.option("--source", help="Evaluate on these images, as data.source, classes matched by name.")
+    @click.option("--split", help="Evaluate on this split, e.g. train or test.")
+    @options.ema
     @click.option("--speed", is_flag=True, help="Measure throughput as well.")
     @options.plan
     @click.option(
         "--out",
         type=options.PathOption(file_okay=False),
-        help="Write the records of a row's runs there.  [default under a plan: RESULTS/evaluation/PAPER/ROW]",
+        help="Write the confusion matrix there; of a row, the records of its runs.  "
+        "[default under a plan: RESULTS/evaluation/PAPER/ROW]",
     )
     @options.results
-    def evaluate(run: Path, speed: bool, plan: Path | None, out: Path | None, results: Path) -> None:
-        """Evaluate the finished RUN again, from its weights: accuracy, calibration, parameters, FLOPs.
+    def evaluate(
+        run: Path,
+        source: str | None,
+        split: str | None,
+        ema: bool,
+        speed: bool,
+        plan: Path | None,
+        out: Path | None,
+        results: Path,
+    ) -> None:
+        """Evaluate the finished RUN again, from its weights: accuracy, also by class, calibration, parameters, FLOPs.
 
-        RUN may also be what `reproduce` published of a row, a folder with a run per seed; --out then writes a record
-        of each seed for the tables.
+        With --source, --split or --ema only the accuracy is measured. --out writes evaluation.json, classes.csv,
+        confusion.csv and confusion.png. RUN may also be what `reproduce` published of a row, a folder with a run per
+        seed; --out then writes a record of each seed for the tables.
         """
-        from vitutor_core.cli.evaluate import evaluate_one, evaluate_row
+        if plan is None and not any(run.glob("seed-*")):
+            from vitutor_core.cli.by_class import evaluate_by_class
+
+            found = evaluate_by_class(paper, run, out, source=source, split=split, ema=ema, speed=speed)
+            click.echo(json.dumps(found, indent=2))
+            return
+        if source is not None or split is not None or ema:
+            raise ConfigError(f"{run}: holds several runs; --source, --split and --ema are for one of them")
+        from vitutor_core.cli.evaluate import evaluate_row
 
         if plan is not None:
             out = out or results / "evaluation" / paper.package / run.name
-        if out is not None:
-            planned = None if plan is None else PlannedRow.read(plan, paper.package, run.name)
-            evaluate_row(paper, run, out, planned, speed=speed)
-        elif any(run.glob("seed-*")):
+        if out is None:
             raise ConfigError(f"{run}: holds several runs; name one of them, or write all with --out")
-        else:
-            click.echo(json.dumps(evaluate_one(paper, run, speed=speed).metrics, indent=2))
+        planned = None if plan is None else PlannedRow.read(plan, paper.package, run.name)
+        evaluate_row(paper, run, out, planned, speed=speed)
 
     return evaluate
 
@@ -249,13 +269,18 @@ def _robustness(paper: Paper) -> click.Command:
 def _export(paper: Paper) -> click.Command:
     @click.command("export")
     @click.argument("run", type=options.PathOption(exists=True, file_okay=False))
-    @click.option("--to", "target", required=True, type=options.PathOption(dir_okay=False))
-    def export(run: Path, target: Path) -> None:
-        """Write the student of RUN as safetensors for timm.create_model, with a model card beside it."""
+    @click.option("--to", "target", required=True, type=options.PathOption())
+    @options.ema
+    def export(run: Path, target: Path, ema: bool) -> None:
+        """Write the student of RUN for timm, with a model card.
+
+        --to a folder, which timm.create_model("local-dir:FOLDER", pretrained=True) and resolve_data_config rebuild; or
+        to a file NAME.safetensors, for timm.create_model(..., checkpoint_path=FILE).
+        """
         from vitutor_core.cli.artefacts import export_run
 
         load(paper.method)  # registers the paper's models with timm
-        for line in export_run(run, target, paper.package):
+        for line in export_run(run, target, paper.package, ema=ema):
             click.echo(line)
 
     return export

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vitutor_core.data import randaugment
 from vitutor_core.data.augment import Augment
@@ -13,7 +14,7 @@ from vitutor_core.data.resident import Progress, ResidentEvalLoader, ResidentTra
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.streamed import StreamedEvalLoader, StreamedTrainLoader, eval_transform, train_transform
 from vitutor_core.data.subsets import fingerprint, subset_indices
-from vitutor_core.data.types import Data, DataInfo, EvalLoader, TrainLoader
+from vitutor_core.data.types import Data, DataInfo, EvalLoader, Split, TrainLoader
 from vitutor_core.errors import ConfigError
 from vitutor_core.schema import AugmentConfig, RunConfig
 
@@ -40,6 +41,7 @@ def build_data(
         seed=config.view_seed,
         batch_size=config.train.batch_size,
         num_views=len(source.train.labels) if config.train.epoch_length == "full" else None,
+        balanced=source.train.labels[indices] if config.data.balance == "sampling" else None,
         accumulate=config.train.accumulate,
         repeats=config.augment.repeats,
         rank=rank,
@@ -67,27 +69,38 @@ def build_data(
     normalise = Normalise(info.mean, info.std, device)
     own = np.arange(rank, info.num_eval, world_size)
     train: TrainLoader
-    evaluation: EvalLoader
     contents = ""
     if config.data.loader == "resident":
         cropped = config.augment.crop_scale is not None
         images = load_train(source.train, indices, config.data, cropped=cropped, device=device, progress=progress)
         augment = Augment(config.data, config.augment, source.mean, device)
         train = ResidentTrainLoader(images, order, augment, finish)
-        images = load_eval(source.evaluation, own, config.data, device=device, progress=progress)
-        labels = torch.from_numpy(source.evaluation.labels[own]).to(device)
-        evaluation = ResidentEvalLoader(images, labels, config.runtime.eval_batch_size, normalise)
         contents = source.train.contents(indices) + source.evaluation.contents(np.arange(info.num_eval))
     else:
         transform = train_transform(config.data, config.augment, info)
         train = StreamedTrainLoader(
             source.train, indices, transform, order=order, finish=finish, runtime=config.runtime, device=device
         )
-        transform = eval_transform(config.data)
-        evaluation = StreamedEvalLoader(
-            source.evaluation, own, transform, normalise=normalise, runtime=config.runtime, device=device
-        )
+    evaluation = eval_loader(source.evaluation, own, config, normalise=normalise, device=device, progress=progress)
     return Data(info, train, evaluation, contents)
+
+
+def eval_loader(
+    split: Split,
+    indices: NDArray[np.int64],
+    config: RunConfig,
+    *,
+    normalise: Normalise,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> EvalLoader:
+    """Make the loader of the images ``indices`` of ``split`` as they are evaluated."""
+    if config.data.loader == "streamed":
+        transform = eval_transform(config.data)
+        return StreamedEvalLoader(split, indices, transform, normalise=normalise, runtime=config.runtime, device=device)
+    images = load_eval(split, indices, config.data, device=device, progress=progress)
+    labels = torch.from_numpy(split.labels[indices]).to(device)
+    return ResidentEvalLoader(images, labels, config.runtime.eval_batch_size, normalise)
 
 
 def check_augment(config: AugmentConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,9 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitutor_core.data.transfer import to_device
-from vitutor_core.schema import DataConfig
-
-Interpolation = Literal["bilinear", "bicubic"]
+from vitutor_core.schema import Interpolation
 
 _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -33,7 +31,18 @@ def resize_and_crop(image: Image.Image, shorter_side: int, crop: int, interpolat
     return image.crop((left, top, left + crop, top + crop))
 
 
-def eval_fit(config: DataConfig) -> Callable[[Image.Image], Image.Image]:
+class EvalGeometry(Protocol):
+    """How an image is brought to the size of a model: what a config's data section and a model's card say of it."""
+
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def crop_ratio(self) -> float: ...
+    @property
+    def interpolation(self) -> Interpolation: ...
+
+
+def eval_fit(config: EvalGeometry) -> Callable[[Image.Image], Image.Image]:
     """Return the geometry of evaluation: resize to ``image_size / crop_ratio``, then cut the centre out."""
     side = config.image_size
     return partial(

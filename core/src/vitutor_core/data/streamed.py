@@ -17,7 +17,7 @@ from torch import Tensor
 from vitutor_core.data import keyed
 from vitutor_core.data.mixing import Finish, Normalise
 from vitutor_core.data.order import Order, Views
-from vitutor_core.data.resample import eval_fit, resize_and_crop
+from vitutor_core.data.resample import EvalGeometry, eval_fit, resize_and_crop
 from vitutor_core.data.stream import Stream
 from vitutor_core.data.transfer import to_device
 from vitutor_core.data.types import Batch, DataInfo, Split
@@ -162,7 +162,7 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     return Image.new(image.mode, image.size) if bits < 1 else ImageOps.posterize(image, min(bits, 8))
 
 
-def eval_transform(data: DataConfig) -> Transform:
+def eval_transform(data: EvalGeometry) -> Transform:
     """Return the evaluation transform, from a PIL image to (3, S, S) uint8."""
     fit = eval_fit(data)
     return lambda image: torch.from_numpy(np.array(fit(image))).permute(2, 0, 1)

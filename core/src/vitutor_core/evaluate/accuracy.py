@@ -17,23 +17,35 @@ from vitutor_core.models.modes import evaluation_mode
 CALIBRATION_BINS = 15
 
 
+class Answers(NamedTuple):
+    """Of each image of a set, in its order: the class that the model named first, and the image's own; (N,) int64."""
+
+    given: Tensor
+    wanted: Tensor
+
+
 class Measured(NamedTuple):
-    """Metrics by name; and, for each accuracy among them, which images were right, as `pack` writes it."""
+    """Metrics by name; for each accuracy among them, which images were right, as `pack` writes it; a model's answers.
+
+    The answers are those of the model itself, not of the average of its weights.
+    """
 
     metrics: dict[str, float]
     correct: dict[str, str]
+    answers: Answers | None = None
 
 
 def measure(model: nn.Module, averaged: nn.Module | None, loader: EvalLoader, **options: Any) -> Measured:
     """Measure a model as `evaluate` does and, under names that begin with ``ema_``, the average of its weights."""
     found: dict[str, float] = {}
     correct: dict[str, str] = {}
+    answers: dict[str, Answers] = {}
     for prefix, one in (("", model), ("ema_", averaged)):
         if one is not None:
-            metrics, right = _evaluate(one, loader, **options)
+            metrics, answers[prefix] = _evaluate(one, loader, **options)
             found |= {prefix + name: value for name, value in metrics.items()}
-            correct[f"{prefix}top1"] = pack(right)
-    return Measured(found, correct)
+            correct[f"{prefix}top1"] = pack(answers[prefix].given == answers[prefix].wanted)
+    return Measured(found, correct, answers[""])
 
 
 def evaluate(
@@ -69,12 +81,12 @@ def _evaluate(
     num_classes: int,
     device: torch.device | str,
     precision: Literal["fp32", "bf16"] = "fp32",
-) -> tuple[dict[str, float], Tensor]:
-    """Return what `evaluate` returns, and which images of the set were right: (N,) booleans, in the set's order."""
+) -> tuple[dict[str, float], Answers]:
+    """Return what `evaluate` returns, and the answer to each image."""
     # Images, loss, top-1, top-k, not finite; then, per bin, the sums of the confidence and of right answers.
     totals = torch.zeros(5, dtype=torch.float64, device=device)
     bins = torch.zeros(CALIBRATION_BINS, 2, dtype=torch.float64, device=device)
-    right = [torch.zeros(0, dtype=torch.bool, device=device)]
+    answers = [torch.zeros(2, 0, dtype=torch.int64, device=device)]
     with evaluation_mode(model), torch.inference_mode():
         for images, targets in loader:
             with torch.autocast(totals.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -84,23 +96,24 @@ def _evaluate(
                     f"evaluation: the model gives logits of shape {tuple(logits.shape)} for {len(targets)} images "
                     f"of {num_classes} classes; build it with num_classes={num_classes}"
                 )
-            right.append(_count(logits.float(), targets.to(device, non_blocking=True), totals, bins))
+            wanted = targets.to(device, non_blocking=True)
+            answers.append(torch.stack([_count(logits.float(), wanted, totals, bins), wanted]))
     metrics = _metrics(totals, bins)
-    return metrics, _in_order(torch.cat(right), int(metrics["images"]))
+    return metrics, Answers(*_in_order(torch.cat(answers, dim=1), int(metrics["images"])))
 
 
 def _in_order(own: Tensor, images: int) -> Tensor:
-    """Put the answers of all processes into the order of the set; see `EvalLoader`."""
+    """Put the columns, one per image, of all processes into the order of the set; see `EvalLoader`."""
     rank, size = world()
     if size == 1:
         return own.cpu()
-    everything = torch.zeros(images, dtype=torch.uint8, device=own.device)
-    everything[rank::size] = own.to(torch.uint8)
-    return sum_over_processes(everything).bool().cpu()
+    everything = own.new_zeros(len(own), images)
+    everything[:, rank::size] = own
+    return sum_over_processes(everything).cpu()
 
 
 def _count(logits: Tensor, targets: Tensor, totals: Tensor, bins: Tensor) -> Tensor:
-    """Add a batch, (B, K) float32 logits and (B,) class ids, to the sums and return which first answers are right.
+    """Add a batch, (B, K) float32 logits and (B,) class ids, to the sums and return the first answers.
 
     Nothing is read back from the device.
     """
@@ -118,7 +131,7 @@ def _count(logits: Tensor, targets: Tensor, totals: Tensor, bins: Tensor) -> Ten
     # A product with the one-hot matrix is deterministic on every device; scattered additions are not.
     members = F.one_hot(bin_of, CALIBRATION_BINS).double()
     bins += members.T @ torch.stack([confidence, correct], dim=1).double()
-    return correct
+    return prediction
 
 
 def _metrics(totals: Tensor, bins: Tensor) -> dict[str, float]:

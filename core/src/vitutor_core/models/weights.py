@@ -27,7 +27,7 @@ from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.files import atomic
 from vitutor_core.models.border import check_border
 from vitutor_core.runs import weights_file
-from vitutor_core.schema import KwargValue, ModelConfig
+from vitutor_core.schema import Interpolation, KwargValue, ModelConfig
 
 _KEY = "vitutor"
 
@@ -41,6 +41,8 @@ class ModelCard(Config):
     image_size: int = identity(help="side of the input, in pixels")
     mean: tuple[float, ...] = identity(help="normalisation: mean per channel")
     std: tuple[float, ...] = identity(help="normalisation: standard deviation per channel")
+    crop_ratio: float = identity(help="images are resized to image_size / crop_ratio, then the centre is cut out")
+    interpolation: Interpolation = identity(help="resampling of that resize")
     method: str = identity(help="what trained it")
     metrics: dict[str, float] = identity({}, help="its evaluation")
 
@@ -132,8 +134,10 @@ def read_card(path: Path) -> ModelCard | None:
         raise CheckpointError(
             f"{path.absolute()}: not a safetensors file; pickled checkpoints are not loaded, convert them first"
         ) from None
-    except ValidationError:
-        raise CheckpointError(f"{path.absolute()}: its model card is not readable") from None
+    except ValidationError as error:
+        what = error.errors()[0]
+        reason = f"{what['msg']}: {'.'.join(map(str, what['loc']))}".rstrip(": ")
+        raise CheckpointError(f"{path.absolute()}: its model card is not readable ({reason}); train it again") from None
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelCard]:

@@ -37,12 +37,12 @@ def evaluate_run(
     device = choose_device(config.runtime.device)
     model, card = load_model(RunDir(run).weights)
     model.to(device)
-    metrics, correct = Measured({}, {})
+    metrics, correct, answers = Measured({}, {})
     if "top1" in record.metrics or record.own_metrics:
         data = build_data(config, device=device)
         try:
             with advise_for_evaluation(config):
-                metrics, correct = _accuracy(run, model, record, config, data, device)
+                metrics, correct, answers = _accuracy(run, model, record, config, data, device)
                 if record.own_metrics:
                     method = _method(run, model, config, build, data).to(device)
                     metrics |= method.report(evaluation=data.evaluation).metrics
@@ -52,7 +52,7 @@ def evaluate_run(
     if speed:
         size, batch = card.image_size, config.runtime.eval_batch_size
         metrics["images_per_s"] = throughput(model, size, device=device, batch_size=batch)
-    return Measured(metrics, correct)
+    return Measured(metrics, correct, answers)
 
 
 def _accuracy(

@@ -74,7 +74,7 @@ def train(
             if run.is_finished:
                 return RunRecord.read(run.path)
             with advise_for_training(config, group.device):
-                (metrics, correct), averaged = fit(method, data, config, run=run, processes=group, identity=identity)
+                (metrics, correct, _), averaged = fit(method, data, config, run=run, processes=group, identity=identity)
             if measure and method.traits.measures:
                 with advise_for_evaluation(config):
                     metrics = metrics | method.report(evaluation=data.evaluation).metrics
@@ -84,7 +84,8 @@ def train(
             card = _card(config, data.info, label, metrics)
             save_model(run.files.weights, method.inference_model(), card)
             if averaged is not None:
-                save_model(run.files.ema_weights, averaged, card)
+                own = {name.removeprefix("ema_"): value for name, value in metrics.items() if name.startswith("ema_")}
+                save_model(run.files.ema_weights, averaged, _card(config, data.info, label, own))
             if method.traits.measures and len(method.state_dict()) > len(method.inference_model().state_dict()):
                 save_tensors(run.files.method, method.state_dict())
             seconds = round(time.monotonic() - started, 1)
@@ -132,6 +133,8 @@ def _card(config: RunConfig, info: DataInfo, label: RunLabel, metrics: dict[str,
         image_size=info.image_size,
         mean=info.mean,
         std=info.std,
+        crop_ratio=config.data.crop_ratio,
+        interpolation=config.data.interpolation,
         method=label.paper,
         metrics={name: metrics[name] for name in ("top1", "top5", "loss", "ece") if name in metrics},
     )

@@ -91,7 +91,7 @@ class TrainState:
     def end_epoch(self, line: dict[str, Any], measured: Measured) -> None:
         """Append an epoch to the curves and note whether it is the best so far."""
         self.curves.append(line)
-        self.last_metrics, self.last_correct = measured
+        self.last_metrics, self.last_correct = measured[:2]
         if "top1" in line and line["top1"] > self.best_top1:
             self.best_step, self.best_top1 = self.step, line["top1"]
 

@@ -1,0 +1,44 @@
+"""Evaluate one finished run class by class, also on other images, or with its averaged weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vitutor_core.cli.evaluate import evaluate_one
+from vitutor_core.cli.models import run_weights
+from vitutor_core.evaluate.confusion import by_class
+from vitutor_core.evaluate.labelled import evaluate_elsewhere
+from vitutor_core.models.weights import read_card
+from vitutor_core.paper import Paper, load
+from vitutor_core.report.confusion import write_by_class
+from vitutor_core.runs import RunRecord
+
+
+def evaluate_by_class(
+    paper: Paper, run: Path, out: Path | None, *, source: str | None, split: str | None, ema: bool, speed: bool
+) -> dict[str, Any]:
+    """Measure one finished run also class by class, and write that into ``out`` if given; return what to show.
+
+    Without a choice of images or weights these are all figures of the run, else its accuracy.
+    """
+    load(paper.method)  # registers the paper's models with timm
+    record = RunRecord.read(run, paper.package)
+    weights = run_weights(run, ema=ema)
+    if source is None and split is None and not ema:
+        measured = evaluate_one(paper, run, speed=speed)
+    else:
+        config = load(paper.config).from_mapping(record.config, where=str(run / "metrics.json"))
+        measured = evaluate_elsewhere(weights, config, source=source, split=split)
+    card = read_card(weights)
+    if measured.answers is None or card is None:
+        return dict(measured.metrics)
+    found = by_class(measured.answers, card.class_names)
+    if out is not None:
+        chosen = {"run": str(run), "source": source, "split": split, "ema": ema}
+        for path in write_by_class({**chosen, "metrics": measured.metrics, **found}, out):
+            click.echo(str(path), err=True)
+    of_classes = {line["class"]: line["top1"] for line in found["classes"]}
+    return {**measured.metrics, "balanced_top1": found["balanced_top1"], "class_top1": of_classes}

@@ -1,0 +1,49 @@
+"""Load a trained model of any paper: a finished run, an exported folder, or a weights file."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitutor_core.errors import CheckpointError
+from vitutor_core.paper import load
+from vitutor_core.runs import RunDir
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vitutor_core.models.weights import ModelCard
+
+
+def load_any(path: Path, *, ema: bool = False) -> tuple[nn.Module, ModelCard]:
+    """Rebuild the model of ``path``, or of a run, with ``ema``, its averaged weights; raises `CheckpointError`."""
+    from vitutor_core.models.timm_folder import EXPORTED_NAME
+    from vitutor_core.models.weights import load_model, read_card
+
+    file = path
+    if path.is_dir():
+        is_export = (path / EXPORTED_NAME).exists() and not RunDir(path).weights.exists()
+        file = path / EXPORTED_NAME if is_export else run_weights(path, ema=ema)
+    card = read_card(file)
+    if card is None:
+        raise CheckpointError(f"{file.absolute()}: has no model card; export the model with ViTutor")
+    _register(card.method)
+    return load_model(file)
+
+
+def run_weights(run: Path, *, ema: bool) -> Path:
+    """Return the weights of a run, or the average of them; raises `CheckpointError` if none was kept."""
+    path = RunDir(run).ema_weights if ema else RunDir(run).weights
+    if ema and not path.exists():
+        raise CheckpointError(f"{run.absolute()}: it kept no average of its weights; train it with train.ema_decay set")
+    return path
+
+
+def _register(method: str) -> None:
+    """Import the paper that trained a model, which registers its models with timm; only an installed one of ours."""
+    try:
+        distribution(f"vitutor-{method.replace('_', '-')}")
+    except (PackageNotFoundError, ValueError):
+        return  # a model of core or timm needs nothing, and for another the message of timm is good
+    load(load(f"{method}.cli:PAPER").method)

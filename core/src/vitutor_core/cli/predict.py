@@ -1,0 +1,115 @@
+"""Say which classes images show, by any trained model. Imports nothing heavy itself."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from vitutor_core.cli import options
+from vitutor_core.cli.entry import printable
+from vitutor_core.errors import DataError, ResourceError
+from vitutor_core.paper import Paper, load
+from vitutor_core.runs import RunDir, RunRecord
+
+if TYPE_CHECKING:
+    from vitutor_core.evaluate.predict import Prediction
+
+
+def predict_command(paper: Paper | None = None) -> click.Command:
+    """Return the command, for the models of a ``paper`` or for all."""
+
+    @click.command("predict")
+    @click.argument("model", metavar="RUN|FILE", type=click.Path(exists=True, path_type=Path))
+    @click.argument("images", nargs=-1, required=True)
+    @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes per image.")
+    @click.option(
+        "--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write there, a line for each image."
+    )
+    @options.ema
+    @click.option("--batch", type=click.IntRange(1, 2**20), default=256, show_default=True, help="Images at once.")
+    @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+    def predict(
+        model: Path, images: tuple[str, ...], top: int, table: Path | None, ema: bool, batch: int, device: str
+    ) -> None:
+        """Name the classes of IMAGES: files, folders with all below them, or patterns such as 'new/*.jpg'.
+
+        The model is a finished run, of a student or a teacher, an exported folder or a weights file; images are
+        prepared as in its evaluation. Those that cannot be read are named at the end, and the exit code is 3 then.
+        """
+        from vitutor_core.evaluate.named import named_images
+
+        paths = named_images(images)
+        if table is not None:
+            _make_folder(table.parent)
+        if paper is not None:
+            load(paper.method)  # registers the paper's models with timm
+        from vitutor_core.cli.models import load_any
+        from vitutor_core.distributed import choose_device, effective_precision
+        from vitutor_core.evaluate.predict import predict as predictions
+        from vitutor_core.train.progress import RunProgress
+
+        place = choose_device(device)
+        network, card = load_any(model, ema=ema)
+        precision = effective_precision(_precision(model), place)
+        lines: list[Prediction] = []
+        problems = []
+        shows_progress = len(paths) > batch and (table is not None or not sys.stdout.isatty())
+        with RunProgress("predicting", len(paths), enabled=shows_progress) as progress:
+            found = predictions(network, card, paths, top=top, batch_size=batch, device=place, precision=precision)
+            for done, prediction in enumerate(found, start=1):
+                if prediction.problem is not None:
+                    problems.append(prediction.problem)
+                elif table is not None:
+                    lines.append(prediction)
+                else:
+                    click.echo(_line(prediction))
+                progress.of(done, len(paths))
+        if table is not None:
+            _write(table, lines, min(top, len(card.class_names)))
+            click.echo(f"{len(lines)} images; {table}")
+        for problem in problems:
+            click.echo(f"error: {printable(problem)}", err=True)
+        if problems:
+            raise DataError(f"{len(problems)} of {len(paths)} images cannot be read")
+
+    return predict
+
+
+def _precision(model: Path) -> Literal["fp32", "bf16"]:
+    """Return the precision in which a run is evaluated; a file does not say it."""
+    if not RunDir(model).metrics.is_file():
+        return "fp32"
+    precision = RunRecord.read(model).config.get("train", {}).get("precision")
+    return "bf16" if precision == "bf16" else "fp32"
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"--csv: cannot make {folder.absolute()} ({error.strerror}); choose another") from None
+
+
+def _line(prediction: Prediction) -> str:
+    classes = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in prediction.classes)
+    return printable(f"{prediction.path}: {classes}")
+
+
+def _write(table: Path, lines: Iterable[Prediction], top: int) -> None:
+    from vitutor_core.files import write_text
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", *(f"{name}_{rank}" for rank in range(1, top + 1) for name in ("class", "probability"))])
+    for prediction in lines:
+        name = os.fsencode(prediction.path).decode(errors="backslashreplace")
+        classes = (value for name, share in prediction.classes for value in (name, f"{share:.6g}"))
+        writer.writerow([name, *classes])
+    write_text(table, text.getvalue())

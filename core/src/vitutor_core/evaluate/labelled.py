@@ -1,0 +1,91 @@
+"""Evaluate a trained model on other images than those that it was evaluated on: another split or source."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitutor_core.config import nearest
+from vitutor_core.data import splits
+from vitutor_core.data.build import eval_loader
+from vitutor_core.data.folder import class_folders
+from vitutor_core.data.locate import locate, require_folder
+from vitutor_core.data.mixing import Normalise
+from vitutor_core.data.sources import open_source
+from vitutor_core.data.types import Split
+from vitutor_core.distributed import choose_device, effective_precision
+from vitutor_core.errors import ConfigError
+from vitutor_core.evaluate.accuracy import Measured, measure
+from vitutor_core.models.weights import load_model
+from vitutor_core.schema import DataConfig, RunConfig
+
+
+def evaluate_elsewhere(weights: Path, config: RunConfig, *, source: str | None, split: str | None) -> Measured:
+    """Measure the accuracy of a weights file that was trained by ``config``, on chosen images.
+
+    ``source`` and ``split`` choose them as `labelled_images` says. Raises `ConfigError` if the model is no classifier.
+    """
+    if config.runtime.threads is not None:
+        torch.set_num_threads(config.runtime.threads)
+    device = choose_device(config.runtime.device)
+    model, card = load_model(weights)
+    if "top1" not in card.metrics:
+        raise ConfigError(f"{weights.absolute()}: its head is not trained, so that it has no accuracy; fine-tune it")
+    images = labelled_images(config.data, card.class_names, source=source, split=split)
+    normalise = Normalise(card.mean, card.std, device)
+    loader = eval_loader(images, np.arange(len(images.labels)), config, normalise=normalise, device=device)
+    precision = effective_precision(config.train.precision, device)
+    options: dict[str, Any] = {"num_classes": len(card.class_names), "device": device, "precision": precision}
+    return measure(model.to(device), None, loader, **options)
+
+
+def labelled_images(
+    config: DataConfig, class_names: Sequence[str], *, source: str | None = None, split: str | None = None
+) -> Split:
+    """Open a split of ``source``, whose labels become positions in ``class_names`` by the names of its classes.
+
+    ``config`` is what the model was trained on, and where neither is given, its evaluation split is opened. Of its own
+    source, ``train`` is all that a holdout leaves. Another source is taken as it is, without class list or holdout; a
+    folder needs no training split, and may hold the folders of the classes alone.
+
+    Raises `ConfigError` if there is no such split, or a class that is not among ``class_names``.
+    """
+    if source is None and split is None:
+        names, found = _opened(config, "")
+    elif source is None:
+        wanted = split or ""
+        own = {} if wanted.casefold() in splits.TRAINING else {"holdout": None, "eval_split": wanted}
+        names, found = _opened(config.model_copy(update=own), wanted)
+    elif source.startswith("folder:"):
+        names, found = class_folders(_split_folder(locate(source.removeprefix("folder:")), split))
+    else:
+        plain = DataConfig(source=source, image_size=config.image_size)
+        own = {} if split is None or split.casefold() in splits.TRAINING else {"eval_split": split}
+        names, found = _opened(plain.model_copy(update=own), split or "")
+    places = {name: place for place, name in enumerate(class_names)}
+    unknown = [name for name in names if name not in places]
+    if unknown:
+        hint = nearest(unknown[0], class_names)
+        raise ConfigError(f"{source or config.source}: the model does not know the class '{unknown[0]}'{hint}")
+    return dataclasses.replace(found, labels=np.array([places[name] for name in names], dtype=np.int64)[found.labels])
+
+
+def _opened(config: DataConfig, split: str) -> tuple[Sequence[str], Split]:
+    source = open_source(config)
+    return source.class_names, source.train if split.casefold() in splits.TRAINING else source.evaluation
+
+
+def _split_folder(folder: Path, split: str | None) -> Path:
+    """Return the folder of a split: the one that is asked for, else the first to evaluate on, else ``folder``."""
+    require_folder(folder, "a folder per class, or such folders in train/, val/ or test/")
+    found = {entry.name.casefold(): entry for entry in sorted(folder.iterdir()) if entry.is_dir()}
+    if split is not None:
+        if split.casefold() not in found:
+            raise ConfigError(f"--split: {folder} has no '{split}'{nearest(split, found)}")
+        return found[split.casefold()]
+    return next((found[name] for name in (*splits.EVALUATION, *splits.TRAINING) if name in found), folder)

@@ -1,0 +1,90 @@
+"""The files of an evaluation class by class: JSON, tables and a figure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitutor_core.errors import ResourceError
+from vitutor_core.files import write_json, write_text
+from vitutor_core.report.drawing import COLOURS, Picture, save_picture
+
+Json = dict[str, Any]
+
+_MOST_NAMES = 25
+"""How many classes can be named along an axis."""
+
+
+def write_by_class(found: Json, folder: Path) -> list[Path]:
+    """Write what `evaluate.confusion.by_class` found into ``folder`` and return the files.
+
+    evaluation.json has all of it; classes.csv a line for each class; confusion.csv the matrix, a line for each true
+    class; confusion.png, and confusion-dark.png for a dark page, show it. Raises `ResourceError` if they cannot be
+    written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _write_all(found, folder)
+    except OSError as error:
+        raise ResourceError(f"{folder.absolute()}: cannot write ({error.strerror}); choose another --out") from None
+
+
+def _write_all(found: Json, folder: Path) -> list[Path]:
+    names = [line["class"] for line in found["classes"]]
+    write_json(folder / "evaluation.json", found)
+    _write_csv(folder / "classes.csv", [list(found["classes"][0]), *(line.values() for line in found["classes"])])
+    rows = ([name, *counts] for name, counts in zip(names, found["confusion"], strict=True))
+    _write_csv(folder / "confusion.csv", [["class", *names], *rows])
+    picture = draw_confusion(found, folder / "confusion")
+    written = ("evaluation.json", "classes.csv", "confusion.csv")
+    return [*(folder / name for name in written), picture.light, picture.dark]
+
+
+def _write_csv(path: Path, lines: Iterable[Iterable[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    write_text(path, text.getvalue())
+
+
+def draw_confusion(found: Json, base: Path) -> Picture:
+    """Draw the shares of each class's images that are taken for each class, and each class's accuracy."""
+    names = [line["class"] for line in found["classes"]]
+    shares = [[100 * count / max(sum(row), 1) for count in row] for row in found["confusion"]]
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2, sharey=True)
+        shown = left.imshow(shares, vmin=0, vmax=100, cmap="viridis", aspect="auto", interpolation="nearest")
+        left.set(title="taken for (% of a class's images)", ylabel="class")
+        _name(left.set_xticks, names, rotation=90)
+        left.grid(visible=False)
+        figure.colorbar(shown, ax=left)
+        right.barh(range(len(names)), [line["top1"] or 0.0 for line in found["classes"]], color=COLOURS[2])
+        right.axvline(found["balanced_top1"], color=COLOURS[4], linestyle="--", label="mean of the classes")
+        right.set(title="accuracy (%)", xlim=(0, 100))
+        _name(left.set_yticks, names, rotation=0)
+        right.legend(loc="upper right", fontsize=7, frameon=False)  # "best" takes long for many classes
+
+    mean = f"{found['balanced_top1']:.1f} %"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names in scripts that the font does not have
+        return save_picture(
+            base,
+            draw,
+            title="Confusion matrix",
+            caption="Left: a row for each true class, a column for each answer. Right: accuracy of each class.",
+            alt=f"Heatmap of the confusion of {len(names)} classes; their mean accuracy is {mean}.",
+        )
+
+
+def _name(set_ticks: Any, names: Sequence[str], *, rotation: int) -> None:
+    places = range(0, len(names), -(-len(names) // _MOST_NAMES))
+    set_ticks(list(places), [_short(names[place]) for place in places], fontsize=6, rotation=rotation)
+
+
+def _short(name: str) -> str:
+    name = name.replace("$", r"\$")  # matplotlib reads formulae between dollar signs
+    return name if len(name) <= 20 else name[:19] + "\u2026"
