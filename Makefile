@@ -38,7 +38,7 @@ reproduce-%: setup
 	vitutor report show $(subst -,_,$*) --results $(GRAPH)/results
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
