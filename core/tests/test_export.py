@@ -111,8 +111,8 @@ def test_the_command_writes_files_and_folders(photo_run, toypaper, call, tmp_pat
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "README.md").write_text("my own")
     for target, code, part in (
-        (tmp_path / "mine", 2, f"--to: {tmp_path}/mine holds other files"),
-        (tmp_path / "w.md", 2, f"--to: {tmp_path}/w.md holds other files"),
+        (tmp_path / "mine", 2, f"{tmp_path}/mine: holds something else"),
+        (tmp_path / "w.md", 2, f"{tmp_path}/w.md: is a file"),
         (tmp_path / "w.md" / "out", 6, "cannot write (Not a directory)"),
     ):
         found, _, errors = call(toypaper, "export", photo_run, "--to", target)

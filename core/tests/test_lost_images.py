@@ -18,6 +18,7 @@ from vitutor_core.data.check import check_source
 from vitutor_core.data.images import file_split
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.schema import DataConfig, RunConfig
+from vitutor_core.train.method import Traits
 from vitutor_core.train.session import RunLabel, train
 from vitutor_core.train.supervised import Supervised
 
@@ -235,7 +236,7 @@ def test_all_missing_files_are_listed(pets: Path) -> None:
 
 
 class _Describes(Supervised):
-    classifies = False
+    traits = Traits(classifies=False)
 
 
 @pytest.mark.parametrize("fields", [{}, {"class_list": ("cat",)}])
