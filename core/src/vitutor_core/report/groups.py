@@ -1,11 +1,11 @@
-"""A table as groups of points: one group per label, one point per method."""
+"""A table as groups of points: one group per label, one point per measured column or method."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from vitutor_core.report.drawing import Picture, draw_legend, save_picture, style_of
+from vitutor_core.report.drawing import Picture, beside_the_paper, draw_legend, save_picture, style_of
 from vitutor_core.report.paper import PaperResults
 from vitutor_core.report.render import measured, number
 from vitutor_core.report.verdict import Json
@@ -20,36 +20,29 @@ def groups_figure(paper: PaperResults, part: Json, folder: Path) -> Picture | No
     done = [line for line in lines if line["ours"]]
     if len(done) < 2:
         return None
-    labels = list(dict.fromkeys(line["label"] for line in lines))
-    methods = list(dict.fromkeys(line["method"] for line in lines))
-    groups = {label: [line for line in lines if line["label"] == label] for label in labels}
-
-    def place(line: Json) -> float:
-        """Return where a line stands: side by side with the others of its label, within a third to either side."""
-        group = groups[line["label"]]
-        apart = min(0.2, 0.66 / max(1, len(group) - 1))
-        return labels.index(line["label"]) + apart * (group.index(line) - (len(group) - 1) / 2)
+    # What the points of a group differ in; it looks like the first line that has it.
+    states: dict[str, list[Json]] = {}
+    for line in lines:
+        states.setdefault(line["column"] or paper.title_of(line["row"]), []).append(line)
 
     def draw(figure: Any) -> None:
-        left, right = figure.subplots(1, 2)
-        for method in methods:
-            style = style_of(paper, method) | {"linestyle": "none"}
-            own = [(place(line), line) for line in lines if line["method"] == method]
-            ours = [(x, line["ours"]) for x, line in own if line["ours"]]
-            left.errorbar(
-                [x for x, _ in ours],
-                [stats["mean"] for _, stats in ours],
-                [stats["sd"] or 0 for _, stats in ours],
-                **style,
-            )
-            printed = [(x, line["paper"]) for x, line in own if line["paper"] is not None]
-            right.plot([x for x, _ in printed], [value for _, value in printed], **style)
-        for axes, title in ((left, "measured here"), (right, f"paper ({paper.scale})")):
-            axes.set(title=title, xlim=(-0.5, len(labels) - 0.5))
+        left, right = beside_the_paper(figure, part)
+        apart = min(0.2, 0.66 / max(1, len(states) - 1))
+        for axes, source in ((left, "ours"), (right, "paper")):
+            labels = list(dict.fromkeys(line["label"] for line in lines if line[source] is not None))
+            for place, (state, same) in enumerate(states.items()):
+                points = [line for line in same if line[source] is not None]
+                if not points:
+                    continue
+                x = [labels.index(line["label"]) + apart * (place - (len(states) - 1) / 2) for line in points]
+                values = [line[source]["mean"] if source == "ours" else line[source] for line in points]
+                spreads = [line[source]["sd"] or 0 for line in points] if source == "ours" else None
+                axes.errorbar(x, values, spreads, **style_of(paper, same[0]["row"]) | {"label": state, "linestyle": ""})
+            axes.set_xlim(-0.5, len(labels) - 0.5)
             axes.set_xticks(range(len(labels)), labels)
             axes.grid(visible=False, axis="x")
         left.set_ylabel("top-1 accuracy (%)" if part["metric"] == "top1" else part["metric"])
-        draw_legend(figure, left)
+        draw_legend(figure)
 
     listed = "; ".join(
         f"{line['label']}, {paper.title_of(line['row'])}: {measured(line['ours'], part['decimals'])}, "
