@@ -261,7 +261,7 @@ def test_figures(paper: PaperResults, full: Path, tmp_path: Path) -> None:
     pictures = draw_figures(paper, table, load_results(full, "demo"), tmp_path / "figures")
     names = [picture.path.stem for picture in pictures]
     assert names == ["ablation-ablation", "fraction-data", "learning-curves", "learning-curves-3", "heights"]
-    assert "OURS at 10 %: 81.3" in pictures[1].alt
+    assert "10 %, OURS: 81.3 +- 1.5, paper 54.0" in pictures[1].alt
     assert "all: +4.0 +- 0.8, paper +2.3" in pictures[0].alt
     assert "OURS: 95.0" in pictures[2].alt
     assert (pictures[3].title, "OURS: 81.3" in pictures[3].alt) == ("Shares", True)
@@ -289,6 +289,7 @@ def test_figures_follow_the_colours_of_the_page(paper: PaperResults, full: Path,
         assert not colours & {"#000000", "#ffffff", *re.findall(r"#\w{6}", THEME)}
         background, *_ = re.findall(r'id="patch_\d+">.*?style="([^"]*)"', drawn, re.DOTALL)
         assert background == "fill: none"
+        assert "dc:date" not in text
 
 
 def test_figures_say_what_they_show(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 from collections.abc import Iterable, Sequence
@@ -28,63 +27,16 @@ from vitutor_core.report.results import Run
 from vitutor_core.report.table import Rows, measured_on
 from vitutor_core.report.verdict import Json
 
-# Stands for the mean of what was not measured, so that no line is drawn across a gap.
-_UNMEASURED: Json = {"mean": math.nan, "sd": None, "values": []}
-
 
 def draw_figures(paper: PaperResults, table: Json, rows: Rows, folder: Path) -> list[Picture]:
     """Draw every figure whose data are there into ``folder``, which is made if need be."""
-    kinds = {"fraction": fraction_figure, "ablation": ablation_figure, "groups": groups_figure}
+    kinds = {"fraction": groups_figure, "ablation": ablation_figure, "groups": groups_figure}
     pictures = [kinds[part["figure"]](paper, part, folder) for part in table["tables"] if part["figure"]]
     for number, (title, drawn) in enumerate(paper.curves.items(), start=1):
         name = "learning-curves" if number == 1 else f"learning-curves-{number}"
         pictures += [curves_figure(paper, title, {row: rows[row] for row in drawn if row in rows}, folder / name)]
     pictures += [series_figure(paper, series, rows, folder) for series in paper.series]
     return [picture for picture in pictures if picture is not None]
-
-
-def fraction_figure(paper: PaperResults, part: Json, folder: Path) -> Picture | None:
-    """Draw accuracy against the share of the training data: ours, and the paper's beside it.
-
-    ``part`` is a table of `build_table`. None unless two shares were measured.
-    """
-    lines = [line for line in part["lines"] if line["fraction"] and line["method"]]
-    lines = [line for line in lines if line["ours"] or line["paper"] is not None]
-    done = [line for line in lines if line["ours"]]
-    if len({line["fraction"] for line in done}) < 2:
-        return None
-
-    def draw(figure: Any) -> None:
-        left, right = beside_the_paper(figure, part)
-        shares = sorted({100 * line["fraction"] for line in lines})
-        for method in dict.fromkeys(line["method"] for line in lines):
-            style = style_of(paper, method)
-            at = {100 * line["fraction"]: line for line in lines if line["method"] == method}
-            ours = [at[share]["ours"] or _UNMEASURED if share in at else _UNMEASURED for share in shares]
-            left.errorbar(shares, [stats["mean"] for stats in ours], [stats["sd"] or 0 for stats in ours], **style)
-            for share, stats in zip(shares, ours, strict=True):
-                values = stats["values"]
-                left.scatter([share] * len(values), values, s=9, color=style["color"], alpha=0.5, zorder=1)
-            printed = {share: line["paper"] for share, line in at.items() if line["paper"] is not None}
-            right.plot(list(printed), list(printed.values()), **style)
-        for axes in (left, right):
-            axes.set(xscale="log", xlabel="training data used")
-            axes.set_xticks(shares, [f"{share:g} %" for share in shares])
-            axes.set_xticks([], minor=True)
-        left.set_ylabel("top-1 accuracy (%)")
-        draw_legend(figure)
-
-    listed = "; ".join(
-        f"{paper.title_of(line['row'])} at {100 * line['fraction']:g} %: {line['ours']['mean']:.1f}" for line in done
-    )
-    return save_picture(
-        folder / f"fraction-{part['id']}",
-        draw,
-        title=f"{part['title']}: accuracy against the amount of training data",
-        caption="Mean over seeds with the standard deviation; small dots are single seeds. Note the different axes: "
-        "the panels share no scale, only the order and the gaps of the curves can be compared.",
-        alt=f"Line chart of the measured top-1 accuracy in percent. {listed}. A second panel shows the paper's curves.",
-    )
 
 
 def ablation_figure(paper: PaperResults, part: Json, folder: Path) -> Picture | None:
