@@ -44,15 +44,20 @@ def test_what_is_published_can_be_read_in_the_repository(tmp_path):
     readme = tmp_path / "repository" / "README.md"
     readme.parent.mkdir()
     readme.write_text("# x\n<!-- results:demo -->\n<!-- end -->\n")
+    target.mkdir(parents=True)
+    for name in ("demo-old.svg", "demo-old-dark.png", "demo_2-kept.svg"):
+        (target / name).write_text("")
     written = publish_results(table, results, target, readme)
+    assert {path.name for path in target.iterdir() if "old" in path.name or "kept" in path.name} == {"demo_2-kept.svg"}
+    (target / "demo_2-kept.svg").unlink()
     assert all(path.exists() for path in written)
     runs = json.loads((target / "demo-runs.json").read_text())
     assert [run["config"]["teacher"]["weights"] for run in runs if run["row"] == "own_idea"] == ["results/teachers/cnn"]
     assert str(tmp_path) not in (target / "demo-runs.json").read_text()
     shown = re.findall(r"!?\[[^]]*\]\(([^)]*)\)", readme.read_text())
-    assert shown == ["docs/results/digits/demo-ablation-ablation.png", "docs/results/digits/demo.md"]
+    assert shown == ["docs/results/digits/demo-ablation-ablation.svg", "docs/results/digits/demo.md"]
     found = "+3.0 +- 0.7 points, inconclusive (it takes "
     assert f"- OURS minus plain model: {found}" in readme.read_text()
     pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (target / "demo.md").read_text())
-    assert len(pictures) == len(list(target.glob("*.png"))) / 2 == 3
+    assert len(pictures) == len(list(target.glob("*.svg"))) == 3
     assert all((target / name).exists() for name in pictures)

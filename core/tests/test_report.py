@@ -9,12 +9,21 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from rich.console import Console
 
-from core.tests.report_samples import PAPER, build, demo_paper, line_of, pair_of, write_row, write_run
+from core.tests.report_samples import (
+    PAPER,
+    build,
+    demo_paper,
+    elements,
+    line_of,
+    pair_of,
+    texts_of,
+    write_row,
+    write_run,
+)
 from vitutor_core.errors import DataError, ResourceError
-from vitutor_core.report.drawing import COLOURS, style_of
+from vitutor_core.report.drawing import COLOURS, THEME, style_of, told_apart
 from vitutor_core.report.html import write_report
 from vitutor_core.report.paper import PaperResults, load_paper_results
 from vitutor_core.report.plots import draw_figures
@@ -250,9 +259,9 @@ def test_markdown(paper: PaperResults, full: Path) -> None:
 def test_figures(paper: PaperResults, full: Path, tmp_path: Path) -> None:
     table = build(paper, full)
     pictures = draw_figures(paper, table, load_results(full, "demo"), tmp_path / "figures")
-    names = [picture.light.stem for picture in pictures]
+    names = [picture.path.stem for picture in pictures]
     assert names == ["ablation-ablation", "fraction-data", "learning-curves", "learning-curves-3", "heights"]
-    assert "OURS at 10 %: 81.3" in pictures[1].alt
+    assert "10 %, OURS: 81.3 +- 1.5, paper 54.0" in pictures[1].alt
     assert "all: +4.0 +- 0.8, paper +2.3" in pictures[0].alt
     assert "OURS: 95.0" in pictures[2].alt
     assert (pictures[3].title, "OURS: 81.3" in pictures[3].alt) == ("Shares", True)
@@ -261,10 +270,44 @@ def test_figures(paper: PaperResults, full: Path, tmp_path: Path) -> None:
     assert pictures[4].caption == "How high. The number at the end of a line counts from 1. Dashed: help leaves."
     assert pictures[2].caption.endswith("one standard deviation. Dashed: help leaves.")
     for picture in pictures:
-        with Image.open(picture.light) as light, Image.open(picture.dark) as dark:
-            assert light.size == dark.size
-            assert light.convert("L").getpixel((1, 1)) == 255
-            assert dark.convert("L").getpixel((1, 1)) < 50
+        assert {"measured here (small)", "whole training (small)", "OURS (small)"} & set(texts_of(picture.path))
+    again = draw_figures(paper, table, load_results(full, "demo"), tmp_path / "again")
+    assert [picture.path.read_bytes() for picture in again] == [picture.path.read_bytes() for picture in pictures]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(f"{name}.svg" for name in names)
+
+
+def test_figures_follow_the_colours_of_the_page(paper: PaperResults, full: Path, tmp_path: Path) -> None:
+    for picture in draw_figures(paper, build(paper, full), load_results(full, "demo"), tmp_path / "figures"):
+        text = picture.path.read_text()
+        assert text.count(THEME) == 1
+        texts = [element.attrib["style"] for element in elements(picture.path, "text")]
+        assert all("fill: var(--ink)" in style for style in texts)
+        assert "stroke: var(--line)" in text
+        drawn = text.replace(THEME, "")
+        # What is not a variable is visible on both pages; black and white are not.
+        colours = {colour.lower() for colour in re.findall(r"#[0-9A-Fa-f]{6}\b", drawn)}
+        assert not colours & {"#000000", "#ffffff", *re.findall(r"#\w{6}", THEME)}
+        background, *_ = re.findall(r'id="patch_\d+">.*?style="([^"]*)"', drawn, re.DOTALL)
+        assert background == "fill: none"
+        assert "dc:date" not in text
+
+
+def test_figures_say_what_they_show(tmp_path: Path) -> None:
+    text = PAPER.replace("label: all, cells: {a: true", "label: with A, cells: {a: true")
+    text = text.replace("caption: parts\n", "caption: parts\n    setting: CIFAR-100\n")
+    more = "      - {label: nobody, cells: {}, row: part_10}\n      - {label: own, cells: {}, row: ours_10}\n"
+    text = text.replace("      - {label: not ours", f"{more}      - {{label: not ours")
+    (tmp_path / "paper_results.yaml").write_text(text.partition("  - id: data")[0])
+    paper = load_paper_results(tmp_path / "paper_results.yaml")
+    for row in ("plain", "part", "ours", "ours_10"):
+        write_run(tmp_path, row, 0, 90.0, {"config": {"data": {"image_size": 24}}})
+    (bars, *_) = draw_figures(paper, build(paper, tmp_path), load_results(tmp_path, "demo"), tmp_path / "figures")
+    texts = texts_of(bars.path)
+    assert {"measured here (small, 24 px)", "paper (CIFAR-100)"} < set(texts)
+    assert {"with A, half of OURS", "with A, OURS", "own"} < set(texts)
+    assert not {"with A", "nobody", "not ours", "plain"} & set(texts)
+    lines = [{"label": "x", "row": row} for row in ("ours", "ours_10", "plain")]
+    assert told_apart(paper, lines) == ["x, OURS, ours", "x, OURS, ours_10", "x, plain model"]
 
 
 def test_figures_without_data_are_left_out(paper: PaperResults, tmp_path: Path) -> None:

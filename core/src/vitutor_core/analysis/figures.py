@@ -6,13 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vitutor_core.report.drawing import COLOURS, Picture, save_picture
+from vitutor_core.report.drawing import COLOURS, Picture, ordered_colours, save_picture
 
 Json = dict[str, Any]
 
 
 def draw_analysis(found: Json, folder: Path) -> list[Picture]:
-    """Draw the result of `analyse` into ``folder``, each figure for a light and a dark page."""
+    """Draw the result of `analyse` into ``folder``."""
     pictures = [_cka(found["cka"], folder), _fourier(found["models"], folder)]
     pictures += [_attention(label, part, folder) for label, part in found["models"].items() if "distance" in part]
     return pictures
@@ -45,14 +45,11 @@ def _cka(cka: Json, folder: Path) -> Picture:
 
 def _fourier(models: Json, folder: Path) -> Picture:
     def draw(figure: Any) -> None:
-        from matplotlib import colormaps
-
         *panels, last = figure.subplots(1, len(models) + 1)
         for axes, (label, part) in zip(panels, models.items(), strict=True):
-            colours = colormaps["viridis"]
-            for place, (name, curve) in enumerate(zip(part["layers"], part["fourier"], strict=True)):
+            colours = ordered_colours(len(part["layers"]))
+            for name, curve, colour in zip(part["layers"], part["fourier"], colours, strict=True):
                 own = [value for value in curve if value is not None]
-                colour = colours(place / max(1, len(part["layers"]) - 1))
                 axes.plot(range(len(own)), own, color=colour, label=name)
             axes.set(title=label, xlabel="frequency, in cycles per map")
             axes.legend(fontsize=6, frameon=False, ncols=2)

@@ -51,8 +51,8 @@ def analyze(
 ) -> None:
     """Compare the layers of one or two MODELS, finished runs or weights files of any paper, and draw their attention.
 
-    Writes cka.png, fourier.png, attention-<model>.png (each also for a dark page) and analysis.json into OUT. With two
-    models, the second is the reference. Images are drawn at random from the evaluation split.
+    Writes cka.svg, fourier.svg, attention-<model>.svg and analysis.json into OUT. With two models, the second is the
+    reference. Images are drawn at random from the evaluation split.
     """
     if left_out(plan, "not analysed", out):
         return
@@ -72,10 +72,10 @@ def analyze(
     moved = (tuple(part.to(place) for part in parts) for parts in data)
     found = analyse(networks, moved, Quirks(released=released, true_nyquist=true_nyquist))
     pictures = draw_analysis(found, out)
-    names = [{"file": p.light.stem, "title": p.title, "caption": p.caption, "alt": p.alt} for p in pictures]
+    names = [{"file": p.path.name, "title": p.title, "caption": p.caption, "alt": p.alt} for p in pictures]
     write_json(out / "analysis.json", {**found, "pictures": names})
     for picture in pictures:
-        click.echo(str(picture.light))
+        click.echo(str(picture.path))
 
 
 def _first_seed(path: Path) -> Path:

@@ -205,7 +205,7 @@ def _evaluate(paper: Paper) -> click.Command:
         """Evaluate the finished RUN again, from its weights: accuracy, also by class, calibration, parameters, FLOPs.
 
         With --source, --split or --ema only the accuracy is measured. --out writes evaluation.json, classes.csv,
-        confusion.csv and confusion.png. RUN may also be what `reproduce` published of a row, a folder with a run per
+        confusion.csv and confusion.svg. RUN may also be what `reproduce` published of a row, a folder with a run per
         seed; --out then writes a record of each seed for the tables.
         """
         if plan is None and not any(run.glob("seed-*")):

@@ -23,11 +23,8 @@ def analysis_pictures(results: Path, folder: Path) -> list[Picture]:
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
             raise DataError(f"{path.absolute()}: not readable; run 'vitutor analyze' again") from None
         for file, title, caption, alt in texts:
-            name = Path(file).name
-            if title in pictures:
-                continue
-            light, dark = (folder / f"{path.parent.name}-{name}{suffix}.png" for suffix in ("", "-dark"))
-            for picture, suffix in ((light, ""), (dark, "-dark")):
-                copy_file(path.parent / f"{name}{suffix}.png", picture)
-            pictures[title] = Picture(light, dark, title, caption, alt)
+            drawn = path.parent / Path(file).name
+            if title not in pictures:
+                pictures[title] = Picture(folder / f"{path.parent.name}-{drawn.name}", title, caption, alt)
+                copy_file(drawn, pictures[title].path)
     return list(pictures.values())

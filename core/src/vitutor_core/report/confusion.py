@@ -23,8 +23,7 @@ def write_by_class(found: Json, folder: Path) -> list[Path]:
     """Write what `evaluate.confusion.by_class` found into ``folder`` and return the files.
 
     evaluation.json has all of it; classes.csv a line for each class; confusion.csv the matrix, a line for each true
-    class; confusion.png, and confusion-dark.png for a dark page, show it. Raises `ResourceError` if they cannot be
-    written.
+    class; confusion.svg shows it. Raises `ResourceError` if they cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +40,7 @@ def _write_all(found: Json, folder: Path) -> list[Path]:
     _write_csv(folder / "confusion.csv", [["class", *names], *rows])
     picture = draw_confusion(found, folder / "confusion")
     written = ("evaluation.json", "classes.csv", "confusion.csv")
-    return [*(folder / name for name in written), picture.light, picture.dark]
+    return [*(folder / name for name in written), picture.path]
 
 
 def _write_csv(path: Path, lines: Iterable[Iterable[Any]]) -> None:
@@ -57,7 +56,7 @@ def draw_confusion(found: Json, base: Path) -> Picture:
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
-        shown = left.imshow(shares, vmin=0, vmax=100, cmap="viridis", aspect="auto", interpolation="nearest")
+        shown = left.imshow(shares, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         left.set(title="taken for (% of a class's images)", ylabel="class")
         _name(left.set_xticks, names, rotation=90)
         left.grid(visible=False)

@@ -30,7 +30,7 @@ def gallery_figure(paper: PaperResults, results: Path, folder: Path) -> Picture 
 
     def draw(figure: Any) -> None:
         for axes, (title, sheet) in zip(figure.subplots(1, len(sheets), squeeze=False)[0], sheets.items(), strict=True):
-            axes.imshow(sheet, interpolation="nearest", aspect="equal")
+            axes.imshow(sheet, aspect="equal")
             axes.grid(visible=False)
             axes.set_title(title)
             height = sheet.shape[0] / len(names[title])

@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from vitutor_core.files import write_text
 from vitutor_core.report import render
-from vitutor_core.report.drawing import Picture
+from vitutor_core.report.drawing import THEME, Picture
 from vitutor_core.report.results import Run
 from vitutor_core.report.table import Rows
 from vitutor_core.report.verdict import Json
@@ -34,6 +34,7 @@ def write_report(table: Json, rows: Rows, figures: Sequence[Picture], path: Path
     results = [run.result for runs in rows.values() for run in runs]
     page = template.render(
         table=table,
+        theme=THEME,
         figures=figures,
         render=render,
         provenance=[_provenance(runs) for runs in rows.values()],
@@ -52,8 +53,8 @@ def typeset(text: str) -> str:
 
 
 def data_uri(path: Path) -> str:
-    """Return a PNG file as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    """Return an SVG file as a data URI."""
+    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
 def _provenance(runs: Sequence[Run]) -> Json:

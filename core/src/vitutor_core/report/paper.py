@@ -74,7 +74,8 @@ class PaperTable(Record):
     ``columns`` maps ids to headings; those in ``measured`` hold ``metric``, a name in metrics.json, in ``unit`` and
     shown with ``decimals``: by default the column of that id or, where there is none, all. Differences are taken to the
     package's row ``baseline``. ``figure`` asks for a plot: the metric against ``fraction``, the gain of each row over
-    the baseline, or the metric by label. ``optional`` metrics need not be there, as where an extra computes them: they
+    the baseline, or the metric by label. ``setting`` names the printed numbers' images, by default the paper's
+    ``scale``. ``optional`` metrics need not be there, as where an extra computes them: they
     then count as not measured. ``costs`` says what is measured beside columns that are printed only: millions of
     parameters, 1e9 multiply-adds of an image, hours of training, images per second.
     """
@@ -82,6 +83,7 @@ class PaperTable(Record):
     id: str
     title: str
     caption: str
+    setting: str | None = None
     metric: str = "top1"
     columns: dict[str, str]
     measured: tuple[str, ...] = Field(default_factory=_measured_columns)

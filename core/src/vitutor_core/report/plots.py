@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vitutor_core.report.drawing import COLOURS, Picture, draw_legend, save_picture, style_of
+from vitutor_core.report.drawing import (
+    INK,
+    QUIET,
+    Picture,
+    beside_the_paper,
+    draw_legend,
+    ordered_colours,
+    save_picture,
+    style_of,
+    told_apart,
+)
 from vitutor_core.report.groups import groups_figure
 from vitutor_core.report.paper import PaperResults, Series
 from vitutor_core.report.render import gap, signed
 from vitutor_core.report.results import Run
-from vitutor_core.report.table import Rows
+from vitutor_core.report.table import Rows, measured_on
 from vitutor_core.report.verdict import Json
-
-# Stands for the mean of what was not measured, so that no line is drawn across a gap.
-_UNMEASURED: Json = {"mean": math.nan, "sd": None, "values": []}
 
 
 def draw_figures(paper: PaperResults, table: Json, rows: Rows, folder: Path) -> list[Picture]:
     """Draw every figure whose data are there into ``folder``, which is made if need be."""
-    kinds = {"fraction": fraction_figure, "ablation": ablation_figure, "groups": groups_figure}
+    kinds = {"fraction": groups_figure, "ablation": ablation_figure, "groups": groups_figure}
     pictures = [kinds[part["figure"]](paper, part, folder) for part in table["tables"] if part["figure"]]
     for number, (title, drawn) in enumerate(paper.curves.items(), start=1):
         name = "learning-curves" if number == 1 else f"learning-curves-{number}"
@@ -32,80 +39,39 @@ def draw_figures(paper: PaperResults, table: Json, rows: Rows, folder: Path) -> 
     return [picture for picture in pictures if picture is not None]
 
 
-def fraction_figure(paper: PaperResults, part: Json, folder: Path) -> Picture | None:
-    """Draw accuracy against the share of the training data: ours, and the paper's beside it.
-
-    ``part`` is a table of `build_table`. None unless two shares were measured.
-    """
-    lines = [line for line in part["lines"] if line["fraction"] and line["method"]]
-    done = [line for line in lines if line["ours"]]
-    if len({line["fraction"] for line in done}) < 2:
-        return None
-
-    def draw(figure: Any) -> None:
-        left, right = figure.subplots(1, 2)
-        shares = sorted({100 * line["fraction"] for line in lines})
-        for method in dict.fromkeys(line["method"] for line in lines):
-            style = style_of(paper, method)
-            at = {100 * line["fraction"]: line for line in lines if line["method"] == method}
-            ours = [at[share]["ours"] or _UNMEASURED if share in at else _UNMEASURED for share in shares]
-            left.errorbar(shares, [stats["mean"] for stats in ours], [stats["sd"] or 0 for stats in ours], **style)
-            for share, stats in zip(shares, ours, strict=True):
-                values = stats["values"]
-                left.scatter([share] * len(values), values, s=9, color=style["color"], alpha=0.5, zorder=1)
-            printed = {share: line["paper"] for share, line in at.items() if line["paper"] is not None}
-            right.plot(list(printed), list(printed.values()), **style)
-        for axes, title in ((left, "measured here"), (right, f"paper ({paper.scale})")):
-            axes.set(xscale="log", title=title, xlabel="training data used")
-            axes.set_xticks(shares, [f"{share:g} %" for share in shares])
-            axes.set_xticks([], minor=True)
-        left.set_ylabel("top-1 accuracy (%)")
-        draw_legend(figure, left)
-
-    listed = "; ".join(
-        f"{paper.title_of(line['row'])} at {100 * line['fraction']:g} %: {line['ours']['mean']:.1f}" for line in done
-    )
-    return save_picture(
-        folder / f"fraction-{part['id']}",
-        draw,
-        title=f"{part['title']}: accuracy against the amount of training data",
-        caption="Mean over seeds with the standard deviation; small dots are single seeds. Note the different axes: "
-        "the panels share no scale, only the order and the gaps of the curves can be compared.",
-        alt=f"Line chart of the measured top-1 accuracy in percent. {listed}. A second panel shows the paper's curves.",
-    )
-
-
 def ablation_figure(paper: PaperResults, part: Json, folder: Path) -> Picture | None:
     """Draw the gain of each row over the baseline as bars: ours with its standard error, and the paper's.
 
     ``part`` is a table of `build_table`. None unless a difference was measured.
     """
-    lines = [line for line in part["lines"] if line["paper_difference"] is not None and line["method"]]
+    lines = [line for line in part["lines"] if line["method"]]
+    lines = [line for line in lines if line["difference"] or line["paper_difference"] is not None]
     if not any(line["difference"] for line in lines):
         return None
+    labels = told_apart(paper, lines)
 
     def draw(figure: Any) -> None:
-        left, right = figure.subplots(1, 2, sharey=True)
+        left, right = beside_the_paper(figure, part, sharey=True)
         for place, line in enumerate(lines):
             for axes, found in ((left, line["difference"]), (right, {"mean": line["paper_difference"]})):
-                if found:
+                if found and found["mean"] is not None:
                     error = found.get("standard_error")
                     colour = style_of(paper, line["method"])["color"]
-                    axes.barh(place, found["mean"], xerr=error, color=colour, ecolor=axes.xaxis.label.get_color())
+                    axes.barh(place, found["mean"], xerr=error, color=colour, ecolor=INK)
                     beyond = max(0.0, found["mean"] + (error or 0.0))
                     text = f"{found['mean']:+.{part['decimals']}f}".replace("-", "\N{MINUS SIGN}")
                     axes.annotate(text, (beyond, place), (4, 0), textcoords="offset points", va="center")
-        for axes, title in ((left, "measured here"), (right, f"paper ({paper.scale})")):
-            axes.axvline(0, color="0.5", linewidth=1)
-            axes.set(title=title, xlabel=f"gain over the baseline ({part['unit']})")
+        for axes in (left, right):
+            axes.axvline(0, color=QUIET, linewidth=1)
+            axes.set(xlabel=f"gain over the baseline ({part['unit']})")
             axes.margins(x=0.16)
-        left.set_yticks(range(len(lines)), [line["label"] for line in lines])
+        left.set_yticks(range(len(lines)), labels)
         left.invert_yaxis()
 
     listed = "; ".join(
-        f"{line['label']}: {gap(line['difference'], part['decimals'])}, "
+        f"{label}: {gap(line['difference'], part['decimals'])}, "
         f"paper {signed(line['paper_difference'], part['decimals'])}"
-        for line in lines
+        for label, line in zip(labels, lines, strict=True)
         if line["difference"]
     )
     return save_picture(
@@ -119,7 +85,7 @@ def ablation_figure(paper: PaperResults, part: Json, folder: Path) -> Picture | 
 
 
 def curves_figure(paper: PaperResults, title: str, rows: Rows, base: Path) -> Picture | None:
-    """Draw the evaluation accuracy of ``rows`` against epochs into ``<base>.png``. None without curves."""
+    """Draw the evaluation accuracy of ``rows`` against epochs into ``<base>.svg``. None without curves."""
     curves = {row: _mean_curve(runs, "top1") for row, runs in rows.items()}
     curves = {row: curve for row, curve in curves.items() if len(curve[0]) > 1}
     if not curves:
@@ -139,9 +105,9 @@ def curves_figure(paper: PaperResults, title: str, rows: Rows, base: Path) -> Pi
                 axes.fill_between(epochs, low, high, color=style["color"], alpha=0.18, linewidth=0)
             _mark_events(axes, _events(rows, curves))
             axes.set(xlabel="epoch", xlim=(first, last))
-        left.set(title="whole training", ylabel="top-1 accuracy (%)")
+        left.set(title=f"whole training ({measured_on(chain(*rows.values()))})", ylabel="top-1 accuracy (%)")
         right.set_title("the end, enlarged")
-        draw_legend(figure, left)
+        draw_legend(figure)
 
     ends = "; ".join(f"{paper.title_of(row)}: {curve[1][-1]:.1f}" for row, curve in curves.items())
     return save_picture(
@@ -161,17 +127,14 @@ def series_figure(paper: PaperResults, series: Series, rows: Rows, folder: Path)
         return None
 
     def draw(figure: Any) -> None:
-        from matplotlib.colors import LinearSegmentedColormap
-
-        # Lines are ordered, so they get an ordered scale, of colours that are visible on both pages.
-        scale = LinearSegmentedColormap.from_list("lines", [COLOURS[place] for place in (2, 6, 1, 4)])
         axes_of = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (row, lines) in zip(axes_of, panels.items(), strict=True):
-            for place, (epochs, means, _) in enumerate(lines):
-                axes.plot(epochs, means, color=scale(place / max(1, len(lines) - 1)), linewidth=1.8)
-                axes.annotate(f"{place + 1}", (epochs[-1], means[-1]), (4, 0), textcoords="offset points", va="center")
+            colours = ordered_colours(len(lines))
+            for number, ((epochs, means, _), colour) in enumerate(zip(lines, colours, strict=True), start=1):
+                axes.plot(epochs, means, color=colour, linewidth=1.8)
+                axes.annotate(f"{number}", (epochs[-1], means[-1]), (4, 0), textcoords="offset points", va="center")
             _mark_events(axes, _events(rows, [row]))
-            axes.set(title=paper.title_of(row), xlabel="epoch")
+            axes.set(title=f"{paper.title_of(row)} ({measured_on(rows[row])})", xlabel="epoch")
             axes.margins(x=0.08)
         axes_of[0].set_ylabel(series.axis)
 
@@ -217,7 +180,7 @@ def _events(rows: Rows, drawn: Iterable[str]) -> dict[int, str]:
 
 def _mark_events(axes: Any, events: Iterable[int]) -> None:
     for epoch in events:
-        axes.axvline(epoch, color="0.5", linewidth=1, linestyle="--", zorder=0)
+        axes.axvline(epoch, color=QUIET, linewidth=1, linestyle="--", zorder=0)
 
 
 def _named(events: dict[int, str]) -> str:

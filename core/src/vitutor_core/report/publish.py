@@ -15,8 +15,9 @@ from vitutor_core.runs import RunRecord
 def publish_results(table: Json, folder: Path, target: Path, readme: Path | None) -> list[Path]:
     """Copy table, figures and the record of each run from the results ``folder`` to ``target``.
 
-    Replaces the paper's block of ``readme`` and returns what was written. Raises `DataError` if the README has no
-    ``<!-- results:PAPER -->`` ... ``<!-- end -->`` block.
+    Figures of an earlier publication that are no longer drawn are deleted, and the paper's block of ``readme`` is
+    replaced. Returns what was written. Raises `DataError` if the README has no ``<!-- results:PAPER -->`` ...
+    ``<!-- end -->`` block.
     """
     paper = table["paper"]
     records = sorted((folder / "evaluation" / paper).glob("*/seed-*/metrics.json"))
@@ -26,10 +27,12 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
     here = f"{folder.absolute().parent}/"
     write_text(written[0], json.dumps(table, indent=1).replace(here, "") + "\n")
     write_text(written[2], "[\n" + ",\n".join(json.dumps(run).replace(here, "") for run in runs) + "\n]\n")
-    for figure in sorted((folder / "reports" / paper).glob("*.png")):
+    for figure in _figures(folder / "reports" / paper):
         written.append(target / f"{paper}-{figure.name}")
         copy_file(figure, written[-1])
-    shown = [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in written[3:] if "-dark" not in path.stem]
+    for path in set(_figures(target, f"{paper}-")) - set(written):
+        path.unlink()
+    shown = [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in written[3:]]
     page = [to_markdown(table).rstrip("\n"), *(["## Figures", *shown] if shown else [])]
     write_text(written[1], "\n\n".join(page) + "\n")
     if readme is not None:
@@ -40,6 +43,10 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
     return written
 
 
+def _figures(folder: Path, prefix: str = "") -> list[Path]:
+    return sorted(path for path in folder.glob(f"{prefix}*") if path.suffix in {".svg", ".png"})
+
+
 def readme_block(table: Json, page: Path, figure: str | None, where: Path) -> str:
     """Return what the README shows of a paper: scope, verdicts if there are any, a figure, and where the tables are.
 
@@ -47,7 +54,7 @@ def readme_block(table: Json, page: Path, figure: str | None, where: Path) -> st
     """
     parts = [plain(scope(table)), "\n".join(f"- {plain(sentence)}" for sentence in headlines(table))]
     if figure is not None:
-        parts.append(f"![{figure.replace('-', ' ')}]({where / figure}.png)")
+        parts.append(f"![{figure.replace('-', ' ')}]({where / figure}.svg)")
     return "\n\n".join([*parts, f"[All tables and figures]({page})"])
 
 
@@ -55,7 +62,7 @@ def _main_figure(table: Json, target: Path) -> str | None:
     """Return the published figure that shows most of a paper: the first of its tables' figures, else the curves."""
     names = [f"{part['figure']}-{part['id']}" for part in table["tables"] if part["figure"]]
     published = (f"{table['paper']}-{name}" for name in [*names, "learning-curves"])
-    return next((name for name in published if (target / f"{name}.png").exists()), None)
+    return next((name for name in published if (target / f"{name}.svg").exists()), None)
 
 
 def replace_block(text: str, name: str, block: str, *, where: str) -> str:

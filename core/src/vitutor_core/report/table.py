@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from vitutor_core.report.paper import Comparison, Cost, MeasuredCell, PaperResults, PaperTable, split_row
 from vitutor_core.report.results import Run
@@ -56,11 +56,20 @@ def build_table(paper: PaperResults, rows: Rows) -> Json:
     }
 
 
+def measured_on(runs: Iterable[Run]) -> str:
+    """Name the scale of the runs and the size of their images."""
+    results = [run.result for run in runs]
+    sizes = sorted({int(data["image_size"]) for result in results if (data := result.config.get("data"))})
+    return ", ".join((results[0].scale, *([f"{' and '.join(map(str, sizes))} px"] if sizes else [])))
+
+
 def _table(paper: PaperResults, table: PaperTable, rows: Rows, *, judged: bool) -> Json:
+    own = [run for name in table.reproduced() for run in rows.get(split_row(name)[0], [])]
     return {
         "id": table.id,
         "title": table.title,
         "caption": table.caption,
+        "setting": {"ours": measured_on(own), "paper": table.setting or paper.scale},
         "metric": table.metric,
         "unit": table.unit,
         "decimals": table.decimals,
