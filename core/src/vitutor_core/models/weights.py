@@ -55,6 +55,10 @@ def create_model(config: ModelConfig, *, num_classes: int, image_size: int, chan
     kwargs: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels, **config.kwargs}
     if takes_image_size(config.name):
         kwargs.setdefault("img_size", image_size)
+    if config.pretrained and config.kwargs:
+        check_heads(
+            _skeleton(config.name, kwargs), _skeleton(config.name, {}), where=f"timm's weights of {config.name}"
+        )
     model = _create(config.name, kwargs, pretrained=config.pretrained)
     check_border(model, config.name, image_size)
     if config.weights is not None:
@@ -76,9 +80,44 @@ def starting_weights(where: str) -> dict[str, Tensor]:
     return load_file(path)
 
 
+def check_trained_heads(model: nn.Module, where: str) -> None:
+    """Raise `ConfigError` if a run or a file with a card has the weights of a model with other numbers of heads."""
+    card = read_card(weights_file(Path(where)))
+    if card is not None:
+        trained = _skeleton(card.name, {"num_classes": len(card.class_names), **card.kwargs})
+        check_heads(model, trained, where=str(Path(where).absolute()))
+
+
+def check_heads(model: nn.Module, trained: nn.Module, *, where: str) -> None:
+    """Raise `ConfigError` where attention has another number of heads than it was trained with: shapes do not tell."""
+    ours, theirs = _heads(model), _heads(trained)
+    for name in ours.keys() & theirs.keys():
+        if ours[name] != theirs[name]:
+            raise ConfigError(
+                f"{where}: trained with {theirs[name]} heads in {name}, and the model has {ours[name]}; let num_heads "
+                "of its kwargs be the same, or start from other weights"
+            )
+
+
+def _heads(model: nn.Module) -> dict[str, int]:
+    found = ((name, getattr(module, "num_heads", None)) for name, module in model.named_modules())
+    return {name: heads for name, heads in found if isinstance(heads, int)}
+
+
+def _skeleton(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """Build a model to look at: without weights where it can be, and without a draw of random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return _create(name, kwargs, pretrained=False)
+        except (ConfigError, NotImplementedError):  # it computes with what it builds
+            return _create(name, kwargs, pretrained=False)
+
+
 def _start_from(model: nn.Module, where: str) -> None:
     """Load weights into a model; its classifier stays as it is where theirs is for another number of classes."""
     tensors = starting_weights(where)
+    check_trained_heads(model, where)
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
     own = model.state_dict()
