@@ -41,8 +41,8 @@ def test_what_depends_on_the_teachers_is_written_into_the_config(config):
         (("teachers={cnn: {recipe: cnn}}",), 1),
         (("teachers={}", "student.kwargs.stems=[conv, inv]"), 2),
         (("teachers={}", "student.kwargs.stems=[conv]"), 1),
-        (("teachers={}", "student.name=cit_small_aligned_patch16_224"), 2),
-        (("student.name=vit_tiny_patch16_224",), None),
+        (("teachers={}", "student={name: cit_small_aligned_patch16_224}"), 2),
+        (("student={name: vit_tiny_patch16_224}",), None),
     ],
 )
 def test_number_of_tokens(settings, tokens, values):

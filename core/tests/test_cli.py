@@ -77,7 +77,7 @@ SMALL = ("--set", "data.per_class=null", "--set", "train.batch_size=4", "--set",
         ("optim.lr=.nan", ["optim.lr:", "finite"]),
         ("train", ["--set train: write it as field.name=value"]),
         (
-            "student.name=vit_tinny_patch16_224",
+            "student={name: vit_tinny_patch16_224}",
             ["model 'vit_tinny_patch16_224'", "did you mean 'vit_tiny_patch16_224'?"],
         ),
         ("student.kwargs.num_heads=5", ["model vit_tiny_patch16_224"]),

@@ -8,7 +8,7 @@ import pytest
 from core.tests.toy_paper import write_toy_paper
 from vitutor_core.cli import compare, reproduce
 from vitutor_core.cli.main import vitutor
-from vitutor_core.errors import ConfigError
+from vitutor_core.errors import ConfigError, VitutorError
 from vitutor_core.paper import Paper, load
 
 PAPER = Paper(
@@ -102,3 +102,37 @@ def test_a_row_changed_by_the_budget_keeps_what_is_its_own(toy):
     config = PAPER.resolve("digits", None, "tuned", tuple(changes))
     assert config.student.start_row == "warm"
     assert config.train.epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("data.source=folder:nowhere",), r"toypaper, row plain: .*nowhere: no such folder"),
+        (("train.batch_size=500",), r"toypaper, row plain: train\.batch_size: 500 is larger"),
+        (("student={name: inception_v3}",), r"toypaper, row plain: student\.name: inception_v3 does not work"),
+        (("runtime.device=mps",), r"toypaper, row plain: runtime\.device: 'mps'"),
+        (("optim.lr=-1",), r"toypaper, row plain: .*optim\.lr"),
+    ],
+)
+def test_every_config_is_checked_before_the_first_run(toy, monkeypatch, settings, message):
+    monkeypatch.setattr(compare, "reproduce_row", lambda *_: pytest.fail("trained"))
+    with pytest.raises(VitutorError, match=message):
+        run(toy, *(word for setting in settings for word in ("--set", setting)))
+    assert not (toy / "out").exists()
+
+
+def test_a_mistake_of_the_last_row_is_found_before_the_first(toy, monkeypatch):
+    monkeypatch.setattr(compare, "reproduce_row", lambda *_: pytest.fail("trained"))
+    recipe = toy / "toy" / "toypaper" / "recipes" / "digits.yaml"
+    recipe.write_text(recipe.read_text().replace("{student.start_row: warm}", "{student.kwargs.patch_size: 7}"))
+    with pytest.raises(ConfigError, match=r"^toypaper, row tuned: .*patches of 7 px"):
+        run(toy)
+
+
+def test_an_error_of_a_run_says_whose_it_is(toy, monkeypatch):
+    def fail(*_):
+        raise VitutorError("seed 0 failed")
+
+    monkeypatch.setattr(compare, "reproduce_row", fail)
+    with pytest.raises(VitutorError, match=r"^toypaper, row plain: seed 0 failed"):
+        run(toy)

@@ -330,7 +330,7 @@ def test_freeze_rpe_stops_the_training_of_alpha_and_delta(build, learn_delta):
         (("method.pairs=[[2, layer9]]",), None, "no feature 'layer9'; did you mean 'layer3'"),
         (("method.pairs=[[2, layer2.0.bn2]]",), None, "negative values; set method.aligner_act=none"),
         (("method.pairs=[]", "student={name: resnet8_tiny}"), None, "resnet8_tiny has no patch tokens"),
-        (("student.name=vit_tiny_patch16_224",), "deit_100", "vit_tiny_patch16_224 has no distillation token"),
+        (("student={name: vit_tiny_patch16_224}",), "deit_100", "vit_tiny_patch16_224 has no distillation token"),
     ],
 )
 def test_build_refuses(build, settings, row, message):

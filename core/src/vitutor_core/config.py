@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin
@@ -108,12 +109,42 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
 
 def apply_settings(values: dict[str, Any], settings: Iterable[str], schema: type[Config]) -> None:
-    """Apply ``a.b=c`` settings to nested values of ``schema``; ``c`` is read by `read_value`."""
+    """Apply ``a.b=c`` settings to nested values of ``schema``; ``c`` is read by `read_value`.
+
+    A model of another name keeps no ``kwargs`` of the one before, which is said in a warning.
+    """
+    changes: dict[str, Any] = {}
     for given in settings:
         path, equals, text = given.partition("=")
         if not equals or not path:
             raise ConfigError(f"--set {given}: write it as field.name=value")
-        assign(values, path, read_value(text, _annotation(schema, path.split(".")), where=f"--set {path}"))
+        changes.pop(path, None)  # the last one counts, and comes last
+        changes[path] = read_value(text, _annotation(schema, path.split(".")), where=f"--set {path}")
+    for path, value in changes.items():
+        section, _, last = path.rpartition(".")
+        if last == "name":
+            _drop_kwargs(values, section, value, replaced=f"{section}.kwargs" in changes)
+    for path, value in changes.items():
+        assign(values, path, value)
+
+
+def _drop_kwargs(values: Any, section: str, name: Any, *, replaced: bool) -> None:
+    """Empty the ``kwargs`` beside a model's name that changes: heads and sizes of one are not those of another."""
+    for part in section.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    if not isinstance(values, dict) or not isinstance(name, str) or not values.get("kwargs"):
+        return
+    before, kwargs = values["name"], values["kwargs"]
+    if before.partition(".")[0] == name.partition(".")[0]:
+        return  # other weights of the same model
+    values["kwargs"] = {}
+    if not replaced:
+        dropped = ", ".join(f"{key}={json.dumps(value)}" for key, value in kwargs.items())
+        warnings.warn(
+            f"{section}.name: what was set for {before} is not passed on to {name} ({dropped}); "
+            f"set {section}.kwargs.KEY where it is meant for it",
+            stacklevel=2,
+        )
 
 
 def setting(path: str, value: Any) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class VitutorError(Exception):
     """Base of every error that is shown as one line, without a traceback (``--debug`` shows it)."""
@@ -51,3 +54,14 @@ class InterruptedRun(VitutorError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+@contextmanager
+def named(who: str, remedy: str = "") -> Iterator[None]:
+    """Put ``who`` before the message of an error, and after one that another config avoids how to set it."""
+    try:
+        yield
+    except VitutorError as error:
+        end = f"; {remedy}" if remedy and isinstance(error, ConfigError | ResourceError) else ""
+        error.args = (f"{who}: {error}{end}",)
+        raise

@@ -23,6 +23,8 @@ Weight = Annotated[float, Field(ge=0, le=LARGE)]
 Temperature = Annotated[float, Field(gt=0, le=LARGE)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Aspect = Annotated[float, Field(gt=0, le=1000)]
+ImageSize = Annotated[int, Field(ge=4, le=8192)]
+CropRatio = Annotated[float, Field(ge=0.05, le=1)]
 Interpolation = Literal["bilinear", "bicubic"]
 Layer = Annotated[int, Field(ge=0, le=1000)]
 
@@ -48,7 +50,7 @@ class DataConfig(Config):
     train_from: str | None = runtime(
         None, help="train on PATH/train/<class>/... instead, classes matched by name (identity: names, manifest)"
     )
-    image_size: int = identity(help="side of the student's input, in pixels", ge=4, le=8192)
+    image_size: ImageSize = identity(help="side of the student's input, in pixels")
     eval_split: str | None = identity(
         None, help="evaluate on this split of a folder or of shards, such as test; null: the first of val, ..., test"
     )
@@ -80,7 +82,7 @@ class DataConfig(Config):
         help="seed of order, augmentation and mixing, apart from that of the weights; runs that share it share a "
         "teacher's cached logits, and vary less; null: the run's seed",
     )
-    crop_ratio: float = identity(1.0, help="evaluation: resize to size / ratio, then crop the centre", gt=0, le=1)
+    crop_ratio: CropRatio = identity(1.0, help="evaluation: resize to size / ratio, then crop the centre")
     interpolation: Interpolation = identity("bilinear", help="resampling of every resize")
     loader: Literal["resident", "streamed"] = identity(
         "resident", help="resident: uint8 on the device, augmented in batch; streamed: timm's transforms in workers"
@@ -133,7 +135,7 @@ class TeacherConfig(Config):
     row: str | None = identity(None, help="another row of the same paper: its seed 0 (reproduce finds it)")
     model: ModelConfig | None = identity(None, help="a timm model; with `weights`, its architecture")
     weights: str | None = runtime(None, help="a run folder, or a safetensors file for `model` (identity: its sha256)")
-    image_size: int | None = identity(None, help="input side of the teacher; null: the student's", ge=4, le=8192)
+    image_size: ImageSize | None = identity(None, help="input side of the teacher; null: the student's")
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:

@@ -54,7 +54,7 @@ def cache(
     from vitutor_core.cli.teacher import with_teachers
     from vitutor_core.train.ahead import store_logits
 
-    config = with_teachers(config, scale, teachers)
+    config = with_teachers(config, scale, teachers, method=chosen.method)
 
     def starting(epochs: int, gigabytes: float) -> None:
         click.echo(f"{epochs} epochs, at most {gigabytes:.3g} GB in {config.cache.folder}")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from vitutor_core.cli import options
+from vitutor_core.cli.reproduce import Folders, Row, reproduce_row
+from vitutor_core.cli.teacher import teacher_config
 from vitutor_core.config import nearest, parse_yaml, setting
-from vitutor_core.errors import ConfigError
+from vitutor_core.errors import ConfigError, named
 from vitutor_core.files import write_json
+from vitutor_core.graph.needs import teachers_of
 from vitutor_core.paper import Paper, installed_papers
 from vitutor_core.recipe import Compared, read_recipe, recipe_path
 
@@ -29,19 +33,44 @@ def compare(scale: str, papers: str | None, seeds: str, settings: tuple[str, ...
     comes from its own recipe and is listed. Interrupted, the same command goes on; changed, it trains what changed.
     """
     from vitutor_core.cli.evaluate import evaluate_row
-    from vitutor_core.cli.reproduce import Folders, Row, reproduce_row
 
     numbers, budget = options.seed_numbers(seeds), _budget(scale)
     chosen = [(paper, _compared(paper, scale)) for paper in _choose(papers)]
-    folders = Folders(out, out / "work")
+    rows = []
     for paper, compared in chosen:
-        for row in compared.rows:
-            shared = {"data": budget["data"]} if row in compared.methods[:-1] else budget
-            changes = (*(setting(name, value) for name, value in shared.items()), *settings)
-            reproduce_row(Row(paper, row, scale, settings=changes), numbers, folders)
-            evaluate_row(paper, folders.runs(paper, row), out / "evaluation" / paper.package / row, None, speed=False)
+        for name in compared.rows:
+            shared = {"data": budget["data"]} if name in compared.methods[:-1] else budget
+            changes = (*(setting(field, value) for field, value in shared.items()), *settings)
+            rows.append(Row(paper, name, scale, settings=changes))
+    for row in rows:
+        with named(_title(row)):
+            _check(row, numbers)
+    folders = Folders(out, out / "work")
+    for row in rows:
+        with named(_title(row)):
+            reproduce_row(row, numbers, folders)
+            runs, evaluation = folders.runs(row.paper, row.name), out / "evaluation" / row.paper.package / row.name
+            evaluate_row(row.paper, runs, evaluation, None, speed=False)
     lines = [_line(paper, compared, out / "evaluation") for paper, compared in chosen]
     _show(lines, out)
+
+
+def _title(row: Row) -> str:
+    return f"{row.paper.command}, row {row.name}"
+
+
+def _check(row: Row, seeds: tuple[int, ...]) -> None:
+    """Check the configs of a row, and its first step, with untrained models in place of what comes before it."""
+    from vitutor_core.cli.preflight import check_run
+
+    config = row.config(seeds[0])
+    before = {}
+    for path, teacher in teachers_of(config):
+        if teacher.weights is None and teacher.recipe is not None:
+            before[path] = teacher_config(config, row.scale, teacher.recipe)
+        elif teacher.weights is None and teacher.row is not None:
+            before[path] = replace(row, name=teacher.row).config(0)
+    check_run(config.changed(["student.start_row=null"]), row.paper.method, before)
 
 
 def _choose(names: str | None) -> list[Paper]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, distribution
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitutor_core.errors import CheckpointError
-from vitutor_core.paper import load
+from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.paper import installed_paper, load
 from vitutor_core.runs import RunDir
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ def run_weights(run: Path, *, ema: bool) -> Path:
 
 def _register(method: str) -> None:
     """Import the paper that trained a model, which registers its models with timm; only an installed one of ours."""
-    try:
-        distribution(f"vitutor-{method.replace('_', '-')}")
-    except (PackageNotFoundError, ValueError):
-        return  # a model of core or timm needs nothing, and for another the message of timm is good
-    load(load(f"{method}.cli:PAPER").method)
+    # A model of core or timm needs nothing, and for another the message of timm is good.
+    with contextlib.suppress(ConfigError):
+        load(installed_paper(method).method)

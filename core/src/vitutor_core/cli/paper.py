@@ -65,7 +65,7 @@ def _train(paper: Paper) -> click.Command:
         from vitutor_core.train.session import RunLabel
         from vitutor_core.train.session import train as run_session
 
-        config = with_teachers(config, scale, teachers or out / "teachers")
+        config = with_teachers(config, scale, teachers or out / "teachers", method=paper.method)
         label = RunLabel(paper.package, row or "train", scale, options.command_line(paper.command))
         record = run_session(config, load(paper.method).build, label=label, out=out)
         if os.environ.get("RANK", "0") == "0" and os.environ.get(QUIET) != "1":

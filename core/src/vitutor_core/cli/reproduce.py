@@ -80,7 +80,7 @@ def reproduce_row(
         config = row.config(seed)
         config = config.changed(_of_other_rows(config, out.parent))
         _require_data(config, folders.results)
-        config = with_teachers(config, row.scale, folders.results / "teachers")
+        config = with_teachers(config, row.scale, folders.results / "teachers", method=paper.method)
         inputs = inputs_of(config, code, folders.results)
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
         run = folders.work / paper.package / row.scale / f"{row.name}-seed-{seed}-{key}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import click
 from vitutor_core.cli import options
 from vitutor_core.cli.stage import left_out
 from vitutor_core.config import differences, identity_fields, setting
-from vitutor_core.errors import CheckpointError
+from vitutor_core.errors import CheckpointError, ConfigError, named
 from vitutor_core.files import discard
 from vitutor_core.graph.needs import teachers_of
 from vitutor_core.graph.planned import read_planned
@@ -22,6 +23,14 @@ from vitutor_core.runs import RunDir, RunRecord
 from vitutor_core.schema import DataConfig, RunConfig
 
 RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
+_INHERITED = {
+    "data": (
+        *("source", "image_column", "label_column", "class_list", "eval_split", "holdout", "holdout_seed", "balance"),
+        *("image_size", "crop_ratio", "interpolation", "loader"),
+    ),
+    "runtime": ("device", "threads", "workers"),
+}
+"""What a teacher has of its student: the images and how they are read, and the machine."""
 
 
 @click.command("teacher")
@@ -82,40 +91,78 @@ def train_teacher(
     return record.metrics["top1"]
 
 
-def with_teachers(config: RunConfigT, scale: str, folder: Path, *, settings: tuple[str, ...] = ()) -> RunConfigT:
+def with_teachers(
+    config: RunConfigT, scale: str, folder: Path, *, settings: tuple[str, ...] = (), method: str | None = None
+) -> RunConfigT:
     """Train, unless they are there, the teachers that a config names by recipe, and fill in where they are.
 
-    A teacher sees the same source as the student, whole but for what is held out; ``settings`` change its recipe
-    further.
+    A teacher sees the same source as the student, whole but for what is held out, in the same way; ``settings`` change
+    its recipe further. With ``method``, as `Paper.method`, the first step of the run that needs them is tried before.
     """
+    wanted = [(path, of.recipe) for path, of in teachers_of(config) if of.recipe is not None and of.weights is None]
+    if method is not None and any(not RunDir(folder / name).metrics.exists() for _, name in wanted):
+        from vitutor_core.cli.preflight import check_run
+
+        check_run(config, method, {path: teacher_config(config, scale, name, settings) for path, name in wanted})
     found = []
-    same = {
-        "data": ("source", "image_column", "label_column", "image_size", "eval_split", "holdout", "holdout_seed"),
-        "runtime": ("device", "threads", "workers"),
-    }
-    inherited = tuple(
-        setting(f"{section}.{name}", getattr(getattr(config, section), name))
-        for section, names in same.items()
-        for name in names
-    )
-    for path, teacher in teachers_of(config):
-        if teacher.recipe is not None and teacher.weights is None:
-            run = trained_teacher(scale, teacher.recipe, folder, settings=(*inherited, *settings))
-            found.append(setting(f"{path}.weights", str(run)))
+    for path, name in wanted:
+        given = (*_inherited(config), *settings)
+        with named(f"teacher {name}", _how_to_set(path, scale, name, given)):
+            run = trained_teacher(scale, name, folder, settings=given, largest_batch=config.train.batch_size)
+        found.append(setting(f"{path}.weights", str(run)))
     return config.changed(found)
 
 
-def trained_teacher(scale: str, name: str, folder: Path, *, settings: tuple[str, ...] = ()) -> Path:
+def teacher_config(config: RunConfig, scale: str, name: str, settings: tuple[str, ...] = ()) -> RunConfig:
+    """Return the config of the teacher ``name`` for the images of the student's ``config``."""
+    with named(f"teacher {name}"):
+        return _resolved(scale, name, (*_inherited(config), *settings))
+
+
+def _inherited(config: RunConfig) -> tuple[str, ...]:
+    """Return the settings that a teacher has of its student."""
+    return tuple(
+        setting(f"{section}.{name}", getattr(getattr(config, section), name))
+        for section, names in _INHERITED.items()
+        for name in names
+    )
+
+
+def _how_to_set(path: str, scale: str, name: str, given: tuple[str, ...]) -> str:
+    """Say what sets the fields of a teacher: the data as its student's do, everything else a command of its own."""
+    try:
+        usual = _inherited(_resolved(scale, name, ()))
+    except ConfigError:
+        return ""  # there is no such teacher
+    changed = (text for text in given if text not in usual and not text.startswith("runtime."))
+    words = ["vitutor", "teacher", name, "--scale", scale, *(word for text in changed for word in ("--set", text))]
+    return f"to set it, run `{shlex.join(words)} --set FIELD=VALUE --out DIR`, and give --set {path}.weights=DIR here"
+
+
+def _resolved(scale: str, name: str, settings: tuple[str, ...]) -> RunConfig:
+    return resolve(RunConfig, teacher_recipe(scale, name), row=name, settings=settings)
+
+
+def trained_teacher(
+    scale: str, name: str, folder: Path, *, settings: tuple[str, ...] = (), largest_batch: int | None = None
+) -> Path:
     """Return the run of a teacher recipe below ``folder``, trained first unless it is there.
 
     A teacher of the same name that was trained by another config or on other images stays, and one of the right kind
-    lies beside it, in a folder with a key in its name.
+    lies beside it, in a folder with a key in its name. Where its images are fewer than its batch, the batch is as
+    large as they are, or ``largest_batch`` if that is less.
     """
-    config = resolve(RunConfig, teacher_recipe(scale, name), row=name, settings=settings)
+    config = _resolved(scale, name, settings)
+    count, images = _images(config.data)
+    if count is not None and config.train.batch_size > count and config.train.epoch_length == "subset":
+        fitting = setting("train.batch_size", min(count, largest_batch or count))
+        click.echo(f"teacher {name}: {fitting} instead of {config.train.batch_size}, of {count} images", err=True)
+        settings = (*settings, fitting)
+        config = _resolved(scale, name, settings)
     run = RunDir((folder / name).absolute())
     before = _decided_by(run)
     if before is not None:
-        now = identity_fields(config) | {"data": _images(config.data) or before["data"]}
+        now = identity_fields(config) | {"data": images or before["data"]}
         changed = differences(before, now)
         if changed:
             key = hashlib.sha256(json.dumps(now, sort_keys=True).encode()).hexdigest()[:12]
@@ -144,12 +191,13 @@ def _decided_by(run: RunDir) -> dict[str, Any] | None:
         raise CheckpointError(f"{begun}: not readable; delete its folder, and it is trained again") from None
 
 
-def _images(config: DataConfig) -> str:
-    """Return the fingerprint of a teacher's images where a user can change them, or nothing."""
-    if ":" not in config.source or config.source.startswith("hub:"):
-        return ""
+def _images(config: DataConfig) -> tuple[int | None, str]:
+    """Return how many images a teacher trains on, and their fingerprint, where a user can change either."""
+    if ":" not in config.source and config.class_list is None and config.holdout is None:
+        return None, ""
     from vitutor_core.data.sources import open_source
     from vitutor_core.data.subsets import fingerprint, subset_indices
 
     source = open_source(config)
-    return fingerprint(source, subset_indices(source.train.labels, config))
+    indices = subset_indices(source.train.labels, config)
+    return len(indices), fingerprint(source, indices)

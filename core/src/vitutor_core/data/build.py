@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,25 +16,22 @@ from vitutor_core.data.resident import Progress, ResidentEvalLoader, ResidentTra
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.streamed import StreamedEvalLoader, StreamedTrainLoader, eval_transform, train_transform
 from vitutor_core.data.subsets import fingerprint, subset_indices
-from vitutor_core.data.types import Data, DataInfo, EvalLoader, Split, TrainLoader
+from vitutor_core.data.types import Data, DataInfo, EvalLoader, Source, Split, TrainLoader
 from vitutor_core.errors import ConfigError
 from vitutor_core.schema import AugmentConfig, RunConfig
 
 
-def build_data(
-    config: RunConfig,
-    *,
-    device: torch.device,
-    rank: int = 0,
-    world_size: int = 1,
-    progress: Progress | None = None,
-) -> Data:
-    """Open the source, choose the subset and make the loaders of process ``rank`` of ``world_size``.
+class Planned(NamedTuple):
+    """What is known of a run's data before an image is decoded; ``indices`` are those of the training subset."""
 
-    ``progress`` is called with the numbers of decoded and of all images while the resident loader fills.
-    Raises ConfigError for settings that cannot work together, DataError for bad data, and ResourceError if the
-    resident images do not fit into memory.
-    """
+    source: Source
+    indices: NDArray[np.int64]
+    order: Order
+    info: DataInfo
+
+
+def plan_data(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> Planned:
+    """Open the source and choose the subset and its order; raises as `build_data` does."""
     check_augment(config.augment)
     source = open_source(config.data)
     indices = subset_indices(source.train.labels, config.data)
@@ -64,6 +63,24 @@ def build_data(
         num_eval=len(source.evaluation.labels),
         fingerprint=fingerprint(source, indices),
     )
+    return Planned(source, indices, order, info)
+
+
+def build_data(
+    config: RunConfig,
+    *,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: Progress | None = None,
+) -> Data:
+    """Open the source, choose the subset and make the loaders of process ``rank`` of ``world_size``.
+
+    ``progress`` is called with the numbers of decoded and of all images while the resident loader fills.
+    Raises ConfigError for settings that cannot work together, DataError for bad data, and ResourceError if the
+    resident images do not fit into memory.
+    """
+    source, indices, order, info = plan_data(config, rank=rank, world_size=world_size)
     labels = torch.from_numpy(source.train.labels[indices]).to(device)
     finish = Finish(config, info, labels, rank)
     normalise = Normalise(info.mean, info.std, device)

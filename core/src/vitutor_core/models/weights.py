@@ -10,41 +10,62 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import timm
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from vitutor_core.config import Config, identity, nearest
 from vitutor_core.data.types import DataInfo
-from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.errors import CheckpointError, ConfigError, named
 from vitutor_core.files import atomic
 from vitutor_core.models.border import check_border
 from vitutor_core.runs import weights_file
-from vitutor_core.schema import Interpolation, KwargValue, ModelConfig
+from vitutor_core.schema import CropRatio, ImageSize, Interpolation, KwargValue, ModelConfig, Share
 
 _KEY = "vitutor"
+_NOT_OURS = frozenset(
+    {"checkpoint_path", "cache_dir", "exportable", "model_name", "no_jit", "scriptable"}
+    | {f"pretrained{end}" for end in ("", "_cfg", "_cfg_overlay", "_filter_fn", "_model_args", "_strict", "_tag")}
+)
+"""What timm.create_model takes beside a model's own arguments: it reads files, fetches them or changes other models."""
+_Deviation = Annotated[float, Field(ge=1e-6, le=1000)]
 
 
 class ModelCard(Config):
     """How to rebuild a model and feed it. ``mean`` and ``std`` are of pixels in [0, 1]."""
 
-    name: str = identity(help="timm name")
-    kwargs: dict[str, KwargValue] = identity(help="arguments of timm.create_model")
-    class_names: tuple[str, ...] = identity(help="classes, in the order of the logits")
-    image_size: int = identity(help="side of the input, in pixels")
-    mean: tuple[float, ...] = identity(help="normalisation: mean per channel")
-    std: tuple[float, ...] = identity(help="normalisation: standard deviation per channel")
-    crop_ratio: float = identity(help="images are resized to image_size / crop_ratio, then the centre is cut out")
+    name: str = identity(help="timm name", min_length=1, max_length=200)
+    kwargs: dict[str, KwargValue] = identity(help="arguments of timm.create_model", max_length=100)
+    class_names: tuple[str, ...] = identity(help="classes, in the order of the logits", min_length=1, max_length=10**6)
+    image_size: ImageSize = identity(help="side of the input, in pixels")
+    mean: tuple[Share, ...] = identity(help="normalisation: mean per channel", min_length=3, max_length=3)
+    std: tuple[_Deviation, ...] = identity(
+        help="normalisation: standard deviation per channel", min_length=3, max_length=3
+    )
+    crop_ratio: CropRatio = identity(help="images are resized to image_size / crop_ratio, then the centre is cut out")
     interpolation: Interpolation = identity(help="resampling of that resize")
-    method: str = identity(help="what trained it")
-    metrics: dict[str, float] = identity({}, help="its evaluation")
+    method: str = identity(help="what trained it", max_length=200)
+    metrics: dict[str, float] = identity({}, help="its evaluation", max_length=100)
+
+    @model_validator(mode="after")
+    def _fits_its_model(self) -> Self:
+        for name, valid in (("in_chans", (3,)), ("num_classes", (0, len(self.class_names)))):
+            if name in self.kwargs and self.kwargs[name] not in valid:
+                raise ValueError(f"kwargs.{name} is {self.kwargs[name]!r}, not {valid[-1]}")
+        for name, value in self.kwargs.items():
+            parts = value if isinstance(value, tuple) else (value,)
+            if len(parts) > 1000 or any(isinstance(part, int | float) and abs(part) > 10**6 for part in parts):
+                raise ValueError(f"kwargs.{name} has a number beyond a million, or more than a thousand values")
+        return self
 
 
 def create_model(config: ModelConfig, *, num_classes: int, image_size: int, channels: int) -> nn.Module:
@@ -55,6 +76,10 @@ def create_model(config: ModelConfig, *, num_classes: int, image_size: int, chan
     kwargs: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels, **config.kwargs}
     if takes_image_size(config.name):
         kwargs.setdefault("img_size", image_size)
+    if config.pretrained and config.kwargs:
+        check_heads(
+            _skeleton(config.name, kwargs), _skeleton(config.name, {}), where=f"timm's weights of {config.name}"
+        )
     model = _create(config.name, kwargs, pretrained=config.pretrained)
     check_border(model, config.name, image_size)
     if config.weights is not None:
@@ -76,9 +101,44 @@ def starting_weights(where: str) -> dict[str, Tensor]:
     return load_file(path)
 
 
+def check_trained_heads(model: nn.Module, where: str) -> None:
+    """Raise `ConfigError` if a run or a file with a card has the weights of a model with other numbers of heads."""
+    card = read_card(weights_file(Path(where)))
+    if card is not None:
+        trained = _skeleton(card.name, {"num_classes": len(card.class_names), **card.kwargs})
+        check_heads(model, trained, where=str(Path(where).absolute()))
+
+
+def check_heads(model: nn.Module, trained: nn.Module, *, where: str) -> None:
+    """Raise `ConfigError` where attention has another number of heads than it was trained with: shapes do not tell."""
+    ours, theirs = _heads(model), _heads(trained)
+    for name in ours.keys() & theirs.keys():
+        if ours[name] != theirs[name]:
+            raise ConfigError(
+                f"{where}: trained with {theirs[name]} heads in {name}, and the model has {ours[name]}; let num_heads "
+                "of its kwargs be the same, or start from other weights"
+            )
+
+
+def _heads(model: nn.Module) -> dict[str, int]:
+    found = ((name, getattr(module, "num_heads", None)) for name, module in model.named_modules())
+    return {name: heads for name, heads in found if isinstance(heads, int)}
+
+
+def _skeleton(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """Build a model to look at: without weights where it can be, and without a draw of random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return _create(name, kwargs, pretrained=False)
+        except (ConfigError, NotImplementedError):  # it computes with what it builds
+            return _create(name, kwargs, pretrained=False)
+
+
 def _start_from(model: nn.Module, where: str) -> None:
     """Load weights into a model; its classifier stays as it is where theirs is for another number of classes."""
     tensors = starting_weights(where)
+    check_trained_heads(model, where)
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
     own = model.state_dict()
@@ -146,9 +206,32 @@ def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
     if card is None:
         raise CheckpointError(f"{path.absolute()}: has no model card; name its architecture with teacher.model")
     kwargs = {"num_classes": len(card.class_names), **card.kwargs}
-    model = _create(card.name, kwargs, pretrained=False)
-    load_strictly(model, load_file(path), where=str(path.absolute()))
+    tensors = load_file(path)
+    with named(str(path.absolute())), _no_larger_than(tensors):
+        _skeleton(card.name, kwargs)
+        model = _create(card.name, kwargs, pretrained=False)
+    load_strictly(model, tensors, where=str(path.absolute()))
     return model, card
+
+
+@contextmanager
+def _no_larger_than(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Refuse to build a model with more parameters than there are weights for it, before they fill the memory."""
+    # Some are built several times, as heads are.
+    left = [4 * len(tensors) + 1000, 4 * sum(tensor.numel() for tensor in tensors.values()) + 10**7]
+
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and parameter.is_meta:
+            left[0] -= 1
+            left[1] -= parameter.numel()
+            if min(left) < 0:
+                raise CheckpointError("its model card describes a larger model than its weights are of")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
@@ -174,10 +257,15 @@ def weights_sha256(tensors: dict[str, Tensor]) -> str:
 
 def _create(name: str, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Module:
     _check_name(name)
+    for key in kwargs.keys() & _NOT_OURS:
+        raise ConfigError(f"model {name}: '{key}' is no argument of a model; leave it out of its kwargs")
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
-    except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
-        raise ConfigError(f"model {name} with {json.dumps(kwargs)}: {error}") from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # a model may fail in any way on arguments that nobody has tried
+        reason = str(error) or type(error).__name__
+        raise ConfigError(f"model {name} with {json.dumps(kwargs)}: {reason}") from error
     return model
 
 

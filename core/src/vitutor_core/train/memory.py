@@ -18,7 +18,8 @@ def advise_for_training(config: RunConfig, device: torch.device) -> Iterator[Non
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        _raise_if_other(error)
+        if not is_out_of_memory(error):
+            raise
         peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
         raise ResourceError(
             f"out of memory with batch {train.batch_size}, {config.data.image_size} px, {train.precision}, "
@@ -34,14 +35,14 @@ def advise_for_evaluation(config: RunConfig) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        _raise_if_other(error)
+        if not is_out_of_memory(error):
+            raise
         raise ResourceError(
             f"out of memory in the evaluation, with batches of {batch} images; go on with "
             f"--set runtime.eval_batch_size={max(batch // 2, 1)}, which changes no result"
         ) from None
 
 
-def _raise_if_other(error: Exception) -> None:
-    # On a CPU, torch says so in a plain RuntimeError.
-    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in str(error):
-        raise error
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out; on a CPU, torch says so in a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

@@ -30,6 +30,7 @@ from vitutor_core.models.weights import (
 from vitutor_core.provenance import git_state, machine, versions
 from vitutor_core.runs import RunRecord
 from vitutor_core.schema import RunConfig
+from vitutor_core.train.dry import check_first_step
 from vitutor_core.train.loop import fit
 from vitutor_core.train.memory import advise_for_evaluation, advise_for_training
 from vitutor_core.train.method import Method
@@ -65,6 +66,8 @@ def train(
         try:
             torch.manual_seed(config.seed)
             method = build_method(config, data.info)
+            if not run.is_finished:
+                check_first_step(method, config, data.info)
             data = with_stored_logits(data, method.logit_teachers, config, group)
             if method.traits.classifies and data.info.num_classes < 2:
                 raise DataError(f"{data.info.name}: its one class is {data.info.class_names[0]}; to classify takes two")
@@ -81,11 +84,11 @@ def train(
         finally:
             data.train.close()
         if group.is_main:
-            card = _card(config, data.info, label, metrics)
+            card = model_card(config, data.info, label.paper, metrics)
             save_model(run.files.weights, method.inference_model(), card)
             if averaged is not None:
                 own = {name.removeprefix("ema_"): value for name, value in metrics.items() if name.startswith("ema_")}
-                save_model(run.files.ema_weights, averaged, _card(config, data.info, label, own))
+                save_model(run.files.ema_weights, averaged, model_card(config, data.info, label.paper, own))
             if method.traits.measures and len(method.state_dict()) > len(method.inference_model().state_dict()):
                 save_tensors(run.files.method, method.state_dict())
             seconds = round(time.monotonic() - started, 1)
@@ -122,7 +125,8 @@ def _session(label: RunLabel, group: Processes) -> dict[str, Any]:
     }
 
 
-def _card(config: RunConfig, info: DataInfo, label: RunLabel, metrics: dict[str, float]) -> ModelCard:
+def model_card(config: RunConfig, info: DataInfo, method: str, metrics: dict[str, float]) -> ModelCard:
+    """Describe the student of a run for its weights file."""
     kwargs = {**config.student.kwargs}
     if takes_image_size(config.student.name):
         kwargs.setdefault("img_size", info.image_size)
@@ -135,7 +139,7 @@ def _card(config: RunConfig, info: DataInfo, label: RunLabel, metrics: dict[str,
         std=info.std,
         crop_ratio=config.data.crop_ratio,
         interpolation=config.data.interpolation,
-        method=label.paper,
+        method=method,
         metrics={name: metrics[name] for name in ("top1", "top5", "loss", "ece") if name in metrics},
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from vitutor_core.data import keyed
 from vitutor_core.data.types import Batch
 from vitutor_core.distributed import Processes, effective_precision
+from vitutor_core.errors import ConfigError
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
 from vitutor_core.train.guard import FiniteGuard
@@ -57,7 +58,7 @@ class Updater:
             def forward(batch: Batch = batch) -> StepOutput:
                 return self._forward(batch, clock)
 
-            with nullcontext() if number == len(micro_batches) - 1 else no_sync():
+            with advise_without_compile(), nullcontext() if number == len(micro_batches) - 1 else no_sync():
                 output = rule(forward, scale=1.0 / len(micro_batches), no_sync=no_sync)
             self.meter.add(output, batch.images.shape[0])
         norm = nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
@@ -76,6 +77,22 @@ class Updater:
             output: StepOutput = self._wrapped(batch, clock)
         self.guard.check(output.loss, "loss")
         return output._replace(parts={name: part.detach() for name, part in output.parts.items()})
+
+
+@contextmanager
+def advise_without_compile() -> Iterator[None]:
+    """Turn what torch.compile cannot do into a `ConfigError` that says how to go on without."""
+    try:
+        yield
+    except RuntimeError as error:
+        # By name: to import the compiler takes seconds.
+        if not any(of.__module__.startswith(("torch._dynamo.", "torch._inductor.")) for of in type(error).__mro__):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise ConfigError(
+            f"train.compile: torch cannot compile this step ({reason}); go on with --set train.compile=false, in a new "
+            "--out if there is a checkpoint"
+        ) from error
 
 
 def backward_once(forward: Callable[[], StepOutput], *, scale: float, no_sync: NoSync) -> StepOutput:
