@@ -26,6 +26,7 @@ from vitutor_core.provenance import git_state, machine, versions
 COMMANDS = {
     "vit": ("dearkd", "train", "--row", "vit"),
     "cnn": ("vitutor", "teacher", "cnn"),
+    "wide cnn": ("vitutor", "teacher", "cnn", "--set", "student.kwargs={channels: [32, 64, 128]}"),
 }
 AUGMENTATIONS = {
     "crop and flip": (),

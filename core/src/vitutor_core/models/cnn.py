@@ -95,12 +95,13 @@ def resnet50_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet:
 
 
 def resnet8_tiny(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet with one block in each of three stages of width 16, 32 and 64: 3 MMACs for a 16-pixel image.
+    """ResNet with one block in each of three stages, of width 16, 32 and 64 unless ``channels`` says otherwise.
 
-    Its depth counts as in the CIFAR ResNets, six convolutions in blocks, the stem and the classifier; the shortcuts of
+    It takes 3 MMACs for a 16-pixel image. Its depth counts as in the CIFAR ResNets, six convolutions in blocks, the stem and the classifier; the shortcuts of
     stages two and three are 1x1 convolutions.
     """
-    return _create("resnet8_tiny", pretrained, layers=(1, 1, 1), channels=(16, 32, 64), **kwargs)
+    sizes: dict[str, Any] = {"layers": (1, 1, 1), "channels": (16, 32, 64)}
+    return _create("resnet8_tiny", pretrained, **sizes | kwargs)
 
 
 for _entry_point in (resnet10_cifar, resnet18_cifar, resnet34_cifar, resnet50_cifar, resnet8_tiny):
