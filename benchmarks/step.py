@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from benchmarks.record import interleave, ratio, report
 from vitutor_core.data.build import build_data
+from vitutor_core.distributed import Processes
 from vitutor_core.schema import RunConfig
-from vitutor_core.train.distributed import Processes
 from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock

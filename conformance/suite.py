@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,21 +31,26 @@ from safetensors.torch import load_file
 from conformance import ranks
 from conformance.cost import cpu_seconds
 from vitutor_core.cli.teacher import with_teachers
+from vitutor_core.data.build import build_data
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.types import Batch
 from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.graph.needs import teachers_of
 from vitutor_core.graph.stages import read_graph
 from vitutor_core.models.weights import create_model
 from vitutor_core.paper import load
 from vitutor_core.recipe import read_recipe, recipe_path, scales_of
 from vitutor_core.report.paper import load_paper_results, split_row
+from vitutor_core.runs import RunRecord
 from vitutor_core.schema import ModelConfig, RunConfig
 from vitutor_core.train.checkpoint import latest
-from vitutor_core.train.evaluation import evaluate_run, read_record
+from vitutor_core.train.evaluation import evaluate_run
 from vitutor_core.train.method import Clock
 from vitutor_core.train.session import RunLabel, train
 from vitutor_core.train.update import Updater
 
+SHORT = ("train.epochs=2",)
+"""How teachers are trained here."""
 LOADERS = {
     "resident": ("data.loader=resident",),
     "streamed, in process": ("data.loader=streamed", "runtime.workers=0"),
@@ -74,6 +80,8 @@ class MethodConformance:
     row: ClassVar[str | None] = None
     classifies: ClassVar[bool] = True
     """False where the row pre-trains an encoder, which has figures of its own instead of an accuracy."""
+    sees_other_processes: ClassVar[bool] = False
+    """True where the objective of a process sees the images of others, as contrastive ones do."""
     beside_the_tables: ClassVar[frozenset[str]] = frozenset()
     """Rows for which the paper has no number, and which nothing else needs."""
 
@@ -94,22 +102,25 @@ class MethodConformance:
         return [sys.executable, "-c", f"from {self.package}.cli import main; main()", *arguments]
 
     def train_command(self, out: Path, teachers: Path, *settings: str) -> list[str]:
-        options = [option for setting in (*self.micro, *settings) for option in ("--set", setting)]
+        named = [(path, teacher.recipe) for path, teacher in teachers_of(self.config()) if teacher.recipe is not None]
+        given = [f"{path}.weights={json.dumps(str(teachers / recipe))}" for path, recipe in named]
+        options = [option for setting in (*self.micro, *settings, *given) for option in ("--set", setting)]
         row = [] if self.row is None else ["--row", self.row]
-        return self.command("train", *row, *options, "--teachers", str(teachers), "--out", str(out))
+        return self.command("train", *row, *options, "--out", str(out))
 
     @classmethod
     def run(cls, out: Path, teachers: Path, *settings: str) -> dict[str, Any]:
         module, _, name = cls.paper().method.partition(":")
         build = getattr(importlib.import_module(module), name).build
-        config = with_teachers(cls.config(*settings), "digits", teachers)
-        return train(config, build, label=RunLabel(cls.package, "test", "digits", "test"), out=out)
+        config = with_teachers(cls.config(*settings), "digits", teachers, settings=SHORT)
+        record = train(config, build, label=RunLabel(cls.package, "test", "digits", "test"), out=out)
+        return record.model_dump(mode="json")
 
     @pytest.fixture(scope="class")
     @classmethod
     def teachers(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = tmp_path_factory.mktemp("teachers")
-        with_teachers(cls.config(), "digits", folder, settings=("train.epochs=2",))
+        with_teachers(cls.config(), "digits", folder, settings=SHORT)
         return folder
 
     @pytest.fixture(scope="class")
@@ -133,7 +144,7 @@ class MethodConformance:
         self, finished: Path, teachers: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(Updater, "update", lambda *_: pytest.fail("trained again"))
-        assert self.run(finished, teachers) == json.loads((finished / "metrics.json").read_text())
+        assert self.run(finished, teachers) == RunRecord.read(finished).model_dump(mode="json")
 
     @pytest.mark.parametrize("loader", LOADERS)
     def test_resume_is_bit_exact(
@@ -246,7 +257,7 @@ class MethodConformance:
             self.run(finished, teachers, "optim.lr=0.5")
 
     def test_a_checkpoint_of_another_method_is_refused(self, finished: Path, teachers: Path, tmp_path: Path) -> None:
-        (tmp_path / "run").mkdir()
+        shutil.copytree(finished / "checkpoints", tmp_path / "run" / "checkpoints")
         record = json.loads((finished / "run.json").read_text())
         record["identity"]["method"] = "another"
         (tmp_path / "run" / "run.json").write_text(json.dumps(record))
@@ -257,11 +268,28 @@ class MethodConformance:
         self.run(finished, teachers, "runtime.workers=1", "runtime.log_every_steps=3")
 
     @pytest.mark.slow
-    def test_gradient_gap_is_zero_on_two_processes(self, tmp_path: Path, teachers: Path) -> None:
+    def test_two_processes_share_one_gradient_and_every_parameter_has_one(self, tmp_path: Path, teachers: Path) -> None:
+        config = with_teachers(self.config("train.accumulate=2"), "digits", teachers)
+        found = ranks.gradients(self.paper().method, config, tmp_path)
+        first, second = found.own
+        assert first.pop("") != second.pop("")  # each has its own images
+        assert [name for name in first if not torch.equal(first[name], second[name])] == []
+        assert [name for name, gradient in first.items() if not gradient.any()] == []
+        if not self.sees_other_processes:
+            for name, gradient in found.alone.items():  # an average, not a sum
+                torch.testing.assert_close(found.same[0][name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+    def test_the_method_is_what_it_says_and_reports_leave_it_alone(self, teachers: Path) -> None:
         config = with_teachers(self.config(), "digits", teachers)
-        gap, norm = ranks.gradient_gap(self.paper().method, config, tmp_path)
-        assert gap == 0.0
-        assert norm > 0.0
+        data = build_data(config, device=torch.device("cpu"))
+        method = load(self.paper().method).build(config, data.info).train()
+        few = next(iter(data.evaluation))
+        data.train.close()
+        modes = [module.training for module in method.modules()]
+        assert bool(method.report(evaluation=[few]).metrics) == method.traits.measures
+        assert method.traits.classifies == self.classifies
+        assert method.report().events == method.report(probe=few[0][:8]).events
+        assert [module.training for module in method.modules()] == modes
 
     def test_export_loads_into_timm(self, finished: Path, tmp_path: Path) -> None:
         from vitutor_core.cli.artefacts import export_run
@@ -274,15 +302,24 @@ class MethodConformance:
         assert model.eval()(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
         assert "timm.create_model" in (tmp_path / "student.md").read_text()
 
+    def test_stored_logits_teach_as_the_teacher_does(self, tmp_path: Path, teachers: Path, finished: Path) -> None:
+        for name in ("storing", "reading"):
+            result = self.run(tmp_path / name, teachers, f"cache.folder={tmp_path / 'logits'}")
+            assert_equal_weights(tmp_path / name, finished)
+        stored = result.stored_logits
+        assert stored is None or (stored["epochs_written"], stored["epochs_computed"]) == (0, 0)
+
     def test_what_is_measured_again_is_what_was_measured(self, finished: Path) -> None:
-        record = read_record(finished, self.package)
-        found = evaluate_run(finished, record, load(self.paper().config), load(self.paper().method).build)
-        again = {name: value for name, value in record["metrics"].items() if name in found}
+        record = RunRecord.read(finished, self.package)
+        found, right = evaluate_run(finished, record, load(self.paper().config), load(self.paper().method).build)
+        assert right == record.correct
+        assert ("top1" in right) == self.classifies
+        again = {name: value for name, value in record.metrics.items() if name in found}
         assert {name: found[name] for name in again} == again
         assert ("top1" if self.classifies else "knn_top1") in again
         # What is missing is what the method showed of a few images after each epoch.
         shown = (finished / "curves.csv").read_text().splitlines()[0].split(",")
-        assert record["metrics"].keys() - again.keys() <= set(shown)
+        assert record.metrics.keys() - again.keys() <= set(shown)
 
     @pytest.mark.slow
     def test_evaluate_in_a_fresh_process_finds_the_model(self, finished: Path) -> None:

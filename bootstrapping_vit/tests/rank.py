@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from bootstrapping_vit.config import BootstrappingConfig
 from bootstrapping_vit.method import BootstrappingViT
 from vitutor_core.data.types import Batch, DataInfo
-from vitutor_core.train.distributed import Processes
+from vitutor_core.distributed import Processes
 from vitutor_core.train.method import Clock
 
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])

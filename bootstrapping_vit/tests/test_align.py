@@ -153,7 +153,7 @@ def by_rule(method, batch, parts=1):
 
 def of_loss(method, batch, name):
     method.zero_grad()
-    method(batch, START).parts[name].backward()
+    method(batch, START).losses[name].backward()
     zero = {key: torch.zeros_like(parameter) for key, parameter in method.named_parameters()}
     return zero | {key: p.grad.clone() for key, p in method.named_parameters() if p.grad is not None}
 

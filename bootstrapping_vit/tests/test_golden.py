@@ -325,7 +325,7 @@ def test_sam(golden):
                 case.check(model.weight, f"w_pert_{step}")
                 case.check(model.bias, f"b_pert_{step}")
             losses.append(nn.functional.cross_entropy(model(case["x"]), case["label"]))
-            return StepOutput(losses[-1], {})
+            return StepOutput(losses[-1])
 
         optimiser.zero_grad()
         rule(forward, scale=1.0, no_sync=nullcontext)

@@ -140,7 +140,8 @@ def test_without_an_agent_it_is_supervised_training(pair, batch):
     output = method(batch, clock(0))
     assert torch.equal(output.loss, F.cross_entropy(method.student(batch.images), batch.targets))
     assert method.update_rule() is None
-    assert method.final_metrics([]) == {}
+    assert method.report(evaluation=[]).metrics == {}
+    assert not method.traits.measures
 
 
 def test_update_rules(pair):
@@ -164,8 +165,8 @@ def test_terms_fall_in_a_short_run(config, tmp_path):
     )
     short = (*settings, "optim.warmup_epochs=0", "optim.lr=5e-3", "train.batch_size=20")
     label = RunLabel("bootstrapping_vit", "joint", "digits", "test")
-    result = train(config(*short), BootstrappingViT.build, label=label, out=tmp_path / "run")
-    assert 0 <= result["metrics"]["agent_top1"] <= 100
+    record = train(config(*short), BootstrappingViT.build, label=label, out=tmp_path / "run")
+    assert 0 <= record.metrics["agent_top1"] <= 100
     header, *lines = (line.split(",") for line in (tmp_path / "run" / "curves.csv").read_text().splitlines())
     features, agent = (
         [float(line[header.index(name)]) for line in lines] for name in ("feature_loss", "agent_label_loss")

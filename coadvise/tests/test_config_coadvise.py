@@ -12,8 +12,8 @@ from vitutor_core.errors import ConfigError
     [
         (("method.weights={rnn: 1.0}",), "method.weights names rnn, but the teachers are cnn, inn"),
         (("method.temperatures={rnn: 1.0}",), "method.temperatures names rnn"),
-        (("method.temperatures={cnn: 0.0}",), "above 0"),
-        (("method.weights={cnn: -1.0}",), "no method.weights below it"),
+        (("method.temperatures={cnn: 0.0}",), r"method\.temperatures\.cnn: Input should be greater than 0"),
+        (("method.weights={cnn: -1.0}",), r"method\.weights\.cnn: Input should be greater than or equal to 0"),
         (("method.order=[cnn]",), "each teacher once: cnn, inn"),
         (("method.label_tokens=all",), "without teachers"),
         (("method.corruption_severities=[0]",), "1 to 5"),
@@ -46,7 +46,7 @@ def test_what_depends_on_the_teachers_is_written_into_the_config(config):
     ],
 )
 def test_number_of_tokens(settings, tokens, values):
-    apply_settings(values, settings)
+    apply_settings(values, settings, CoadviseConfig)
     assert CoadviseConfig.from_mapping(values, where="test").student.kwargs.get("teacher_tokens") == tokens
 
 

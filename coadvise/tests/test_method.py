@@ -161,7 +161,7 @@ def test_the_tokens_take_after_their_teachers(build, batch):
         optimizer.step()
     for name in ("cnn_loss", "inn_loss"):
         assert output.parts[name] < 0.1 * first[name]
-    found = method.final_metrics([(batch.images, batch.targets.argmax(1))])
+    found = method.report(evaluation=[(batch.images, batch.targets.argmax(1))]).metrics
     assert found["inn_kl_inn"] < found["cnn_kl_inn"]
     assert found["cnn_kl_cnn"] < found["inn_kl_cnn"]
 
@@ -197,8 +197,8 @@ def test_build_refuses_another_number_of_tokens(config, tokens, info):
 def test_corruption_errors_are_measured_where_asked_for(build, batch):
     pytest.importorskip("corrupt_tta")
     method = build("method.corruption_severities=[1]")
-    found = method.final_metrics([(batch.images, batch.targets.argmax(1))])
+    found = method.report(evaluation=[(batch.images, batch.targets.argmax(1))]).metrics
     assert 0 <= found["mce"] <= 100
     assert len([name for name in found if name.startswith("error_")]) == 15
     assert method.student.training
-    assert "mce" not in build().final_metrics([(batch.images, batch.targets.argmax(1))])
+    assert "mce" not in build().report(evaluation=[(batch.images, batch.targets.argmax(1))]).metrics

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from coadvise.robustness import measure_row, measure_run
+from conformance.records import write_record
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.models.weights import ModelCard, save_model
 
@@ -39,8 +40,8 @@ def run(model, tmp_path):
     )
     save_model(folder / "student.safetensors", model, card)
     data = {"source": "digits", "image_size": 16}
-    record = {"paper": "coadvise", "teachers": {"cnn": {}, "inn": {}}, "config": {"data": data}}
-    (folder / "metrics.json").write_text(json.dumps(record))
+    teacher = {"name": "t", "sha256": "0", "top1": None}
+    write_record(folder, paper="coadvise", teachers={"cnn": teacher, "inn": teacher}, config={"data": data})
     return folder
 
 

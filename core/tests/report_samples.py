@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vitutor_core.report.paper import PaperResults, load_paper_results
+from vitutor_core.report.results import load_results
+from vitutor_core.report.table import build_table
+
 PAPER = """
 paper: demo
 title: A synthetic <paper>
@@ -14,7 +18,8 @@ scale: imagenet
 setting: a large data set
 methods: {plain: plain model, ours: OURS, part: half of OURS}
 curves: [plain, ours]
-attention: [ours]
+series:
+  - {id: heights, title: Heights, caption: How high., axis: height (m), columns: height_of_*_here, rows: [plain, ours]}
 tables:
   - id: ablation
     title: Table A
@@ -56,11 +61,11 @@ def write_run(root: Path, row: str, seed: int, top1: float, changes: dict[str, A
     """Publish one synthetic result; ``changes`` replaces keys of its metrics.json."""
     folder = root / "demo" / row / f"seed-{seed}"
     folder.mkdir(parents=True)
-    distances = {f"attention_distance_block{block}": block + 1.5 for block in range(2)}
+    heights = {f"height_of_{number}_here": number - 0.5 for number in (10, 9)} if row == "ours" else {}
     result = {
         "paper": "demo",
         "row": row,
-        "scale": "digits",
+        "scale": "small",
         "seed": seed,
         "metrics": {"top1": top1, "images": 900.0},
         "epochs": 4,
@@ -74,13 +79,14 @@ def write_run(root: Path, row: str, seed: int, top1: float, changes: dict[str, A
         "git": {"commit": "0123456789abcdef", "dirty": False},
         "versions": {"python": "3.11"},
         "machine": {"processor": "<b>chip</b> & co", "gpu": None},
-        "config": {"seed": seed, "train": {"epochs": 4}, "method": {"stage1_epochs": 3}, "runtime": {"workers": seed}},
+        "events": {"help leaves": 3} if row == "ours" else {},
+        "config": {"seed": seed, "train": {"epochs": 4}, "runtime": {"workers": seed}},
         "seconds": 1.5,
     }
     (folder / "metrics.json").write_text(json.dumps(result | (changes or {})))
-    header = ["epoch", "step", "train_loss", "top1", *distances]
+    header = ["epoch", "step", "train_loss", "top1", *heights]
     lines = [
-        [epoch, 14 * (epoch + 1), 2.0 - epoch / 4, "" if epoch == 1 else top1 - 3 + epoch, *distances.values()]
+        [epoch, 14 * (epoch + 1), 2.0 - epoch / 4, "" if epoch == 1 else top1 - 3 + epoch, *heights.values()]
         for epoch in range(4)
     ]
     (folder / "curves.csv").write_text("\n".join(",".join(map(str, line)) for line in [header, *lines]) + "\n")
@@ -90,3 +96,23 @@ def write_run(root: Path, row: str, seed: int, top1: float, changes: dict[str, A
 def write_row(root: Path, row: str, values: list[float]) -> None:
     for seed, value in enumerate(values):
         write_run(root, row, seed, value)
+
+
+def demo_paper(folder: Path) -> PaperResults:
+    path = folder / "paper_results.yaml"
+    path.write_text(PAPER)
+    return load_paper_results(path)
+
+
+def build(paper: PaperResults, root: Path) -> dict[str, Any]:
+    table = build_table(paper, load_results(root, "demo"))
+    return json.loads(json.dumps(table, allow_nan=False))
+
+
+def line_of(table: dict[str, Any], row: str) -> dict[str, Any]:
+    return next(line for part in table["tables"] for line in part["lines"] if line["row"] == row)
+
+
+def pair_of(table: dict[str, Any], row: str, to: str) -> dict[str, Any]:
+    pairs = (pair for part in table["tables"] for pair in part["comparisons"])
+    return next(pair for pair in pairs if (pair["row"], pair["to"]) == (row, to))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from vitutor_core import files
 from vitutor_core.errors import CheckpointError, ResourceError
 from vitutor_core.train import checkpoint
 
@@ -25,7 +27,7 @@ def test_round_trip(tmp_path):
     found = checkpoint.latest(tmp_path)
     assert (found.step, found.state, found.identity) == (3, {"note": 3}, IDENTITY)
     assert torch.equal(found.tensors("method")["w"], torch.full((8,), 5.0))
-    assert oct((found.path / "method.safetensors").stat().st_mode & 0o044) == oct(0o044 & ~checkpoint._umask())
+    assert oct((found.path / "method.safetensors").stat().st_mode & 0o044) == oct(0o044 & ~files._umask())
 
 
 def test_latest_is_by_step_whatever_the_times(tmp_path):
@@ -76,9 +78,44 @@ def test_prune_keeps_two_and_the_best(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004", "step-00000005"]
 
 
+NOT_OURS = ("step-00000003-backup", "step-foo", "step-7", "step-00000004.tmp-12", "my-step-00000009", "step-")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_only_looks_like_a_checkpoint_is_left_alone(tmp_path, kind):
+    (tmp_path / "elsewhere").mkdir()
+    root = tmp_path / "checkpoints"
+    root.mkdir()
+    for name in NOT_OURS:
+        if kind == "folder":
+            shutil.copytree(save(tmp_path / "other", 9), root / name)
+        elif kind == "file":
+            (root / name).write_text("mine")
+        else:
+            (root / name).symlink_to(tmp_path / "elsewhere")
+    before = sorted(path.name for path in root.iterdir())
+    for step in (1, 2, 3, 4):
+        save(root, step)
+        checkpoint.prune(root, keep={1})
+    files.discard_partial(root)
+    assert checkpoint.latest(root).step == 4
+    ours = ["step-00000001", "step-00000003", "step-00000004"]
+    assert sorted(path.name for path in root.iterdir()) == sorted([*before, *ours])
+
+
+@pytest.mark.parametrize("listed", ["{}", '{"state.json": {}}'])
+def test_a_manifest_that_lists_no_files_verifies_nothing(tmp_path, listed):
+    save(tmp_path, 1)
+    manifest = save(tmp_path, 2) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"files": json.loads(listed)}))
+    with pytest.warns(UserWarning, match="using the one before"):
+        assert checkpoint.latest(tmp_path).step == 1
+
+
 KILLED_WRITER = """
 import os, signal, sys, torch
 from pathlib import Path
+from vitutor_core import files
 from vitutor_core.train import checkpoint
 root, moment = Path(sys.argv[1]), sys.argv[2]
 save = lambda step: checkpoint.save(root, step, {"method": {"w": torch.ones(8)}}, {}, {"method": "m"})
@@ -87,12 +124,11 @@ die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 if moment == "start":
     checkpoint._write_payload = die
 elif moment == "middle":
-    write = checkpoint.save_file
-    checkpoint.save_file = lambda tensors, path: (Path(path).write_bytes(b"half"), die())
+    checkpoint.write_tensors = lambda path, tensors: (path.write_bytes(b"half"), die())
 elif moment == "before manifest":
     checkpoint._write_manifest = die
 else:
-    checkpoint._commit = die
+    files._flush_all = die
 save(2)
 """
 
@@ -102,9 +138,9 @@ save(2)
 def test_kill_during_a_write_leaves_the_last_good_one(tmp_path, moment):
     done = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(tmp_path), moment], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert [path.name for path in tmp_path.glob("*.tmp-*")]
+    assert [path.name for path in tmp_path.glob(".step-00000002*")]
     assert checkpoint.latest(tmp_path).step == 1
-    checkpoint.remove_partial(tmp_path)
+    files.discard_partial(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
@@ -114,7 +150,7 @@ def test_full_disk_leaves_the_last_good_one_and_says_so(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-        with pytest.raises(ResourceError, match=r"step-00000002: cannot save .* needed 400,000 bytes"):
+        with pytest.raises(ResourceError, match=r"step-00000002: cannot write .*; free some space, .*needs 400,000"):
             checkpoint.save(tmp_path, 2, {"method": {"w": torch.zeros(100_000)}}, {}, IDENTITY)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,24 +1,26 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 from PIL import Image
 
 from conformance.cost import cpu_seconds
-from core.tests.toy_paper import write_toy_paper
+from core.tests.toy_paper import environment, write_toy_paper
 from core.tests.train_samples import before_update, weights
 from vitutor_core.cli import teacher as teacher_command
 from vitutor_core.cli.entry import run
 from vitutor_core.cli.main import vitutor
 from vitutor_core.cli.teacher import with_teachers
 from vitutor_core.config import identity
-from vitutor_core.errors import DataError
+from vitutor_core.errors import CheckpointError, DataError
 from vitutor_core.models.weights import read_card
 from vitutor_core.recipe import resolve
 from vitutor_core.schema import RunConfig, TeacherConfig
@@ -103,8 +105,7 @@ SMALL = ("--set", "data.per_class=null", "--set", "train.batch_size=4", "--set",
 )
 def test_config_mistakes_exit_2_and_leave_no_folder(toypaper, call, tmp_path, setting, parts):
     refuse(call(toypaper, "train", "--set", setting, "--out", tmp_path / "a" / "run"), 2, *parts)
-    if "optim.name" not in setting:  # the optimiser is made when the run is on its way
-        assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def test_all_mistakes_come_at_once_and_usage_mistakes_are_clicks(toypaper, call, tmp_path):
@@ -289,8 +290,7 @@ def test_a_config_mistake_costs_no_import(toy_paper, tmp_path):
         f"sys.argv = ['toypaper', 'train', '--set', 'train.epoch=5', '--out', {str(tmp_path / 'run')!r}]\n"
         "try:\n    main()\nfinally:\n    print([m for m in ('torch', 'timm', 'matplotlib') if m in sys.modules])"
     )
-    environment = os.environ | {"PYTHONPATH": str(toy_paper)}
-    seconds, done = cpu_seconds([sys.executable, "-c", code], env=environment)
+    seconds, done = cpu_seconds([sys.executable, "-c", code], env=environment(toy_paper))
     assert (done.returncode, done.stdout) == (2, "[]\n")
     assert seconds < 2.0
     assert not (tmp_path / "run").exists()
@@ -312,17 +312,120 @@ def student(toy_paper, *settings):
 
 
 def test_missing_teachers_are_trained_once_on_all_data(toy_paper, tmp_path, monkeypatch):
-    config = student(toy_paper, "teacher={recipe: cnn}")
-    found = with_teachers(config, "digits", tmp_path, settings=("train.epochs=1",))
+    config, short = student(toy_paper, "teacher={recipe: cnn}"), ("train.epochs=1",)
+    found = with_teachers(config, "digits", tmp_path, settings=short)
     assert found == config.changed([f"teacher.weights={tmp_path / 'cnn'}"])
     result = json.loads((tmp_path / "cnn" / "metrics.json").read_text())
     assert (result["paper"], result["row"], result["train_images"]) == ("supervised", "cnn", 901)
     assert result["config"]["data"]["image_size"] == config.data.image_size
     assert read_card(tmp_path / "cnn" / "student.safetensors").metrics["top1"] == result["metrics"]["top1"]
     monkeypatch.setattr(teacher_command, "train_teacher", lambda *_, **__: pytest.fail("trained again"))
-    assert with_teachers(config, "digits", tmp_path) == found
+    assert with_teachers(config, "digits", tmp_path, settings=short) == found
     alone = student(toy_paper)
     assert with_teachers(alone, "digits", tmp_path) == alone
+
+
+def another_image(images, _):
+    Image.new("RGB", (31, 29), (9, 9, 9)).save(images / "train" / "blue" / "0.jpg")
+
+
+def begun(_, folder):
+    """As a teacher that was interrupted: with a checkpoint, and without a result."""
+    (folder / "cnn" / "metrics.json").unlink()
+
+
+CHANGES = {
+    "other images": (("data.image_size=16",), another_image, "data: '"),
+    "another image size": (("data.image_size=24",), lambda *_: None, "data.image_size: 16 -> 24"),
+    "another recipe": (("optim.lr=0.02",), lambda *_: None, "optim.lr: "),
+    "begun with another recipe": (("optim.lr=0.02",), begun, "optim.lr: "),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_teacher_of_something_else_is_not_taken(toy_paper, tmp_path, images, change, capsys):
+    settings, act, said = CHANGES[change]
+    short = ("train.epochs=1", "train.batch_size=4")
+    folder, source = tmp_path / "teachers", f"data.source=folder:{images}"
+    config = student(toy_paper, "teacher={recipe: cnn}", source)
+    first = with_teachers(config, "digits", folder, settings=short).teacher.weights
+    before = {path.name: path.read_bytes() for path in (folder / "cnn").glob("*.*")}
+    act(images, folder)
+    for _ in range(2):  # trained, then found
+        found = with_teachers(config, "digits", folder, settings=(*short, *settings)).teacher.weights
+        assert found != first == str(folder / "cnn")
+        assert read_card(Path(found) / "student.safetensors").method == "supervised"
+        assert f"teacher cnn: {folder / 'cnn'} is another ({said}" in capsys.readouterr().err
+    assert len(list(folder.iterdir())) == 2
+    assert before.items() >= {path.name: path.read_bytes() for path in (folder / "cnn").glob("*.*")}.items()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "{"])
+@pytest.mark.parametrize("name", ["metrics.json", "run.json"])
+def test_a_teacher_without_a_readable_record_is_not_taken(toy_paper, tmp_path, name, text):
+    (tmp_path / "cnn").mkdir()
+    (tmp_path / "cnn" / name).write_text(text)
+    with pytest.raises(CheckpointError, match=rf"{name}: .*delete"):
+        with_teachers(student(toy_paper, "teacher={recipe: cnn}"), "digits", tmp_path)
+
+
+@pytest.mark.parametrize("option", ["--out", "--teachers", "--recipe"])
+def test_an_empty_path_is_refused(toypaper, call, tmp_path, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = call(toypaper, "train", "--out", "run", option, "")
+    assert (code, "is empty; name a path" in errors) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+TARGETS = {
+    "a run": ("train", "--out"),
+    "its weights": ("export", "RUN", "--to"),
+    "its figures": ("evaluate", "ROW", "--out"),
+    "a manifest": ("data", "--out"),
+    "an analysis": ("analyze", "RUN", "--images", "8", "--batch", "4", "--out"),
+    "a plan": ("plan", "--params", "PARAMS", "--out"),
+    "a table": ("report", "table", "dearkd", "--results"),
+    "a report": ("report", "html", "dearkd", "--results"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(toy_paper, tmp_path_factory):
+    """A published row with one run, and what the commands need besides."""
+    from toypaper.cli import cli
+
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.raises(SystemExit):
+        run(cli, ["train", "--set", "train.epochs=1", "--out", str(folder / "ROW" / "seed-0")])
+    (folder / "PARAMS").write_text("scale: digits\nseeds: [0]\n")
+    return folder
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("place", ["in a file", "on a read-only disk"])
+def test_what_cannot_be_written_is_one_line(toypaper, call, tmp_path, trained, monkeypatch, target, place):
+    words = {"RUN": trained / "ROW" / "seed-0", "ROW": trained / "ROW", "PARAMS": trained / "PARAMS"}
+    command, *arguments = (words.get(word, word) for word in TARGETS[target])
+    (tmp_path / "file").touch()
+    (tmp_path / "evaluation" / "dearkd").mkdir(parents=True)
+    out = tmp_path / "file" / "x" if place == "in a file" else tmp_path / "read-only"
+    if target in {"a table", "a report"}:
+        out = tmp_path
+        if place == "in a file":
+            for name in ("tables", "reports"):
+                (tmp_path / name).touch()
+    if place != "in a file":
+
+        def refuse_writing(*_, **__):
+            raise OSError(errno.EROFS, "Read-only file system", "somewhere")
+
+        for name in ("mkdir", "replace", "write_text", "touch"):
+            monkeypatch.setattr(Path, name, refuse_writing)
+    group = toypaper if command in {"train", "export", "evaluate"} else vitutor
+    code, _, errors = call(group, command, *arguments, out)
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert (code, len(lines), "Traceback" in errors) == (6, 1, False), errors
+    assert "annot write" in lines[0]
 
 
 def test_a_teacher_is_published_from_its_work_folder(call, tmp_path):

@@ -70,6 +70,20 @@ def test_every_row_gets_the_budget_and_a_finished_one_is_kept(toy, monkeypatch, 
     assert made == ["plain", "warm", "tuned"]
 
 
+def test_gains_share_their_five_percent_and_digits_get_no_verdict(tmp_path, capsys):
+    def line(paper, p, source):
+        gain = {"mean": 2.0, "standard_error": 0.5, "df": 8.0, "p": p, "over": "seeds and images"}
+        stats = {"mean": 70.0, "sd": 1.0}
+        cost = {"updates": 9, "pretraining_updates": 0, "cost": 1.0, "teachers": {}}
+        return {"paper": paper, "plain": stats, "method": stats, "gain": gain, "source": source, **cost}
+
+    for source, verdicts in (("folder:mine", ["above", "inconclusive"]), ("digits", [None, None])):
+        compare._show([line("one", 0.01, source), line("two", 0.06, source)], tmp_path)
+        lines = json.loads((tmp_path / "compare.json").read_text())["lines"]
+        assert [found.get("verdict") for found in lines] == verdicts
+        assert ("smoke test" in capsys.readouterr().out) == (source == "digits")
+
+
 def test_a_paper_that_is_not_there(toy):
     with pytest.raises(ConfigError, match=r"'toypapr' is not installed; did you mean 'toypaper'\?$"):
         run(toy, "--papers", "toypapr")

@@ -23,7 +23,9 @@ def config(tmp_path: Path) -> DataConfig:
             folder.mkdir(parents=True)
             for index in range(count + (name == "dog")):
                 mode = "L" if index == 0 else "RGB"
-                Image.new(mode, (2 + index % 3, 5)).save(folder / f"{index:03}.png")
+                shade = (index % 256, index // 256, 5 * (name == "dog") + 10 * (split == "val"))
+                image = Image.new(mode, (2 + index % 3, 5), shade[2] if mode == "L" else shade)
+                image.save(folder / f"{index:03}.png")
     return DataConfig(source=f"folder:{tmp_path}", image_size=8, fraction=0.1)
 
 
@@ -31,20 +33,31 @@ def test_the_manifest(config: DataConfig, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     manifest = check_source(config, progress=lambda done, total: calls.append((done, total)))
     source = open_source(config)
+    pixels = [manifest[split]["pixels"] for split in ("train", "evaluation")]
     size = {"distinct": 3, "width": {"min": 2, "max": 4}, "height": {"min": 5, "max": 5}}
     assert json.loads(json.dumps(manifest)) == {
         "name": f"folder:{tmp_path.name}",
         "classes": ["cat", "dog"],
+        "evaluated_on": "val",
         "train": {
             "images": 601,
             "per_class": {"min": 300, "max": 301},
             "sizes": size,
             "modes": {"L": 2, "RGB": 599},
+            "pixels": pixels[0],
         },
-        "evaluation": {"images": 7, "per_class": {"min": 3, "max": 4}, "sizes": size, "modes": {"L": 2, "RGB": 5}},
+        "evaluation": {
+            "images": 7,
+            "per_class": {"min": 3, "max": 4},
+            "sizes": size,
+            "modes": {"L": 2, "RGB": 5},
+            "pixels": pixels[1],
+        },
         "fingerprint": fingerprint(source, subset_indices(source.train.labels, config)),
         "subset": {"images": 60, "per_class": {"min": 30, "max": 30}},
+        "notes": [],
     }
+    assert pixels[0] != pixels[1]
     assert calls == sorted(calls)
     assert calls[-1] == (608, 608)
 

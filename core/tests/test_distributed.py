@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
@@ -23,9 +28,20 @@ from core.tests.train_samples import (
     steps_of,
     weights,
 )
+from vitutor_core.distributed import (
+    Processes,
+    choose_device,
+    effective_precision,
+    gather_rows,
+    sum_over_processes,
+    synchronise_batch_norm,
+    world,
+)
 from vitutor_core.errors import ConfigError, InterruptedRun
+from vitutor_core.runs import RunRecord
+from vitutor_core.schema import RunConfig
 from vitutor_core.train import checkpoint, session
-from vitutor_core.train.distributed import Processes, choose_device, effective_precision
+from vitutor_core.train.evaluation import evaluate_run
 from vitutor_core.train.run_folder import RunFolder
 
 SETTINGS = (*PLAIN_SGD, "optim.lr=0.1", "train.ema_decay=0.9", "train.accumulate=2", "runtime.eval_batch_size=7")
@@ -52,7 +68,7 @@ def _rank(rank: int, folder: str, port: int) -> None:
     root = Path(folder)
     patch = pytest.MonkeyPatch()
     if rank == 1:  # only the first process may write
-        for module, name in ((checkpoint, "save"), (session, "save_model"), (session, "write_json")):
+        for module, name in ((checkpoint, "save"), (session, "save_model"), (RunRecord, "write")):
             patch.setattr(module, name, lambda *_: pytest.fail("the second process writes"))
         patch.setattr(RunFolder, "write_curves", lambda *_: pytest.fail("the second process writes"))
     result = run(root / "run", *SETTINGS, build=Kept.build)
@@ -113,6 +129,17 @@ def test_every_evaluation_image_counts_once_and_both_processes_know_the_result(t
 
 
 @pytest.mark.slow
+def test_two_processes_know_which_images_were_right(two):
+    record = RunRecord.read(two / "run", "supervised")
+    with mock.patch("vitutor_core.data.build.open_source", return_value=small_digits()):
+        alone = evaluate_run(two / "run", record, RunConfig, Kept.build).correct
+    assert record.correct == alone
+    assert alone.keys() == {"top1", "ema_top1"}
+    right = bin(int(alone["top1"], 16)).count("1")
+    assert 100 * right / record.metrics["images"] == record.metrics["top1"]
+
+
+@pytest.mark.slow
 def test_the_folder_is_written_once(two):
     assert len(json.loads((two / "run" / "run.json").read_text())["sessions"]) == 1
     assert len(curves(two / "run")) == 3
@@ -125,9 +152,74 @@ def test_two_stopped_processes_go_on_where_they_were(two):
     assert curves(two / "stopped") == curves(two / "run")
 
 
+def _collect(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=2)
+    assert world() == (rank, 2)
+    rows = torch.tensor([[0, 1], [2, 3], [4, 5]])
+    own = rows[:1] if rank == 0 else rows[1:]
+    assert torch.equal(gather_rows(own), rows)
+    assert torch.equal(gather_rows(own[:1], even=True), rows[:2])
+    own = torch.tensor([1.0, 10.0]) * (rank + 1)
+    assert sum_over_processes(own) is own
+    assert own.tolist() == [3.0, 30.0]
+    assert synchronise_batch_norm(torch.nn.BatchNorm1d(2)).__class__ is torch.nn.BatchNorm1d  # gloo has no other
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_put_together_what_they_have(tmp_path):
+    mp.spawn(_collect, args=(str(tmp_path),), nprocs=2)
+
+
+def test_alone_there_is_nothing_to_put_together():
+    rows = torch.arange(6).view(3, 2)
+    assert world() == (0, 1)
+    assert gather_rows(rows) is rows
+    assert sum_over_processes(rows) is rows
+
+
+def test_processes_talk_in_one_module():
+    """Guards and collectives are written once; the launcher starts torchrun and talks to nobody."""
+    root = Path(__file__).parents[2]
+    talking = [path for path in root.glob("*/src/**/*.py") if "torch.distributed" in path.read_text()]
+    assert sorted(path.name for path in talking) == ["distributed.py", "launch.py"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "moment", "code"),
+    [("kill", "step", -9), ("bad data", "step", 3), ("bug", "start", 1), ("full", "start", 6)],
+)
+def test_the_other_process_points_to_the_one_that_failed(tmp_path, how, moment, code):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "core.tests.rank"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with contextlib.ExitStack() as stack:
+        first, second = (
+            stack.enter_context(
+                subprocess.Popen([*command, rank, str(port), str(tmp_path / "run"), how, moment], **pipes)
+            )
+            for rank in "01"
+        )
+        _, own = second.communicate(timeout=120)
+        _, errors = first.communicate(timeout=120)
+    assert (second.returncode, first.returncode) == (code, 1), own + errors
+    assert "Traceback" not in errors
+    shown = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert shown == [
+        "error: process 0 of 2: another process of this run has ended, and its own message says why; "
+        "--debug shows what was lost here"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
 def test_devices_that_are_not_there_are_named():
-    with pytest.raises(ConfigError, match=r"runtime\.device: 'gpu' is no device"):
-        choose_device("gpu")
+    for name in ("gpu", "meta", "mps"):
+        with pytest.raises(ConfigError, match=rf"runtime\.device: '{name}' is no device"):
+            choose_device(name)
     missing = f"cuda:{torch.cuda.device_count()}"
     with pytest.raises(ConfigError, match=rf"runtime\.device: {missing} asked for, \d+ CUDA devices found"):
         choose_device(missing)
@@ -146,5 +238,4 @@ def test_one_process_needs_no_group():
     assert alone.wrap(module) is module
     assert alone.any(True)
     assert not alone.any(False)
-    assert torch.equal(alone.sum(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
     alone.barrier()

@@ -14,27 +14,28 @@ from vitutor_core.cli.artefacts import export_run
 from vitutor_core.cli.paper import _measured
 from vitutor_core.errors import DataError
 from vitutor_core.evaluate.neighbours import neighbour_accuracy
+from vitutor_core.runs import RunDir, RunRecord
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
-from vitutor_core.train.evaluation import evaluate_run, read_record
-from vitutor_core.train.publish import publish
+from vitutor_core.train.evaluation import evaluate_run
+from vitutor_core.train.method import Report, Traits
 from vitutor_core.train.supervised import Supervised
 
 
 class Encoder(Supervised):
     """Learns as `Supervised` does, but says that its head is not trained."""
 
-    classifies = False
+    traits = Traits(classifies=False, measures=True)
 
-    def diagnostics(self, images):
-        return {"own_figure": float(len(images))}
-
-    def final_metrics(self, evaluation):
+    def report(self, probe=None, evaluation=None):
+        events = {"the end is near": 2}
+        if probe is not None:
+            picture = torch.tensor([1.0, 0.0, 0.5]).view(3, 1, 1).expand(3, 4, 8)
+            return Report({"own_figure": float(len(probe))}, {"first": picture}, events)
+        if evaluation is None:
+            return Report(events=events)
         features = [(images.flatten(1), labels) for images, labels in evaluation]
-        return neighbour_accuracy(*(torch.cat(column) for column in zip(*features, strict=True)))
-
-    def pictures(self, images):
-        return {"first": torch.tensor([1.0, 0.0, 0.5]).view(3, 1, 1).expand(3, 4, 8)}
+        return Report(neighbour_accuracy(*(torch.cat(column) for column in zip(*features, strict=True))))
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +48,14 @@ def test_an_encoder_has_its_own_figures_and_no_accuracy(encoder):
     out, result = encoder
     assert result["metrics"].keys() == {"own_figure", "knn_top1", "images"}
     assert result["metrics"]["images"] == 97
+    assert result["events"] == {"the end is near": 2}
     assert "top1" not in curves(out)[-1]
     assert curves(out)[-1]["own_figure"] == "64.0"
 
 
 def test_pictures_are_kept_after_each_evaluation_and_published(encoder, tmp_path):
     out, _ = encoder
-    publish(out, tmp_path / "published")
+    RunDir(out).publish(tmp_path / "published")
     for folder in (out, tmp_path / "published"):
         assert [path.name for path in sorted((folder / "pictures").iterdir())] == ["first-0002.png", "first-0003.png"]
     pixels = np.asarray(Image.open(out / "pictures" / "first-0003.png"))
@@ -63,7 +65,8 @@ def test_pictures_are_kept_after_each_evaluation_and_published(encoder, tmp_path
 
 def test_an_encoder_is_evaluated_and_exported_without_an_accuracy(encoder, tmp_path):
     out, _ = encoder
-    found = evaluate_run(out, read_record(out, "supervised"), RunConfig, Encoder.build)
+    found, correct = evaluate_run(out, RunRecord.read(out, "supervised"), RunConfig, Encoder.build)
+    assert correct == {}
     assert "top1" not in found
     assert found["images"] == 896  # the whole set, of which the run was given a part
     assert found["parameters"] > 0
@@ -79,7 +82,7 @@ def test_the_last_line_says_what_was_measured():
 
 def test_weight_decay_on_everything():
     class Decaying(Supervised):
-        decays_all = True
+        traits = Traits(decays_all=True)
 
     method = Decaying(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2)).requires_grad_())
     method.student[0].bias.requires_grad_(False)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitutor_core.errors import ConfigError, DataError, NonFiniteError
-from vitutor_core.evaluate.accuracy import evaluate
+from vitutor_core.evaluate.accuracy import evaluate, measure
 from vitutor_core.evaluate.complexity import complexity, throughput
 
 CLASSES = 7
@@ -58,6 +59,24 @@ def test_calibration_error_by_hand() -> None:
     assert metrics["ece"] == pytest.approx(100 * (0.7 + 0.4) / 4, abs=1e-4)
     assert metrics["top1"] == 75.0
     assert metrics["top5"] == 100.0  # k = 2: all classes
+
+
+def correct_of(logits: Tensor, targets: Tensor, *, size: int = 16) -> dict[str, str]:
+    options = {"num_classes": logits.shape[1], "device": "cpu"}
+    return measure(nn.Identity(), Negative(), batches(logits, targets, size), **options).correct
+
+
+class Negative(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return -images
+
+
+def test_images_that_were_right_by_hand() -> None:
+    """Of ten images the first, the sixth and the last: 1000 0100 01, filled up to whole bytes."""
+    targets = torch.zeros(10, dtype=torch.int64)
+    answers = torch.tensor([0, 1, 1, 1, 1, 0, 1, 1, 1, 0])
+    logits = nn.functional.one_hot(answers, 2).float()
+    assert correct_of(logits, targets, size=4) == {"top1": "8440", "ema_top1": "7b80"}
 
 
 def test_full_confidence_is_counted() -> None:
@@ -136,6 +155,7 @@ def evaluate_share(rank: int, folder: str) -> None:
     logits, targets = made_up_logits(61)
     metrics = evaluate_logits(logits[rank::2], targets[rank::2])
     save_file({"values": torch.tensor(list(metrics.values()), dtype=torch.float64)}, f"{folder}/{rank}.safetensors")
+    Path(folder, f"{rank}.json").write_text(json.dumps(correct_of(logits[rank::2], targets[rank::2], size=7)))
     torch.distributed.destroy_process_group()
 
 
@@ -147,6 +167,7 @@ def test_two_processes_count_every_image_once(tmp_path: Path) -> None:
     assert metrics["images"] == 61
     for rank in (0, 1):
         assert load_file(tmp_path / f"{rank}.safetensors")["values"].tolist() == list(metrics.values())
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == correct_of(*made_up_logits(61))
 
 
 def test_complexity_of_deit_tiny() -> None:
@@ -169,11 +190,13 @@ def test_throughput_counts_images() -> None:
         images = 0
 
         def forward(self, images: Tensor) -> Tensor:
+            assert not self.training
             self.images += len(images)
             return images.mean()
 
-    model = Counter()
+    model = Counter().train()
     rate = throughput(model, 4, device="cpu", batch_size=3, seconds=0.05)
     assert model.images % 3 == 0
     # Of all batches that ran, the last, longest series took at least 0.05 s, so the rate is bounded by their sum.
     assert 0 < rate <= model.images / 0.05
+    assert model.training

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -22,8 +23,12 @@ from core.tests.train_samples import (
     steps_of,
 )
 from vitutor_core.errors import CheckpointError, ConfigError, InterruptedRun, ResourceError
-from vitutor_core.train import checkpoint, loop, session, signals
+from vitutor_core.runs import RunRecord
+from vitutor_core.schema import RunConfig
+from vitutor_core.train import checkpoint, evaluation, loop, session, signals
+from vitutor_core.train.method import Report, Traits
 from vitutor_core.train.run_folder import RunFolder
+from vitutor_core.train.supervised import Supervised
 from vitutor_core.train.update import Updater
 
 
@@ -42,8 +47,8 @@ def whole(tmp_path_factory):
 def assert_same_run(out, whole):
     assert_equal_weights(out, whole)
     assert curves(out) == curves(whole)
-    one, other = (json.loads((folder / "metrics.json").read_text())["metrics"] for folder in (out, whole))
-    assert one == other
+    one, other = (json.loads((folder / "metrics.json").read_text()) for folder in (out, whole))
+    assert [one[name] for name in ("metrics", "correct")] == [other[name] for name in ("metrics", "correct")]
     assert not list(out.rglob("*.tmp*"))
 
 
@@ -60,7 +65,7 @@ def signal_during(patch, moment, number):
     if isinstance(moment, int):
         before_update(patch, moment, lambda: send(number))
         return
-    module, name = {"evaluation": (loop, "evaluate"), "save": (checkpoint, "_commit")}[moment]
+    module, name = {"evaluation": (loop, "measure"), "save": (checkpoint, "_write_manifest")}[moment]
     original = getattr(module, name)
     pending = [number]
 
@@ -201,11 +206,12 @@ def test_nothing_whole_is_an_error_and_not_a_restart(tmp_path, monkeypatch):
 
 def test_what_a_killed_writer_left_is_removed_at_the_next_start(tmp_path, monkeypatch, whole):
     out = tmp_path / "run"
+    write, calls = checkpoint._write_manifest, itertools.count(1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_manifest", lambda *_: crash())
+        patch.setattr(checkpoint, "_write_manifest", lambda *a: write(*a) if next(calls) == 1 else crash())
         with pytest.raises(Crash):
             run(out)
-    assert list((out / "checkpoints").glob("*.tmp-*"))
+    assert list((out / "checkpoints").glob(".step-00000010*"))
     run(out)
     assert_same_run(out, whole)
 
@@ -213,25 +219,29 @@ def test_what_a_killed_writer_left_is_removed_at_the_next_start(tmp_path, monkey
 @pytest.mark.parametrize("what", ["step-00000010", r"curves\.csv", r"student\.safetensors", r"metrics\.json"])
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, whole, what):
     out = tmp_path / "run"
-    act = {"step-00000010": checkpoint, r"curves\.csv": RunFolder, r"student\.safetensors": session}
-    name = {"step-00000010": "save", r"curves\.csv": "write_curves", r"student\.safetensors": "save_model"}
+    module, function = {
+        "step-00000010": (checkpoint, "save"),
+        r"curves\.csv": (RunFolder, "write_curves"),
+        r"student\.safetensors": (session, "save_model"),
+        r"metrics\.json": (RunRecord, "write"),
+    }[what]
+    at_the_end = module in (session, RunRecord)
     with monkeypatch.context() as patch:
-        module, function = act.get(what, session), name.get(what, "write_json")
         original = getattr(module, function)
         calls = itertools.count(1)
 
         def on_a_full_disk(*arguments):
-            if next(calls) == 2 or module is session:
+            if next(calls) == 2 or at_the_end:
                 with full_disk(50):
                     return original(*arguments)
             return original(*arguments)
 
         patch.setattr(module, function, on_a_full_disk)
-        with pytest.raises(ResourceError, match=f"{out}.*{what}.*(cannot save|cannot write)") as caught:
+        with pytest.raises(ResourceError, match=f"{out}.*{what}.*cannot write") as caught:
             run(out)
     assert caught.value.exit_code == 6
     assert "\n" not in str(caught.value)
-    assert checkpoint.latest(out / "checkpoints").step == (15 if module is session else 5)
+    assert checkpoint.latest(out / "checkpoints").step == (15 if at_the_end else 5)
     assert not list(out.rglob("*.tmp*"))
     run(out)
     assert_same_run(out, whole)
@@ -260,6 +270,70 @@ def test_out_of_memory_says_what_to_change_and_keeps_the_checkpoint(tmp_path, mo
     assert steps_of(out) == [5]
     run(out)
     assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize("act", [out_of_gpu_memory, lambda: torch.empty(10**16)], ids=["accelerator", "CPU"])
+@pytest.mark.parametrize("where", ["after an epoch", "at the end", "evaluate"])
+def test_out_of_memory_in_an_evaluation_says_which_batch_to_change(tmp_path, monkeypatch, where, act):
+    out, build = tmp_path / "run", Supervised.build
+    if where == "at the end":
+        report = lambda _, probe=None, evaluation=None: act() if evaluation is not None else Report()  # noqa: E731
+        build = type("Measured", (Supervised,), {"traits": Traits(measures=True), "report": report}).build
+    elif where == "after an epoch":
+        monkeypatch.setattr(loop, "measure", lambda *_, **__: act())
+    else:
+        run(out)
+        monkeypatch.setattr(evaluation, "measure", lambda *_, **__: act())
+        build = None
+    expected = r"out of memory in the evaluation, with batches of \d+ images; .*--set runtime\.eval_batch_size=\d+"
+    measure = partial(run, out, build=build) if build is not None else partial(evaluation.evaluate_run, out)
+    given = () if build is not None else (RunRecord.read(out), RunConfig, Supervised.build)
+    with pytest.raises(ResourceError, match=expected):
+        measure(*given)
+
+
+@pytest.mark.parametrize("damage", ["deleted", "empty", "garbage"])
+def test_curves_that_are_lost_are_written_again(tmp_path, monkeypatch, whole, damage):
+    out = tmp_path / "run"
+    crash_in_epoch(out, monkeypatch, 2)
+    path = out / "curves.csv"
+    if damage == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if damage == "empty" else bytes(range(256)))
+    run(out)
+    assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "{", "\xff"])
+def test_a_damaged_result_is_one_line_that_says_what_to_delete(tmp_path, whole, text):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / "metrics.json").write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=r"metrics\.json: .*; delete this file, and the command"):
+        run(out)
+    (out / "metrics.json").unlink()
+    run(out)
+    assert_same_run(out, whole)
+
+
+def test_equal_runs_write_equal_files(tmp_path):
+    for name in ("one", "other"):
+        run(tmp_path / name, "train.epochs=1", "train.ema_decay=0.9")
+    for name in ("student.safetensors", "student_ema.safetensors"):
+        one, other = ((tmp_path / out / name).read_bytes() for out in ("one", "other"))
+        assert one == other
+
+
+def test_a_mistake_that_is_found_late_does_not_keep_the_folder(tmp_path):
+    for setting in ("optim.name=adamx", "runtime.device=meta"):
+        with pytest.raises(ConfigError):
+            run(tmp_path / "run", setting)
+        assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ConfigError, match="adamx"):
+        run(tmp_path / "run", "optim.name=adamx")
+    run(tmp_path / "run", "train.epochs=1")
 
 
 def test_other_runtime_errors_are_bugs_and_stay_as_they_are(tmp_path, monkeypatch):

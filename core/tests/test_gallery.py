@@ -20,7 +20,9 @@ from vitutor_core.report.table import build_table
 @pytest.fixture
 def paper(tmp_path: Path) -> PaperResults:
     path = tmp_path / "paper_results.yaml"
-    path.write_text(PAPER.replace("attention: [ours]", "attention: [ours]\ngalleries: {made/one: One, made/two: Two}"))
+    path.write_text(
+        PAPER.replace("curves: [plain, ours]", "curves: [plain, ours]\ngalleries: {made/one: One, made/two: Two}")
+    )
     return load_paper_results(path)
 
 

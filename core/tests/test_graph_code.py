@@ -101,7 +101,8 @@ import json, sys
 from pathlib import Path
 from vitutor_core.cli.teacher import with_teachers
 from vitutor_core.paper import installed_paper, load
-from vitutor_core.train.evaluation import evaluate_run, read_record
+from vitutor_core.runs import RunRecord
+from vitutor_core.train.evaluation import evaluate_run
 from vitutor_core.train.session import RunLabel, train
 
 package, row, settings, folder = sys.argv[1], sys.argv[2], sys.argv[3].split(";"), Path(sys.argv[4])
@@ -111,7 +112,7 @@ config = with_teachers(config, "digits", folder, settings=("train.epochs=1", "op
 label = RunLabel(package, row, "digits", "x")
 train(config, load(paper.method).build, label=label, out=folder / "run", measure=False)
 trained = [name for name in sys.modules if name.partition(".")[0] in {"vitutor_core", package}]
-evaluate_run(folder / "run", read_record(folder / "run", package), load(paper.config), load(paper.method).build)
+evaluate_run(folder / "run", RunRecord.read(folder / "run", package), load(paper.config), load(paper.method).build)
 evaluated = [name for name in sys.modules if name.partition(".")[0] in {"vitutor_core", package}]
 print(json.dumps([trained, evaluated]))
 """

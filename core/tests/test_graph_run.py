@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core.tests.toy_paper import write_toy_paper
+from core.tests.toy_paper import environment, write_toy_paper
 
 RESULTS = """
 paper: toypaper
@@ -20,7 +20,6 @@ scale: imagenet
 setting: none
 methods: {plain: plain model, tuned: tuned model, warm: warm model}
 curves: [plain]
-attention: []
 tables:
   - id: table1
     title: "Table 1: toys"
@@ -58,7 +57,7 @@ class Place:
         self.folder.mkdir()
         (self.folder / "params.yaml").write_text(PARAMS)
         path = os.pathsep.join((str(tools), str(Path(sys.executable).parent), os.environ["PATH"]))
-        self.environment = os.environ | {"PYTHONPATH": str(toy), "PATH": path}
+        self.environment = environment(toy) | {"PATH": path}
         self.run("dvc", "init", "--no-scm", "-q")
         self.run("vitutor", "graph")
         # Sources lie elsewhere: as in the scales' folders, the plan is then made each time.

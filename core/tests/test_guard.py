@@ -34,7 +34,7 @@ class Poisoned(Supervised):
         if self.kind == "nan gradient":
             self.student.head.weight.register_hook(_spoil_one)
             return output
-        return StepOutput(output.loss * float(self.kind.split()[0]), {})
+        return StepOutput(output.loss * float(self.kind.split()[0]))
 
 
 def _spoil_one(gradient):

@@ -200,7 +200,8 @@ def test_layers_of_a_vit(pool):
     model, images = small_vit(global_pool=pool), torch.randn(2, 3, 16, 16)
     torch.nn.init.normal_((model.norm if pool == "token" else model.fc_norm).weight)
     layers = read_layers(model.train(), images)
-    assert not model.training
+    assert model.training  # as before
+    model.eval()
     assert layers.names == ("embedding", "block 1", "block 2", "block 3")
     x = model._pos_embed(model.patch_embed(images))
     for index, block in enumerate(model.blocks):

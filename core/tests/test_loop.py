@@ -29,12 +29,13 @@ from core.tests.train_samples import (
     weights,
 )
 from vitutor_core.data.build import build_data
+from vitutor_core.distributed import Processes
 from vitutor_core.errors import ConfigError, InterruptedRun
+from vitutor_core.evaluate.accuracy import Measured
 from vitutor_core.train import checkpoint, loop, session, update
-from vitutor_core.train.distributed import Processes
 from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.meter import Meter
-from vitutor_core.train.method import Clock, StepOutput
+from vitutor_core.train.method import Clock, Report, StepOutput, Traits
 from vitutor_core.train.run_folder import RunFolder
 from vitutor_core.train.state import TrainState
 from vitutor_core.train.supervised import Supervised
@@ -190,18 +191,20 @@ def test_no_sync_is_entered_for_all_but_the_last_micro_batch(tmp_path):
     assert entered == ["no_sync", "forward"] * 3 + ["forward"]
 
 
-def test_losses_parts_and_diagnostics_are_in_the_curves(tmp_path, monkeypatch):
+def test_losses_parts_and_reported_metrics_are_in_the_curves(tmp_path, monkeypatch):
     losses = []
 
     class Telling(Supervised):
         def forward(self, batch, clock):
             loss = super().forward(batch, clock).loss
             losses.append(loss.item())
-            return StepOutput(loss, {"half_loss": loss / 2})
+            return StepOutput(loss, parts={"half_loss": loss / 2})
 
-        def diagnostics(self, images):
-            assert images.shape == (64, 3, 16, 16)
-            return {"share_of_ink": images.mean().item()}
+        def report(self, probe=None, evaluation=None):
+            if probe is None:
+                return Report()
+            assert probe.shape == (64, 3, 16, 16)
+            return Report({"share_of_ink": probe.mean().item()})
 
     result = run(tmp_path / "run", "runtime.eval_every_epochs=2", build=Telling.build)
     lines = curves(tmp_path / "run")
@@ -215,20 +218,26 @@ def test_losses_parts_and_diagnostics_are_in_the_curves(tmp_path, monkeypatch):
     assert float(lines[-1]["share_of_ink"]) == result["metrics"]["share_of_ink"]
 
 
-def test_final_metrics_are_taken_once_at_the_end_and_survive_a_resume(tmp_path, monkeypatch):
+def test_figures_of_the_whole_set_are_taken_once_at_the_end_and_survive_a_resume(tmp_path, monkeypatch):
     seen = []
 
     class Final(Supervised):
-        def final_metrics(self, evaluation):
+        traits = Traits(measures=True)
+
+        def report(self, probe=None, evaluation=None):
+            if evaluation is None:
+                return Report()
             seen.append(sum(len(targets) for _, targets in evaluation))
-            return {"images_twice": 2.0 * seen[-1]}
+            return Report({"images_twice": 2.0 * seen[-1]})
 
     result = run(tmp_path / "run", build=Final.build)
     assert seen == [97]
     assert result["metrics"]["images_twice"] == 194.0
     assert "images_twice" not in curves(tmp_path / "run")[-1]
     (tmp_path / "run" / "metrics.json").unlink()  # as if it was killed after its last checkpoint
-    assert run(tmp_path / "run", build=Final.build)["metrics"] == result["metrics"]
+    again = run(tmp_path / "run", build=Final.build)
+    assert {**again, "seconds": None} == {**result, "seconds": None}
+    assert again["correct"]["top1"]
 
 
 def test_a_run_may_stop_before_the_end_of_its_schedule(tmp_path):
@@ -343,7 +352,7 @@ def test_a_run_killed_after_its_last_checkpoint_publishes_what_it_had(tmp_path, 
 
 def test_checkpoints_are_the_two_newest_and_the_best(tmp_path, monkeypatch):
     scores = iter([10.0, 90.0, 20.0, 30.0, 40.0, 50.0])
-    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {"top1": next(scores), "images": 1.0})
+    monkeypatch.setattr(loop, "measure", lambda *_, **__: Measured({"top1": next(scores), "images": 1.0}, {}))
     with monkeypatch.context() as patch:
         before_update(patch, 4 * STEPS_PER_EPOCH, crash)
         with pytest.raises(Crash):

@@ -30,7 +30,7 @@ class Toy(Method):
         loss = out.square().mean()
         if self.aside is not None:
             loss = loss + (self.aside(out) * self.temperature).square().mean()
-        return StepOutput(loss, {})
+        return StepOutput(loss)
 
 
 def make_steps(method, optimizer, seeds):

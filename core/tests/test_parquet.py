@@ -64,7 +64,8 @@ def test_parquet_shards_are_read_in_order(bugs: Path) -> None:
 
 def test_validation_is_preferred_to_test(bugs: Path) -> None:
     write_shard(bugs / "data" / "validation-00000-of-00001.parquet", [0, 1], [8, 9])
-    assert shades(opened("parquet:bugs").evaluation) == [8, 9]
+    with pytest.warns(UserWarning, match="evaluated on 'validation'; there is 'test' too"):
+        assert shades(opened("parquet:bugs").evaluation) == [8, 9]
 
 
 def test_other_column_names_of_the_hub(bugs: Path) -> None:
@@ -91,12 +92,13 @@ def rewrite(shard: Path, **columns: object) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"image": None}, r"no column 'image' or 'img'; the columns are label, extra"),
-        ({"label": None}, r"no column 'label' or 'fine_label'; the columns are image, extra"),
-        ({"image": [b"x", b"y"]}, r"column 'image' must be a struct of bytes and path"),
-        ({"image": [{"path": "x"}, {"path": "y"}]}, r"cannot read the shard: .*bytes"),
-        ({"label": ["a", "b"]}, r"column 'label' must hold an integer in every row, found string"),
-        ({"label": [0, None]}, r"column 'label' must hold an integer in every row"),
+        ({"image": None}, r"no column 'image' or 'img' or .*; set data.image_column to one of label, extra"),
+        ({"label": None}, r"no column 'label' or .*'fine_label' or .*; set data.label_column to one of image, extra"),
+        ({"image": ["x", "y"]}, r"column 'image' must hold the bytes of images, found string"),
+        ({"image": [{"path": "x"}, {"path": "y"}]}, r"column 'image' must hold the bytes of images, found struct<path"),
+        ({"label": ["a", "b"]}, r"the class names of train and test differ"),
+        ({"label": [0.5, 1.0]}, r"column 'label' must hold classes, as numbers or by name, found double"),
+        ({"label": [0, None]}, r"row 1: column 'label' holds no label; is the split unlabelled\?"),
         ({"label": [0, 2]}, r"test-00000-of-00001.parquet, row 1: label 2 of 2 classes"),
         ({"label": [-1, -1]}, r"row 0: label -1 of 2 classes; is the split unlabelled\?"),
     ],

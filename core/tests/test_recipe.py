@@ -14,7 +14,7 @@ import pytest
 from vitutor_core.cli.options import SCALES
 from vitutor_core.config import leaves, parse_yaml
 from vitutor_core.models.weights import pretrained_classes
-from vitutor_core.paper import GROUP
+from vitutor_core.paper import GROUP, teacher_recipe
 from vitutor_core.recipe import CORE_GROUP, read_recipe, recipe_path
 
 PAPERS = [entry.load() for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)]
@@ -72,7 +72,7 @@ def expected_group(config):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.package)
 def test_groups_name_the_rows_that_need_more_than_others(paper, scale):
-    recipe, teachers = (read_recipe(recipe_path(package, scale)) for package in (paper.package, "vitutor_core"))
+    recipe = read_recipe(recipe_path(paper.package, scale))
     for row in recipe.rows:
         config = paper.resolve(scale, None, row, ())
         own = recipe.group_of(row)
@@ -83,7 +83,16 @@ def test_groups_name_the_rows_that_need_more_than_others(paper, scale):
             if name is not None and kind in {"start_row", "row"}:
                 assert recipe.group_of(name) in {CORE_GROUP, recipe.group_of(row)}, row
             elif name is not None and kind == "recipe":
+                teachers = read_recipe(teacher_recipe(scale, name))
+                assert name in teachers.rows, row
                 assert teachers.group_of(name) == CORE_GROUP, row
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_teacher_has_one_recipe(scale):
+    paths = [FILES[name] for name in FILES if name in {f"vitutor_core/{scale}.yaml"} or f"/teachers/{scale}." in name]
+    names = [row for path in paths for row in read_recipe(path).rows]
+    assert sorted(set(names)) == sorted(names)
 
 
 @pytest.mark.parametrize("name", sorted(name for name in FILES if "/budget/" not in name))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from core.tests.report_samples import PAPER, write_row, write_run
+from core.tests.report_samples import PAPER, build, demo_paper, line_of, pair_of, write_row, write_run
 from vitutor_core.errors import DataError, ResourceError
 from vitutor_core.report.drawing import COLOURS, style_of
 from vitutor_core.report.html import write_report
@@ -27,23 +25,7 @@ from vitutor_core.report.table import build_table
 
 @pytest.fixture
 def paper(tmp_path: Path) -> PaperResults:
-    path = tmp_path / "paper_results.yaml"
-    path.write_text(PAPER)
-    return load_paper_results(path)
-
-
-def build(paper: PaperResults, root: Path) -> dict[str, Any]:
-    table = build_table(paper, load_results(root, "demo"))
-    return json.loads(json.dumps(table, allow_nan=False))
-
-
-def line_of(table: dict[str, Any], row: str) -> dict[str, Any]:
-    return next(line for part in table["tables"] for line in part["lines"] if line["row"] == row)
-
-
-def pair_of(table: dict[str, Any], row: str, to: str) -> dict[str, Any]:
-    pairs = (pair for part in table["tables"] for pair in part["comparisons"])
-    return next(pair for pair in pairs if (pair["row"], pair["to"]) == (row, to))
+    return demo_paper(tmp_path)
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
@@ -58,7 +40,13 @@ def test_numbers_by_hand(paper: PaperResults, tmp_path: Path) -> None:
     assert line["paper"] == 72.3
     assert line["paper_difference"] == 2.3
     # Both have a standard deviation of 1 over 3 seeds: sqrt(1/3 + 1/3).
-    assert line["difference"] == {"mean": 4.0, "standard_error": pytest.approx(math.sqrt(2 / 3))}
+    assert line["difference"] == {
+        "mean": 4.0,
+        "standard_error": pytest.approx(math.sqrt(2 / 3)),
+        "df": pytest.approx(4),
+        "p": pytest.approx(0.00805, abs=5e-6),  # Student's t of 4.899
+        "over": "seeds",
+    }
     assert (line["train_images"], line["epochs"], line["updates"]) == (898, 4, 56)
     assert line["command"] == "demo train --row ours --set seed=0 > '<out>'"
     base = line_of(table, "plain")
@@ -97,8 +85,9 @@ def test_another_metric_of_a_row_in_another_unit(tmp_path: Path) -> None:
     assert agent["ours"]["mean"] == pytest.approx(0.22)
     assert agent["difference"]["mean"] == pytest.approx(-0.04)
     assert agent["train_images"] == 898
-    # Both have a standard deviation of sqrt(2) / 100 over 2 seeds: sqrt(1e-4 + 1e-4).
-    sentence = "the agent of OURS is 0.040 +- 0.014 nats below OURS."
+    # Both have a standard deviation of sqrt(2) / 100 over 2 seeds: sqrt(1e-4 + 1e-4), and t at 2 degrees of freedom
+    # is seen with 80 % chance from 5.6535 standard errors on.
+    sentence = "the agent of OURS minus OURS: -0.040 +- 0.014 nats, inconclusive (it takes 0.080 nats to be seen)."
     assert pair_of(table, "ours:agent", "ours")["sentence"] == sentence
     assert table["further"] == []
     markdown = to_markdown(table)
@@ -182,62 +171,23 @@ def test_rows_without_results_are_kept_empty(paper: PaperResults, tmp_path: Path
     missing = line_of(table, "part")
     assert missing["ours"] is missing["difference"] is missing["train_images"] is missing["command"] is None
     assert missing["paper_difference"] == 1.5
-    assert pair_of(table, "part", "plain")["outcome"] == "not measured"
-    assert "not measured" in pair_of(table, "part", "plain")["sentence"]
+    assert pair_of(table, "part", "plain")["verdict"] == "not run"
+    assert pair_of(table, "part", "plain")["sentence"] == "half of OURS against plain model: not run."
 
 
 def test_shares_of_the_data(paper: PaperResults, tmp_path: Path) -> None:
-    write_row(tmp_path, "plain", [90.0, 91.0])
-    write_row(tmp_path, "plain_10", [70.0, 72.0])
-    write_row(tmp_path, "ours_10", [80.0, 82.0])
+    write_row(tmp_path, "plain", [90.0, 90.0, 91.0, 91.0])
+    write_row(tmp_path, "plain_10", [70.0, 70.0, 72.0, 72.0])
+    write_row(tmp_path, "ours_10", [80.0, 80.0, 82.0, 82.0])
     table = build(paper, tmp_path)
     pair = pair_of(table, "ours_10", "plain_10")
     assert pair["paper"] == 14.0
-    assert pair["ours"] == {"mean": 10.0, "standard_error": pytest.approx(math.sqrt(2))}
-    assert pair["sentence"] == "OURS is 10.0 +- 1.4 points above plain model at 10 % of the data."
+    assert (pair["ours"]["mean"], pair["ours"]["standard_error"]) == (10.0, pytest.approx(math.sqrt(2 / 3)))
+    stem = "OURS is 10.0 +- 0.8 points above plain model at 10 % of the data"
+    assert pair["sentence"] == f"{stem}, as in the paper: confirmed."
     across = pair_of(table, "ours_10", "plain")
-    assert across["sentence"] == "OURS at 10 % of the data is 9.5 +- 1.1 points below plain model with all the data."
-    assert across["agrees"] is True  # the paper has 54 against 70
-
-
-@pytest.mark.parametrize(
-    ("values", "outcome", "agrees", "sentence"),
-    [
-        ([95.0, 96.0, 97.0], "above", True, "OURS is 5.0 +- 0.8 points above plain model."),
-        ([85.0, 86.0, 87.0], "below", False, "OURS is 5.0 +- 0.8 points below plain model."),
-        ([91.0, 92.0, 93.0], "unclear", None, "No clear difference between OURS and plain model (+1.0 +- 0.8 points)."),
-        ([89.0, 90.0, 91.0], "unclear", None, "No clear difference between OURS and plain model (-1.0 +- 0.8 points)."),
-        ([95.0], "one seed", None, "OURS minus plain model is +4.0 points, from one seed: not to be judged."),
-    ],
-)
-def test_verdict_follows_the_numbers(
-    paper: PaperResults, tmp_path: Path, values: list[float], outcome: str, agrees: bool | None, sentence: str
-) -> None:
-    """The baseline is 91 +- 1 with three seeds, so two standard errors are 1.63 points."""
-    write_row(tmp_path, "plain", [90.0, 91.0, 92.0])
-    write_row(tmp_path, "ours", values)
-    table = build(paper, tmp_path)
-    pair = pair_of(table, "ours", "plain")
-    assert (pair["outcome"], pair["agrees"], pair["sentence"]) == (outcome, agrees, sentence)
-    counts = {True: "1 came out clearly", False: "1 clearly the other way", None: "0 came out clearly"}
-    assert counts[agrees] in table["summary"]
-
-
-def test_bar_is_two_standard_errors(paper: PaperResults, tmp_path: Path) -> None:
-    """With a standard error of 0.5 (one row without spread), 1.0 is clear and a little less is not."""
-    write_row(tmp_path, "plain", [90.0, 90.0])
-    write_row(tmp_path, "ours", [90.5, 91.5])
-    write_row(tmp_path, "part", [90.49, 91.49])
-    table = build(paper, tmp_path)
-    assert pair_of(table, "ours", "plain")["ours"] == {"mean": 1.0, "standard_error": pytest.approx(0.5)}
-    assert pair_of(table, "ours", "plain")["outcome"] == "above"
-    assert pair_of(table, "part", "plain")["outcome"] == "unclear"
-
-
-def test_equal_rows_are_not_different(paper: PaperResults, tmp_path: Path) -> None:
-    write_row(tmp_path, "plain", [90.0, 90.0])
-    write_row(tmp_path, "ours", [90.0, 90.0])
-    assert pair_of(build(paper, tmp_path), "ours", "plain")["outcome"] == "unclear"
+    stem = "OURS at 10 % of the data is 9.5 +- 0.6 points below plain model with all the data"
+    assert across["sentence"] == f"{stem}, as in the paper: confirmed."  # the paper has 54 against 70
 
 
 def test_further_rows_and_the_papers_own_scale(paper: PaperResults, tmp_path: Path) -> None:
@@ -277,19 +227,19 @@ def test_terminal_fits_100_columns(paper: PaperResults, full: Path) -> None:
     print_table(table, Console(file=out, width=100))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= 100
-    assert "Scale digits; seeds 0, 1, 2; 90 to 898 training images; 56 updates per run." in text
-    assert "different scales" in text
+    assert "Scale small; seeds 0, 1, 2; 90 to 898 training images; 56 updates per run." in text
+    assert "different scales" in " ".join(text.split())
     assert re.search(r"with A +71\.5 +\+1\.5 +92\.0 \+- 1\.0 +\+1\.0 \+- 0\.8 +3 +898 +56", text)
     assert re.search(r"not ours +60\.0 +-10\.0 +- +- +- +- +-", text)
     assert re.search(r"own_idea +88\.5 \+- 0\.5 +3", text)
-    assert "OURS is 4.0 +- 0.8 points above plain model." in text
+    assert "OURS is 4.0 +- 0.8 points above plain model, as in the paper: confirmed." in " ".join(text.split())
     assert table["summary"] in " ".join(text.split())
 
 
 def test_markdown(paper: PaperResults, full: Path) -> None:
     text = to_markdown(build(paper, full))
     assert "| with A | yes | 71.5 | +1.5 | 92.0 +- 1.0 | +1.0 +- 0.8 | 3 | 898 | 56 |" in text
-    assert "| OURS minus plain model at 10 % of the data | +14.0 | +10.3 +- 1.1 | above, as in the paper |" in text
+    assert "| OURS minus plain model at 10 % of the data | +14.0 | +10.3 +- 1.1 | confirmed | - |" in text
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({line.count("|") for line in block.splitlines()}) == 1
 
@@ -301,11 +251,14 @@ def test_figures(paper: PaperResults, full: Path, tmp_path: Path) -> None:
     table = build(paper, full)
     pictures = draw_figures(paper, table, load_results(full, "demo"), tmp_path / "figures")
     names = [picture.light.stem for picture in pictures]
-    assert names == ["ablation-ablation", "fraction-data", "learning-curves", "attention-distance"]
+    assert names == ["ablation-ablation", "fraction-data", "learning-curves", "heights"]
     assert "OURS at 10 %: 81.3" in pictures[1].alt
     assert "all: +4.0 +- 0.8, paper +2.3" in pictures[0].alt
     assert "OURS: 95.0" in pictures[2].alt
-    assert "OURS: 1.5, 2.5" in pictures[3].alt
+    assert "height (m)" in pictures[3].alt
+    assert pictures[3].alt.endswith("OURS: 8.5, 9.5.")  # line 9 is before line 10; the plain model has none
+    assert pictures[3].caption == "How high. The number at the end of a line counts from 1. Dashed: help leaves."
+    assert pictures[2].caption.endswith("one standard deviation. Dashed: help leaves.")
     for picture in pictures:
         with Image.open(picture.light) as light, Image.open(picture.dark) as dark:
             assert light.size == dark.size
@@ -354,7 +307,7 @@ def test_page_is_complete_and_self_contained(paper: PaperResults, full: Path, tm
     text = " ".join(page.text.split())
     assert "A synthetic <paper>" in text
     assert "<b>chip</b> & co" in text
-    assert "OURS is 4.0\N{NBSP}\N{PLUS-MINUS SIGN}\N{NBSP}0.8 points above plain model." in page.text
+    assert "OURS is 4.0\N{NBSP}\N{PLUS-MINUS SIGN}\N{NBSP}0.8 points above plain model, as" in page.text
     for expected in (scope(table), table["summary"], "demo train --row ours_10 --set seed=0 > '<out>'", "0123456789"):
         assert expected in text
     for run in (run for same_row in rows.values() for run in same_row):

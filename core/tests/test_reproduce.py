@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import time
 import pytest
 
 from conformance.suite import assert_equal_weights
-from core.tests.toy_paper import COMMAND, write_toy_paper
+from core.tests.toy_paper import COMMAND, environment, write_toy_paper
 from vitutor_core.cli import reproduce
 from vitutor_core.cli.reproduce import Folders, Row, reproduce_row
 from vitutor_core.config import identity
@@ -39,7 +38,7 @@ def start(toy, row, where, *settings, seeds="0,1", more=()):
     return subprocess.Popen(
         [*COMMAND, "reproduce", row, "--seeds", seeds, "--jobs", "2", *more, *changes],
         cwd=where,
-        env=os.environ | {"PYTHONPATH": str(toy)},
+        env=environment(toy),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -152,11 +151,12 @@ def test_only_what_changed_is_trained_again(toy, tmp_path):
 @pytest.mark.slow
 def test_a_row_is_evaluated_from_its_weights_into_records(toy, tmp_path):
     finish(start(toy, "plain", tmp_path))
-    environment = os.environ | {"PYTHONPATH": str(toy)}
     command = [*COMMAND, "evaluate", "results/runs/toypaper/plain", "--out", "records"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=environment(toy), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    several = subprocess.run(command[:-2], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    several = subprocess.run(
+        command[:-2], cwd=tmp_path, env=environment(toy), capture_output=True, text=True, check=False
+    )
     assert (several.returncode, "holds several runs; name one" in several.stderr) == (2, True)
     for seed in range(2):
         trained, evaluated = (
@@ -209,6 +209,7 @@ def publish(jobs, folder):
         target = folder / f"seed-{job.arguments['config']['seed']}"
         target.mkdir(parents=True, exist_ok=True)
         (target / "inputs.json").write_text(json.dumps(job.arguments["inputs"]))
+        (target / "metrics.json").touch()
     jobs.clear()
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import sys
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from conformance.records import write_record
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.evaluate import robustness
 from vitutor_core.evaluate import shifts as cli
@@ -136,7 +136,7 @@ def run(tmp_path):
     )
     save_model(tmp_path / "student.safetensors", timm.create_model("resnet8_tiny"), card)
     config = {"config": {"data": {"source": "digits", "image_size": 16}}}
-    (tmp_path / "metrics.json").write_text(json.dumps(config))
+    write_record(tmp_path, **config)
     return tmp_path
 
 

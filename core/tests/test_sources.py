@@ -112,7 +112,8 @@ def test_a_folder_is_read_in_the_order_of_names(pets: Path) -> None:
     add_image(pets / "train" / "dog" / ".cache" / "x.png", 5)
     add_image(pets / "train" / ".git" / "x.png", 5)
     (pets / "train" / "dog" / "notes.txt").write_text("no image")
-    source = opened("folder:pets")
+    with pytest.warns(UserWarning, match="passed over"):
+        source = opened("folder:pets")
     assert source.name == "folder:pets"
     assert source.class_names == ("cat", "dog", "eel")
     assert source.train.labels.tolist() == source.evaluation.labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -136,7 +137,10 @@ def test_the_evaluation_folder_may_be_called_validation_or_test(pets: Path) -> N
     (pets / "val").rename(pets / "test")
     assert colors(opened("folder:pets").evaluation)[0] == (100, 100, 100)
     add_image(pets / "validation" / "cat" / "only.png", 7)
-    with pytest.warns(UserWarning, match="no evaluation images of dog, eel"):
+    with (
+        pytest.warns(UserWarning, match="no evaluation images of dog, eel"),
+        pytest.warns(UserWarning, match="evaluated on 'validation'; there is 'test' too"),
+    ):
         assert colors(opened("folder:pets").evaluation) == [(7, 7, 7)]
 
 

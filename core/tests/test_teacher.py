@@ -73,7 +73,7 @@ class Taught(Supervised):
 
     def forward(self, batch, clock):
         taught = F.mse_loss(self.student(batch.images), self._teacher(batch.images).logits)
-        return StepOutput(taught, {})
+        return StepOutput(taught)
 
     def teachers(self):
         return {"cnn": self._teacher.facts}

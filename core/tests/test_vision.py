@@ -201,7 +201,7 @@ def test_an_archive_that_changed_since_its_first_use_is_refused(data_root: Path)
 
 def test_cifar_is_never_taken_from_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("vitutor_core.data.vision.cifar_source", lambda name: asked.append(name) or opened("digits"))
+    monkeypatch.setattr("vitutor_core.data.vision.cifar_source", lambda name, _: asked.append(name) or opened("digits"))
     for name in ("torchvision:cifar10", "timm:torch/cifar100"):
         opened(name)
     assert asked == ["cifar10", "cifar100"]

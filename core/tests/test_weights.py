@@ -49,6 +49,13 @@ def saved(tmp_path):
     return path
 
 
+def test_equal_models_are_equal_files(tmp_path):
+    """Metadata with several keys would come in another order each time."""
+    for number in range(12):
+        save_model(tmp_path / f"{number}.safetensors", small(), CARD)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 class Evil:
     """Creates a file when it is unpickled."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -34,6 +35,11 @@ rows:
 """
 
 COMMAND = [sys.executable, "-c", "from toypaper.cli import main; main()"]
+
+
+def environment(toy: Path) -> dict[str, str]:
+    """The environment of a process that finds the package in ``toy``, and what this process finds."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join((str(toy), os.environ.get("PYTHONPATH", "")))}
 
 
 def write_toy_paper(folder: Path) -> Path:

@@ -55,7 +55,8 @@ def tiny_config(*settings: str) -> RunConfig:
 def run(out: Path, *settings: str, build: BuildMethod = Supervised.build, paper: str = "supervised") -> dict[str, Any]:
     """Train the tiny run into ``out``, with a short evaluation."""
     with mock.patch("vitutor_core.data.build.open_source", return_value=small_digits()):
-        return train(tiny_config(*settings), build, label=RunLabel(paper, "test", "digits", "test"), out=out)
+        record = train(tiny_config(*settings), build, label=RunLabel(paper, "test", "digits", "test"), out=out)
+    return record.model_dump(mode="json")
 
 
 @functools.cache
@@ -123,9 +124,9 @@ class TwoPart(Supervised):
     def forward(self, batch: Any, clock: Any) -> StepOutput:
         loss = super().forward(batch, clock).loss
         if self.aside is None or not self.aside.weight.requires_grad:
-            return StepOutput(loss, {})
+            return StepOutput(loss)
         aside = F.cross_entropy(self.aside(batch.images.flatten(1)), batch.targets)
-        return StepOutput(loss + aside, {"aside_loss": aside})
+        return StepOutput(loss + aside, parts={"aside_loss": aside})
 
     def on_epoch(self, clock: Any) -> bool:
         if clock.epoch == 0 or self.aside is None or not self.aside.weight.requires_grad:

@@ -27,6 +27,7 @@ from vitutor_core.train.method import Clock
 from vitutor_core.train.session import RunLabel, train
 from vitutor_core.train.update import Updater
 
+TEACHER = ("train.epochs=2", "data.fraction=0.25", "runtime.eval_every_epochs=2")
 MICRO = (
     "data.fraction=0.25",
     "student.kwargs.embed_dim=32",
@@ -73,8 +74,7 @@ class Run:
 def dearkd_teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the CNN of the digits recipe, trained for two short epochs."""
     folder = tmp_path_factory.mktemp("dearkd_teachers")
-    settings = ("train.epochs=2", "data.fraction=0.25", "runtime.eval_every_epochs=2")
-    with_teachers(PAPER.resolve("digits", None, None, MICRO), "digits", folder, settings=settings)
+    with_teachers(PAPER.resolve("digits", None, None, MICRO), "digits", folder, settings=TEACHER)
     return folder
 
 
@@ -83,7 +83,8 @@ def dearkd_config(dearkd_teachers: Path) -> Callable[..., DearKDConfig]:
     """Configs of digits runs of 3 epochs of 3 updates, two epochs in stage I, from the recipe or one of its rows."""
 
     def config(*settings: str, row: str | None = None) -> DearKDConfig:
-        return with_teachers(PAPER.resolve("digits", None, row, (*MICRO, *settings)), "digits", dearkd_teachers)
+        student = PAPER.resolve("digits", None, row, (*MICRO, *settings))
+        return with_teachers(student, "digits", dearkd_teachers, settings=TEACHER)
 
     return config
 
@@ -128,7 +129,8 @@ def dearkd_train() -> Callable[..., Run]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(FrozenTeacher, "__call__", counting)
             patch.setattr(Updater, "update", recording)
-            run.result = train(config, DearKD.build, label=RunLabel("dearkd", "test", "digits", "test"), out=out)
+            record = train(config, DearKD.build, label=RunLabel("dearkd", "test", "digits", "test"), out=out)
+            run.result = record.model_dump(mode="json")
         return run
 
     return recorded

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def test_an_interrupted_set_is_continued_bit_by_bit(finished, teacher, tmp_path,
         elif moment == "in front of the manifest":
             patch.setattr(Generation, "_summarise", crash)
         else:
-            patch.setattr(generate.shutil, "move", crash)
+            patch.setattr(generate.shutil, "copytree", crash)
         with pytest.raises(Crash):
             made(teacher, tmp_path)
     left = len(Generation(micro(teacher), "test", tmp_path / "work").missing())
@@ -189,13 +190,78 @@ def test_generated_images_are_training_data(finished, teacher):
 def test_a_folder_with_something_else_is_left_alone(teacher, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="out: holds something else than generated images; choose another --out"):
+    with pytest.raises(ConfigError, match=r"out: holds something else .*thesis\.tex.*; choose another folder"):
         made(teacher, tmp_path)
     arguments = ["generate", "plain", "--set", f"teacher.weights={teacher}", "--work", str(tmp_path / "work2")]
     with pytest.raises(ConfigError, match="holds something else"):
         cli.main([*arguments, "--out", str(tmp_path / "out")], standalone_mode=False)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
     assert not (tmp_path / "work2").exists()
+
+
+@pytest.mark.parametrize("point", [0, 1, 5, 12])
+def test_a_set_that_was_killed_while_it_was_published_is_published_whole(
+    finished, teacher, tmp_path, monkeypatch, point
+):
+    """Work and target may lie on two file systems, so nothing is moved: what is copied is whole or not there."""
+
+    class Killed(BaseException):
+        pass
+
+    copied, copy = itertools.count(), generate.shutil.copyfile
+
+    def killed(*arguments, **options):
+        if next(copied) == point:
+            raise Killed
+        return copy(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate.shutil, "copyfile", killed)
+        with pytest.raises(Killed):
+            made(teacher, tmp_path)
+    assert not (tmp_path / "out").exists()
+    generation = Generation(micro(teacher), "test", tmp_path / "work")
+    assert (generation.published(tmp_path / "out"), generation.missing()) == (None, [])
+    out, _ = made(teacher, tmp_path)
+    assert contents(out) == contents(finished[0])
+    assert not list(tmp_path.rglob("*.tmp*"))
+
+
+def test_a_set_that_was_killed_after_it_was_published_is_there(teacher, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "discard", lambda _: None)
+        out, record = made(teacher, tmp_path)
+    assert Generation(micro(teacher), "test", tmp_path / "work").published(out) == record
+    assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["an image is gone", "another image", "no manifest", "an empty manifest"])
+def test_a_set_that_is_not_as_its_manifest_says_is_made_again(finished, teacher, tmp_path, damage):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    image = next(out.glob("train/*/*.png"))
+    path = image if "image" in damage else out / MANIFEST
+    if damage == "an image is gone" or damage == "no manifest":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if "empty" in damage else path.read_bytes()[:-1])
+    generation = Generation(micro(teacher), "test", tmp_path / "work")
+    assert generation.published(out) is None
+    assert len(generation.missing()) == 2
+    made(teacher, tmp_path)
+    assert contents(out) == contents(finished[0])
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"images": [], "log": []}'])
+def test_a_damaged_batch_is_made_again(finished, teacher, tmp_path, text):
+    generation = Generation(micro(teacher), "test", tmp_path / "work")
+    generation.run([0, 1])
+    (generation.folder / "batches" / "000000.json").write_text(text)
+    (generation.folder / "batches" / "000001.iteration").write_text("")
+    assert generation.missing() == [0]
+    assert generation.iterations_done() == 10
+    out, _ = made(teacher, tmp_path)
+    assert contents(out) == contents(finished[0])
 
 
 def test_a_vision_transformer_as_teacher_is_refused_by_the_command(finished_student, tmp_path):

@@ -271,9 +271,9 @@ def distance_by_hand(student, images, index):
 
 
 @pytest.mark.parametrize("row", [None, "deit_100"])
-def test_diagnostics_are_attention_distances(build, digits, row):
+def test_the_report_has_attention_distances(build, digits, row):
     method, images = build(row=row), digits[1].images[:8]
-    found = method.diagnostics(images)
+    found = method.report(images).metrics
     assert method.student.training
     assert all(parameter.grad is None for parameter in method.parameters())
     method.eval()
@@ -283,8 +283,18 @@ def test_diagnostics_are_attention_distances(build, digits, row):
 
 
 @pytest.mark.parametrize("name", ["resnet8_tiny", "efficientnet_b0"])
-def test_diagnostics_of_a_cnn_are_empty(build, digits, name):
-    assert build(f"student={{name: {name}}}", row="vit").diagnostics(digits[1].images[:2]) == {}
+def test_a_cnn_has_no_attention_distances(build, digits, name):
+    assert build(f"student={{name: {name}}}", row="vit").report(digits[1].images[:2]).metrics == {}
+
+
+def test_the_report_says_when_the_teacher_leaves(build):
+    two_stages = build()
+    leaves = {"the teacher leaves": two_stages._stage1_epochs}
+    assert two_stages.report().events == leaves
+    two_stages.on_epoch(Clock(two_stages._stage1_epochs, 1, 1000))
+    assert two_stages.report().events == leaves  # also when it has left
+    assert build(row="vit").report().events == {}
+    assert build("method.two_stage=false", "method.stage1_epochs=null").report().events == {}
 
 
 def test_stage_two_from_the_clock_alone(build, digits):

@@ -87,7 +87,7 @@ def test_stage_two_cannot_need_the_teacher(dearkd_config, tmp_path, monkeypatch)
     monkeypatch.setattr(Updater, "update", counting)
     label = RunLabel("dearkd", "test", "digits", "test")
     first_broken = SWITCH
-    assert train(dearkd_config(), DearKD.build, label=label, out=tmp_path / "after")["updates"] == 9
+    assert train(dearkd_config(), DearKD.build, label=label, out=tmp_path / "after").updates == 9
     first_broken = SWITCH - 1
     step = 0
     with pytest.raises(RuntimeError, match="the teacher is broken"):

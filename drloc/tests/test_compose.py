@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import timm
@@ -15,7 +17,8 @@ from drloc.method import step_generator
 from vitutor_core.data.types import Batch
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.weights import ModelCard, save_model
-from vitutor_core.train.method import Clock, Method, StepOutput
+from vitutor_core.train.method import Clock, Method, Report, StepOutput
+from vitutor_core.train.update import backward_once
 
 FAMILIES = ("vit", "swin", "cvt", "t2t", "resnet")
 START = Clock(0, 3, 24)
@@ -39,13 +42,13 @@ class TwoHeads(Method):
         tokens = self.student.forward_features(batch.images)
         label = F.cross_entropy(self.student.forward_head(tokens), batch.targets)
         small = tokens.square().mean()
-        return StepOutput(label + 0.1 * small, {"label_loss": label, "small": small})
+        return StepOutput(label + 0.1 * small, parts={"label_loss": label, "small": small})
 
     def on_epoch(self, clock):
         return clock.epoch == 5
 
-    def diagnostics(self, images):
-        return {"images": float(len(images))}
+    def report(self, probe=None, evaluation=None):
+        return Report({"images": float(len(probe))})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,7 +72,7 @@ def test_it_rides_on_another_methods_pass(digits, drloc_build, family):
     assert all(parameter.grad.any() for parameter in drloc.parameters())
 
 
-def test_everything_else_is_the_other_methods(digits, drloc_build):
+def test_the_student_and_its_stages_are_the_other_methods(digits, drloc_build):
     _, batch = digits
     student = drloc_build(row="vit").student
     other = TwoHeads(student, Calls())
@@ -77,9 +80,7 @@ def test_everything_else_is_the_other_methods(digits, drloc_build):
     assert both.student is both.inference_model() is student
     assert both.on_epoch(Clock(15, 3, 24))
     assert not both.on_epoch(START)
-    assert both.diagnostics(batch.images) == {"images": 64.0}
-    assert both.final_metrics(None) == both.teachers() == {}
-    assert both.update_rule() is None
+    assert both.report(batch.images).metrics == {"images": 64.0}
     assert {name.split(".")[0] for name in both.state_dict()} == {"method", "drloc"}
     assert "method.student.pos_embed" in both.no_weight_decay()
     with pytest.raises(ConfigError, match="final grid"):
@@ -90,10 +91,37 @@ def test_a_method_that_never_runs_its_student(digits, drloc_build):
     _, batch = digits
     student = drloc_build(row="vit").student
     other = TwoHeads(student, Calls())
-    other.forward = lambda batch, clock: StepOutput(torch.zeros(()), {})
+    other.forward = lambda batch, clock: StepOutput(torch.zeros(()))
     both = WithDRLoc(other, DRLoc(student, input_size=(3, 16, 16)), weight=0.3)
     with pytest.raises(ConfigError, match="did not run its student"):
         both(Batch(*batch), START)
+
+
+@pytest.mark.parametrize("settings", [("method.align=false",), (), ("method.granularity=layer",)])
+def test_beside_shared_weights_and_their_update_rule(digits, settings):
+    """Bootstrapping's Algorithm 1 differentiates the objectives one by one; the loss is a term of the ViT's."""
+    bootstrapping = pytest.importorskip("bootstrapping_vit.method")
+    paper = pytest.importorskip("bootstrapping_vit.cli").PAPER
+    info, batch = digits
+    config = paper.resolve("digits", None, "shared", settings)
+    torch.manual_seed(0)
+    other = bootstrapping.BootstrappingViT.build(config, info).train()
+    both = WithDRLoc(other, DRLoc(other.student, LossConfig(hidden=32), input_size=(3, 16, 16)), weight=0.5)
+
+    def gradients(method):
+        method.zero_grad()
+        # The step's seed also draws the pairs; dropout comes before them.
+        torch.manual_seed(7)
+        (method.update_rule() or backward_once)(partial(method, batch, START), scale=1.0, no_sync=nullcontext)
+        return {name: parameter.grad.clone() for name, parameter in method.named_parameters()}
+
+    alone, found = gradients(other), gradients(both)
+    assert all(found[f"drloc.{name}"].any() for name, _ in both.drloc.named_parameters())
+    early = "student.patch_embed.proj.weight"
+    assert not torch.allclose(found[f"method.{early}"], alone[early], rtol=1e-3)
+    # What the agent has for itself does not see the ViT's grid.
+    for name in (name for name in alone if name.startswith("agent.stem")):
+        torch.testing.assert_close(found[f"method.{name}"], alone[name])
 
 
 def test_beside_dearkds_teacher_and_feature_loss(digits, tmp_path):

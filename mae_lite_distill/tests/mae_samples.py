@@ -80,6 +80,5 @@ def resolve(row: str, *settings: str) -> Any:
 
 
 def train_row(row: str, out: Path, *settings: str) -> dict[str, Any]:
-    return train(
-        resolve(row, *settings), MAELite.build, label=RunLabel("mae_lite_distill", row, "digits", "x"), out=out
-    )
+    label = RunLabel("mae_lite_distill", row, "digits", "x")
+    return train(resolve(row, *settings), MAELite.build, label=label, out=out).model_dump(mode="json")

@@ -47,6 +47,7 @@ class TestContrastive(Own):
     package = "mae_lite_distill"
     row = "moco"
     classifies = False
+    sees_other_processes = True
     micro = (*MICRO, *MICRO_MOCO)
 
 

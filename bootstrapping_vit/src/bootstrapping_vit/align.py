@@ -15,10 +15,10 @@ from itertools import groupby
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from bootstrapping_vit.models.pair import SharedTensor
+from vitutor_core.distributed import sum_over_processes, world
 from vitutor_core.train.method import StepOutput
 
 Granularity = Literal["global", "layer", "tensor"]
@@ -49,8 +49,8 @@ def align(agent: Sequence[Tensor], vit: Sequence[Tensor]) -> list[Tensor]:
 class AlignedUpdate:
     """Computes the gradients of one update by Algorithm 1; made anew for each update.
 
-    ``forward`` must return the undetached losses as ``parts["vit_loss"]`` and ``parts["agent_loss"]``, with graphs that
-    share nothing but parameters. Over several micro-batches both gradients are summed first and aligned once, so
+    ``forward`` must return ``losses["vit_loss"]`` and ``losses["agent_loss"]``, with graphs that share nothing but
+    parameters. Over several micro-batches both gradients are summed first and aligned once, so
     accumulation does not change the update; over several processes they are averaged first, and BatchNorm's statistics
     with them. DDP's own averaging is off, since it would meet each shared tensor twice.
 
@@ -60,11 +60,17 @@ class AlignedUpdate:
         shared: Theta_S, in the order of the layers.
         granularity: what Align takes as one vector: all of Theta_S (PCGrad's convention), a layer of it, or a tensor.
             The paper names none.
+        others: more parameters that are trained by L_V alone.
 
     """
 
     def __init__(
-        self, vit: nn.Module, agent: nn.Module, shared: Sequence[SharedTensor], granularity: Granularity
+        self,
+        vit: nn.Module,
+        agent: nn.Module,
+        shared: Sequence[SharedTensor],
+        granularity: Granularity,
+        others: Sequence[nn.Parameter] = (),
     ) -> None:
         keys: dict[Granularity, Callable[[tuple[int, SharedTensor]], int]] = {
             "global": lambda _: 0,
@@ -74,7 +80,7 @@ class AlignedUpdate:
         self._groups = [[tensor for _, tensor in group] for _, group in groupby(enumerate(shared), keys[granularity])]
         private = [parameter for parameter in agent.parameters() if parameter.requires_grad]
         self._parameters = {
-            "vit_loss": [parameter for parameter in vit.parameters() if parameter.requires_grad],
+            "vit_loss": [*(parameter for parameter in vit.parameters() if parameter.requires_grad), *others],
             "agent_loss": [tensor.parameter for tensor in shared] + private,
         }
         self._statistics = [buffer for buffer in agent.buffers() if buffer.is_floating_point()]
@@ -91,7 +97,7 @@ class AlignedUpdate:
         with no_sync():
             output = forward()
             for name, parameters in self._parameters.items():
-                found = torch.autograd.grad(output.parts[name] * scale, parameters, materialize_grads=True)
+                found = torch.autograd.grad(output.losses[name] * scale, parameters, materialize_grads=True)
                 before = self._sums.get(name)
                 self._sums[name] = list(found) if before is None else list(torch._foreach_add(before, list(found)))
         self._combine(*self._over_processes())
@@ -100,11 +106,10 @@ class AlignedUpdate:
     def _over_processes(self) -> tuple[Gradients, Gradients]:
         """Return the gradients of ViT and agent, averaged over the processes by one reduction."""
         sums = self._sums
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        processes = world()[1]
+        if processes > 1:
             local = [*sums["vit_loss"], *sums["agent_loss"], *self._statistics]
-            flat = torch.cat([tensor.flatten() for tensor in local])
-            dist.all_reduce(flat)
-            flat /= dist.get_world_size()
+            flat = sum_over_processes(torch.cat([tensor.flatten() for tensor in local])) / processes
             pieces = iter(torch.split(flat, [tensor.numel() for tensor in local]))
             sums = {name: [next(pieces).view_as(own) for own in gradients] for name, gradients in sums.items()}
             for buffer in self._statistics:

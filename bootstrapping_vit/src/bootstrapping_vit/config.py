@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from vitutor_core.config import Config, identity
-from vitutor_core.schema import ModelConfig, RunConfig
+from vitutor_core.schema import LARGE, Layer, ModelConfig, RunConfig
 
 
 class ObjectiveConfig(Config):
@@ -16,11 +16,13 @@ class ObjectiveConfig(Config):
     mode: Literal["joint", "shared"] = identity(
         "joint", help="joint: agent and ViT have weights of their own; shared: the agent's CONV and MLP are the ViT's"
     )
-    w_mutual: float = identity(1.0, help="weight of L_mutual, cross-entropy and distillation of both (eq. 9)", ge=0)
-    w_feat: float = identity(10.0, help="weight of L_feat (eq. 9); 0: no feature loss", ge=0)
+    w_mutual: float = identity(
+        1.0, help="weight of L_mutual, cross-entropy and distillation of both (eq. 9)", ge=0, le=LARGE
+    )
+    w_feat: float = identity(10.0, help="weight of L_feat (eq. 9); 0: no feature loss", ge=0, le=LARGE)
     distill: bool = identity(True, help="distil each from the other; false: cross-entropy alone")
-    temperature: float = identity(4.0, help="temperature T of the distillation", gt=0)
-    layers: tuple[int, ...] | None = identity(None, help="layers with a feature loss, from 0; null: all")
+    temperature: float = identity(4.0, help="temperature T of the distillation", gt=0, le=LARGE)
+    layers: tuple[Layer, ...] | None = identity(None, help="layers with a feature loss, from 0; null: all")
     adapter: Literal["1d", "2d"] = identity("1d", help="1d: sequence interpolation; 2d: average pooling (AP-2D)")
     feature_norm: Literal["layer_norm", "l2"] = identity(
         "layer_norm", help="normalisation of a token over its channels; l2: without centring"
@@ -32,7 +34,7 @@ class ObjectiveConfig(Config):
     )
     decay_all: bool = identity(False, help="weight decay on biases, norms, positions and tokens too, as released")
     sam_rho: float | None = identity(
-        None, help="without an agent: radius of sharpness-aware minimisation; null: off", gt=0
+        None, help="without an agent: radius of sharpness-aware minimisation; null: off", gt=0, le=LARGE
     )
 
 

@@ -7,13 +7,13 @@ Joint: one backward pass on L_V + L_A, whose graphs share nothing. Shared: Algor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bootstrapping_vit import models as _models  # noqa: F401  # registers ViTs and agents with timm
 from bootstrapping_vit.align import AlignedUpdate
 from bootstrapping_vit.config import BootstrappingConfig
 from bootstrapping_vit.losses import agent_loss, feature_decay, feature_loss, mutual_term, vit_loss
@@ -21,9 +21,10 @@ from bootstrapping_vit.models.pair import share_weights, shared_tensors
 from vitutor_core.data.types import Batch, DataInfo, EvalLoader
 from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate.accuracy import evaluate
+from vitutor_core.models.modes import evaluation_mode
 from vitutor_core.models.taps import forward_taps
-from vitutor_core.models.weights import create_model
-from vitutor_core.train.method import Clock, Method, StepOutput, UpdateRule
+from vitutor_core.models.weights import create_student
+from vitutor_core.train.method import Clock, Method, Report, StepOutput, Traits, UpdateRule
 from vitutor_core.train.sam import SharpnessAware
 
 
@@ -37,17 +38,16 @@ class BootstrappingViT(Method):
         self._terms = config.method
         self._epochs = config.train.schedule_epochs or config.train.epochs
         self._aligned = config.aligned
-        self.decays_all = config.method.decay_all
+        self.traits = Traits(decays_all=config.method.decay_all, measures=agent is not None)
         self._layers = _layers(student, config) if agent is not None else ()
 
     @classmethod
     def build(cls, config: BootstrappingConfig, info: DataInfo) -> Self:
         """Build ViT and agent for the data at hand; raises `ConfigError` where they do not fit together."""
-        sizes = {"num_classes": info.num_classes, "image_size": info.image_size, "channels": info.channels}
-        student = create_model(config.student, **sizes)
+        student = create_student(config.student, info)
         if config.agent is None:
             return cls(student, config)
-        agent: Any = create_model(config.agent, **sizes)
+        agent: Any = create_student(config.agent, info)
         if config.method.mode == "shared":
             try:
                 share_weights(agent, student)
@@ -59,7 +59,7 @@ class BootstrappingViT(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         if self.agent is None:
-            return StepOutput(F.cross_entropy(self.student(batch.images), batch.targets), {})
+            return StepOutput(F.cross_entropy(self.student(batch.images), batch.targets))
         terms = self._terms
         vit = forward_taps(self.student, batch.images, features=self._layers)
         agent = forward_taps(self.agent, batch.images, features=self._layers)
@@ -73,10 +73,12 @@ class BootstrappingViT(Method):
         ]
         decay = feature_decay(clock.epoch, self._epochs, terms.decay)
         options: dict[str, Any] = {"w_mutual": terms.w_mutual, "distill": terms.distill}
-        parts = {
-            # With their graphs, for Algorithm 1.
+        losses = {
             "vit_loss": vit_loss(of_vit, features, w_feat=terms.w_feat, decay=decay, **options),
             "agent_loss": agent_loss(of_agent, **options),
+        }
+        parts = {
+            **losses,
             "vit_label_loss": of_vit.label,
             "vit_distill_loss": of_vit.distill,
             "agent_label_loss": of_agent.label,
@@ -84,32 +86,31 @@ class BootstrappingViT(Method):
         }
         if features:
             parts["feature_loss"] = torch.stack(features).sum()
-        loss = parts["vit_loss"] + parts["agent_loss"]
+        loss = losses["vit_loss"] + losses["agent_loss"]
         if terms.mode == "shared":
             loss = loss / 2
-        return StepOutput(loss, parts)
+        return StepOutput(loss, losses, parts)
 
-    def update_rule(self) -> UpdateRule | None:
+    def update_rule(self, others: Sequence[nn.Parameter] = ()) -> UpdateRule | None:
         if self._terms.sam_rho is not None:
-            return SharpnessAware(self.student.parameters(), rho=self._terms.sam_rho)
+            return SharpnessAware([*self.student.parameters(), *others], rho=self._terms.sam_rho)
         if self._aligned:
-            return AlignedUpdate(self.student, self.agent, shared_tensors(self.student), self._terms.granularity)
+            shared, granularity = shared_tensors(self.student), self._terms.granularity
+            return AlignedUpdate(self.student, self.agent, shared, granularity, others)
         return None
 
-    def final_metrics(self, evaluation: EvalLoader) -> dict[str, float]:
+    def report(self, probe: Tensor | None = None, evaluation: EvalLoader | None = None) -> Report:
         """Return the agent's accuracy in percent, ``agent_top1`` (Table 1's rows "Agent" of "Ours")."""
-        if self.agent is None:
-            return {}
+        if self.agent is None or evaluation is None:
+            return Report()
         device = next(self.agent.parameters()).device
         found = evaluate(self.agent, evaluation, num_classes=self.agent.num_classes, device=device)
-        return {"agent_top1": found["top1"]}
+        return Report({"agent_top1": found["top1"]})
 
     def _check_features(self, info: DataInfo) -> None:
         images = torch.zeros(1, info.channels, info.image_size, info.image_size)
-        self.eval()
-        with torch.no_grad():
+        with evaluation_mode(self), torch.no_grad():
             maps = [forward_taps(model, images, features=self._layers).features for model in (self.student, self.agent)]
-        self.train()
         try:
             for ours, theirs in zip(*maps, strict=True):
                 feature_loss(ours, theirs, adapter=self._terms.adapter)

@@ -26,17 +26,15 @@ cli = paper_group(PAPER, "Co-advise: cross inductive bias distillation from two 
 
 
 @cli.command("robustness")
-@click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run_folder", metavar="RUN", type=options.PathOption(exists=True, file_okay=False))
 @click.option(
     "--images",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=options.PathOption(exists=True, file_okay=False),
     help="A folder per class, some or all of the model's: ImageNet-A, -R, a set of -C.  [default: RUN's, corrupted]",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 @options.stage_plan
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Write the figures of a row's runs there."
-)
+@click.option("--out", type=options.PathOption(file_okay=False), help="Write the figures of a row's runs there.")
 def robustness(run_folder: Path, images: Path | None, device: str, plan: Path | None, out: Path | None) -> None:
     """Evaluate the finished RUN, a student's or a teacher's, out of distribution.
 

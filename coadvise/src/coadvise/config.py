@@ -7,16 +7,16 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from vitutor_core.config import Config, identity
-from vitutor_core.schema import RunConfig, TeacherConfig
+from vitutor_core.config import Config, identity, setting
+from vitutor_core.schema import LARGE, Layer, RunConfig, TeacherConfig, Temperature, Weight
 
 
 class ObjectiveConfig(Config):
     """Terms and weights of eq. 1; docs/fidelity/coadvise.md says why these are the defaults."""
 
-    label_weight: float = identity(1.0, help="lambda_0, weight of the label term", ge=0)
-    weights: dict[str, float] = identity({}, help="lambda of each teacher's term by role; 1 where not given")
-    temperatures: dict[str, float] = identity({}, help="tau of each teacher's term by role; 1 where not given")
+    label_weight: float = identity(1.0, help="lambda_0, weight of the label term", ge=0, le=LARGE)
+    weights: dict[str, Weight] = identity({}, help="lambda of each teacher's term by role; 1 where not given")
+    temperatures: dict[str, Temperature] = identity({}, help="tau of each teacher's term by role; 1 where not given")
     direction: Literal["teacher_student", "student_teacher"] = identity(
         "teacher_student", help="of the divergence: KL(teacher || student), or the order in which eq. 1 is written"
     )
@@ -26,7 +26,7 @@ class ObjectiveConfig(Config):
     order: tuple[str, ...] | None = identity(
         None, help="roles of the teachers, in the order of the student's tokens; null: as in `teachers`"
     )
-    corruption_severities: tuple[int, ...] = identity(
+    corruption_severities: tuple[Layer, ...] = identity(
         (), help="severities (1 to 5) at which the corruption error is measured after the last epoch; empty: not at all"
     )
 
@@ -43,8 +43,6 @@ class CoadviseConfig(RunConfig):
         for name, named in (("weights", terms.weights), ("temperatures", terms.temperatures)):
             if unknown := sorted(set(named) - set(self.teachers)):
                 raise ValueError(f"method.{name} names {', '.join(unknown)}, but the teachers are {self._roles()}")
-        if min([*terms.temperatures.values(), 1.0]) <= 0 or min([*terms.weights.values(), 0.0]) < 0:
-            raise ValueError("method.temperatures must be above 0, and no method.weights below it")
         if terms.order is not None and sorted(terms.order) != sorted(self.teachers):
             raise ValueError(f"method.order must name each teacher once: {self._roles()}")
         if terms.label_tokens == "all" and self.teachers:
@@ -62,7 +60,7 @@ class CoadviseConfig(RunConfig):
         config = super().from_mapping(values, where=where)
         found = []
         if config.method.order is None:
-            found.append(f"method.order=[{', '.join(config.teachers)}]")
+            found.append(setting("method.order", list(config.teachers)))
         if config.student.name.startswith("cit_") and "teacher_tokens" not in config.student.kwargs:
             stems = config.student.kwargs.get("stems", ("conv", "inv") if "_aligned_" in config.student.name else ())
             tokens = len(stems) if isinstance(stems, tuple) and stems else len(config.teachers)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from coadvise.losses import divergence
 from vitutor_core.data.types import EvalLoader
+from vitutor_core.distributed import sum_over_processes
 
 
 def token_metrics(
@@ -51,8 +51,6 @@ def token_metrics(
                     add(f"{name}_kl_{role}", len(images) * divergence(logits, teacher))
                     add(f"{name}_reverse_kl_{role}", len(images) * divergence(teacher, logits))
             add("images", torch.tensor(len(images), device=device))
-    totals = torch.stack(list(sums.values()))
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(totals)
+    totals = sum_over_processes(torch.stack(list(sums.values())))
     *values, images_seen = totals.tolist()
     return {name: value / images_seen for name, value in zip(sums, values, strict=False)}

@@ -19,8 +19,9 @@ from vitutor_core.distill import FrozenTeacher
 from vitutor_core.distill.teacher import load_teacher
 from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate.robustness import corruption_errors
-from vitutor_core.models.weights import create_model
-from vitutor_core.train.method import Clock, Method, StepOutput
+from vitutor_core.models.modes import evaluation_mode
+from vitutor_core.models.weights import create_student
+from vitutor_core.train.method import Clock, Method, Report, StepOutput, Traits
 
 CLASS = "class"
 
@@ -30,6 +31,8 @@ class Coadvise(Method):
 
     A student with one output (a one-token CiT, a CNN, an MLP) learns all terms there.
     """
+
+    traits = Traits(measures=True)
 
     def __init__(
         self, student: nn.Module, config: CoadviseConfig, teachers: Mapping[str, FrozenTeacher], info: DataInfo
@@ -43,9 +46,7 @@ class Coadvise(Method):
     @classmethod
     def build(cls, config: CoadviseConfig, info: DataInfo) -> Self:
         """Build student and teachers for the data at hand; raises `ConfigError` where they do not fit."""
-        student = create_model(
-            config.student, num_classes=info.num_classes, image_size=info.image_size, channels=info.channels
-        )
+        student = create_student(config.student, info)
         roles = config.method.order or ()
         tokens = len(getattr(student, "teacher_heads", ()))
         if roles and tokens not in (0, len(roles)):
@@ -62,24 +63,29 @@ class Coadvise(Method):
         for index, (role, teacher) in enumerate(self._teachers.items(), start=1):
             divergences[role] = divergence(
                 logits[index if len(logits) > 1 else 0],
-                teacher(batch.images).logits,
+                teacher(batch.images, logits=batch.taught.get(role)).logits,
                 temperature=self._terms.temperatures.get(role, 1.0),
                 direction=self._terms.direction,
             )
         label = label_loss(logits if self._terms.label_tokens == "all" else logits[:1], batch.targets)
         loss = total_loss(label, divergences, label_weight=self._terms.label_weight, weights=self._terms.weights)
-        return StepOutput(loss, {"label_loss": label} | {f"{role}_loss": term for role, term in divergences.items()})
+        parts = {"label_loss": label} | {f"{role}_loss": term for role, term in divergences.items()}
+        return StepOutput(loss, parts=parts)
 
     def teachers(self) -> dict[str, dict[str, Any]]:
         return {role: teacher.facts for role, teacher in self._teachers.items()}
 
-    def final_metrics(self, evaluation: EvalLoader) -> dict[str, float]:
+    def logit_teachers(self) -> dict[str, FrozenTeacher]:
+        return dict(self._teachers)
+
+    def report(self, probe: Tensor | None = None, evaluation: EvalLoader | None = None) -> Report:
         """Return `token_metrics` of the student, and its corruption errors where the config asks for them."""
+        if evaluation is None:
+            return Report()
         device = next(self.student.parameters()).device
-        was_training = self.student.training
-        self.student.eval()
         teachers = {role: _logits_of(teacher) for role, teacher in self._teachers.items()}
-        metrics = token_metrics(self._tokens, teachers, evaluation, device)
+        with evaluation_mode(self.student):
+            metrics = token_metrics(self._tokens, teachers, evaluation, device)
         if self._terms.corruption_severities:
             metrics |= corruption_errors(
                 self.student,
@@ -90,8 +96,7 @@ class Coadvise(Method):
                 device=device,
                 severities=self._terms.corruption_severities,
             )
-        self.student.train(was_training)
-        return metrics
+        return Report(metrics)
 
     def _tokens(self, images: Tensor) -> dict[str, Tensor]:
         """Return the logits (B, K) of every head of the student in evaluation mode, by the name of its token."""

@@ -14,12 +14,11 @@ from coadvise.method import CLASS
 from vitutor_core.cli.stage import left_out
 from vitutor_core.data.locate import data_root, require_folder
 from vitutor_core.data.mixing import Normalise
+from vitutor_core.distributed import choose_device
 from vitutor_core.evaluate.shifts import head_accuracies
+from vitutor_core.files import write_json
 from vitutor_core.models.weights import load_model
-from vitutor_core.train.distributed import choose_device
-from vitutor_core.train.evaluation import read_record
-from vitutor_core.train.publish import WEIGHTS_NAME
-from vitutor_core.train.run_folder import write_json
+from vitutor_core.runs import RunDir, RunRecord
 
 _FIGURES = ("a", "r", "mce")
 
@@ -32,7 +31,6 @@ def measure_row(runs: Path, out: Path, device_name: str, plan: Path | None) -> N
     """
     if left_out(plan, f"{runs.name}: not measured", out):
         return
-    out.mkdir(parents=True, exist_ok=True)
     for run in sorted(runs.glob("seed-*")):
         metrics = measure_run(run, choose_device(device_name))
         write_json(out / f"{run.name}.json", {"metrics": metrics})
@@ -41,11 +39,11 @@ def measure_row(runs: Path, out: Path, device_name: str, plan: Path | None) -> N
 
 def measure_run(run: Path, device: torch.device) -> dict[str, float]:
     """Return the figures of one finished run."""
-    record = read_record(run, "coadvise")
-    model, card = load_model(run / WEIGHTS_NAME)
+    record = RunRecord.read(run, "coadvise")
+    model, card = load_model(RunDir(run).weights)
     model.to(device).eval()
     normalise = Normalise(card.mean, card.std, device)
-    heads = _heads(model, tuple(record["teachers"]))
+    heads = _heads(model, tuple(record.teachers))
 
     def accuracies(folder: Path) -> dict[str, float]:
         return head_accuracies(heads, run, folder, card.class_names, normalise, device)

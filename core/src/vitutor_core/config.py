@@ -11,8 +11,9 @@ import difflib
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -60,7 +61,7 @@ class Config(BaseModel):
     def changed(self, settings: Iterable[str]) -> Self:
         """Return a copy with ``a.b=c`` settings applied and validated."""
         values = self.model_dump(mode="json")
-        apply_settings(values, settings)
+        apply_settings(values, settings, type(self))
         return self.from_mapping(values, where="settings")
 
     def fingerprint(self) -> str:
@@ -99,18 +100,69 @@ def parse_yaml(text: str, *, where: str) -> Any:
     """Read YAML 1.2 safely: duplicate keys are refused, ``1e-3`` is a float, ``no`` is a string."""
     try:
         return YAML(typ="safe", pure=True).load(io.StringIO(text))
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply") from None
     except YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{where}: not valid YAML: {reason}") from None
 
 
-def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> None:
-    """Apply ``a.b=c`` settings to nested values; ``c`` is read as YAML."""
-    for setting in settings:
-        path, equals, text = setting.partition("=")
+def apply_settings(values: dict[str, Any], settings: Iterable[str], schema: type[Config]) -> None:
+    """Apply ``a.b=c`` settings to nested values of ``schema``; ``c`` is read by `read_value`."""
+    for given in settings:
+        path, equals, text = given.partition("=")
         if not equals or not path:
-            raise ConfigError(f"--set {setting}: write it as field.name=value")
-        assign(values, path, parse_yaml(text, where=f"--set {path}"))
+            raise ConfigError(f"--set {given}: write it as field.name=value")
+        assign(values, path, read_value(text, _annotation(schema, path.split(".")), where=f"--set {path}"))
+
+
+def setting(path: str, value: Any) -> str:
+    """Write the setting by which the field at ``path`` gets ``value``."""
+    return f"{path}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def read_value(text: str, annotation: Any, *, where: str) -> Any:
+    """Read a value that a user typed for a field of type ``annotation``.
+
+    A field of type text takes the text as it is, and ``null`` as none where it may be. Others are read as YAML. Where
+    text is one of several types, it is what is no value of the others, a list being in brackets; where numbers are too,
+    quotes make it text.
+    """
+    types = _types(annotation)
+    if str not in types:
+        return parse_yaml(text, where=where)
+    if text == "null" and NoneType in types:
+        return None
+    try:
+        value = parse_yaml(text, where=where)
+    except ConfigError:
+        return text
+    if isinstance(value, str):
+        return value if float in types and text[0] in {'"', "'"} else text
+    is_other = type(value) in types and value is not None and (text[0] == "[" or not isinstance(value, list))
+    return value if is_other else text
+
+
+def _types(annotation: Any) -> set[Any]:
+    """Return the types that YAML can give a field, lists and mappings among them."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return set().union(*map(_types, arguments))
+    if origin is Literal:
+        return {type(argument) for argument in arguments}
+    return {list if origin is tuple else origin or annotation}
+
+
+def _annotation(schema: Any, path: Sequence[Any]) -> Any:
+    """Return the type of the field at ``path``, a key of a mapping included; `Any` where there is none."""
+    for part in path:
+        if get_origin(schema) is dict:
+            schema = get_args(schema)[1]
+            continue
+        section = _config_type(schema)
+        field = section.model_fields.get(part) if section is not None else None
+        schema = Any if field is None else field.annotation
+    return schema
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -135,13 +187,12 @@ def _explain(detail: ErrorDetails, schema: type[Config]) -> str:
     if detail["type"] == "value_error":  # of a rule over several fields
         message = detail["msg"].removeprefix("Value error, ")
         return f"{path}: {message}" if path else message
+    if detail["type"] == "string_type" and isinstance(detail["input"], bool | int | float):
+        return f"{path}: {json.dumps(detail['input'])} is not text; quote it"
     if detail["type"] != "extra_forbidden":
         return f"{path}: {detail['msg']} (got {detail['input']!r})"
-    section: Any = schema
-    for part in detail["loc"][:-1]:
-        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
-        section = _config_type(field.annotation) if field else section  # a key of a mapping of sections
-    names = section.model_fields if section is not None and hasattr(section, "model_fields") else {}
+    section = _config_type(_annotation(schema, detail["loc"][:-1]))
+    names = section.model_fields if section is not None else {}
     return f"unknown key '{path}'{nearest(str(detail['loc'][-1]), names)}"
 
 

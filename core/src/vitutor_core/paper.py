@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitutor_core.errors import ConfigError
-from vitutor_core.recipe import recipe_path, resolve
+from vitutor_core.recipe import read_recipe, recipe_path, resolve
 
 if TYPE_CHECKING:
     from vitutor_core.schema import RunConfig
@@ -50,6 +50,16 @@ class Paper:
         """Return the validated config of a run."""
         schema: type[RunConfig] = load(self.config)
         return resolve(schema, recipe_path(self.package, scale, recipe), preset=preset, row=row, settings=settings)
+
+
+def teacher_recipe(scale: str, name: str) -> Path:
+    """Return the recipe that has the teacher ``name``: core's, or an installed paper's ``recipes/teachers/SCALE.yaml``.
+
+    It is core's where none has it.
+    """
+    own = recipe_path("vitutor_core", scale)
+    others = (recipe_path(entry.name, f"teachers/{scale}") for entry in entry_points(group=GROUP))
+    return next((path for path in (own, *others) if path.exists() and name in read_recipe(path).rows), own)
 
 
 def load(reference: str) -> Any:

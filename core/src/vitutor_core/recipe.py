@@ -61,6 +61,8 @@ def read_recipe(path: Path) -> Recipe:
         return copy.deepcopy(_parsed(path.read_text(encoding="utf-8"), path))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
 @cache
@@ -70,6 +72,8 @@ def _parsed(text: str, path: Path) -> Recipe:
     if not isinstance(loaded, dict) or "base" not in loaded or set(loaded) - set(_KEYS):
         found = sorted(loaded) if isinstance(loaded, dict) else type(loaded).__name__
         raise ConfigError(f"{path}: a recipe has the key 'base' and may have {', '.join(_KEYS[1:])}; found {found}")
+    for key, value in loaded.items():
+        _check_section(value, key, path)
     rows = dict(loaded.get("rows") or {})
     for product in loaded.get("products") or ():
         for name, changes in _product(product, rows, loaded.get("variants") or {}, path).items():
@@ -80,6 +84,23 @@ def _parsed(text: str, path: Path) -> Recipe:
     analyses = {name: tuple(of) for name, of in (loaded.get("analyses") or {}).items()}
     shifted = [row for row in rows if any(fnmatchcase(row, p) for p in loaded.get("robustness") or ())]
     return Recipe(loaded["base"], loaded.get("presets") or {}, rows, groups, analyses, tuple(shifted))
+
+
+def _check_section(value: Any, key: str, path: Path) -> None:
+    """Check that a section maps names, and that rows and their like map names to changes."""
+    if key in {"products", "robustness"}:
+        if not isinstance(value, list | None):
+            raise ConfigError(f"{path}: {key}: a list is expected, not {type(value).__name__}")
+        return
+    values = {} if value is None else value
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ConfigError(f"{path}: {key}: names with their values are expected; quote names that are numbers")
+    for name, listed in values.items() if key in {"groups", "analyses"} else ():
+        if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+            raise ConfigError(f"{path}: {key}.{name}: a list of names is expected")
+    for name, changes in values.items() if key in {"presets", "variants", "rows"} else ():
+        if not isinstance(changes, dict) or not all(isinstance(field, str) for field in changes):
+            raise ConfigError(f"{path}: {key}.{name}: fields with their values are expected, or {{}}")
 
 
 def _product(
@@ -93,7 +114,10 @@ def _product(
 
 def _chosen(named: Any, known: Mapping[str, Changes], path: Path) -> Mapping[str, Changes]:
     if isinstance(named, dict):
+        _check_section(named, "rows", path)
         return named
+    if not isinstance(named, list):
+        raise ConfigError(f"{path}: a product has the keys 'rows' and 'variants', each names or a mapping of changes")
     for name in named:
         if name not in known:
             raise ConfigError(f"{path}: a product names '{name}'{nearest(name, known)}")
@@ -128,5 +152,5 @@ def resolve(
     for pattern, changes in read.presets.get(preset or "", {}).get(_ROWS, {}).items():
         for path, value in changes.items() if row is not None and fnmatchcase(row, pattern) else ():
             assign(values, path, value)
-    apply_settings(values, settings)
+    apply_settings(values, settings, schema)
     return schema.from_mapping(values, where=recipe.name)

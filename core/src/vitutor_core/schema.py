@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from vitutor_core.config import Config, identity, runtime
+
+MANY = 10**9
+"""Of images, updates or iterations."""
+EPOCHS = 10**6
+LARGE = 1e30
+"""Of weights and learning rates: far from the largest number of float32, 3.4e38."""
+
+LARGEST_SEED = 2**53
+"""Up to which all readers of JSON keep whole numbers."""
+
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=LARGE)]
+Temperature = Annotated[float, Field(gt=0, le=LARGE)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Aspect = Annotated[float, Field(gt=0, le=1000)]
+Layer = Annotated[int, Field(ge=0, le=1000)]
 
 Value = bool | int | float | str | None
 KwargValue = Value | tuple[Value, ...]
@@ -20,13 +37,20 @@ class DataConfig(Config):
         help="digits | cifar10 | cifar100 | torchvision:NAME | domainnet:DOMAIN | folder:PATH | hub:ID | parquet:PATH "
         "| timm:NAME",
     )
+    image_column: str | None = identity(None, help="column of images in shards; null: image, img, pixel_values or jpg")
+    label_column: str | None = identity(
+        None, help="column of labels in shards; null: label, labels, target, fine_label or cls"
+    )
     class_list: str | tuple[str, ...] | None = identity(
         None, help="keep these classes: imagenet100, a file with a class name in each line, or the names"
     )
     train_from: str | None = runtime(
         None, help="train on PATH/train/<class>/... instead, classes matched by name (identity: names, manifest)"
     )
-    image_size: int = identity(help="side of the student's input, in pixels", ge=4)
+    image_size: int = identity(help="side of the student's input, in pixels", ge=4, le=8192)
+    eval_split: str | None = identity(
+        None, help="evaluate on this split of a folder or of shards, such as test; null: the first of val, ..., test"
+    )
     holdout: float | None = identity(
         None,
         help="evaluate on this share of each class's training images, which are not trained on, instead of the "
@@ -34,16 +58,21 @@ class DataConfig(Config):
         gt=0,
         lt=1,
     )
-    holdout_seed: int = identity(0, help="seed of the draw of held-out images", ge=0, lt=2**63)
+    holdout_seed: Seed = identity(0, help="seed of the draw of held-out images")
     fraction: float = identity(1.0, help="share of each class that is used for training", gt=0, le=1)
-    per_class: int | None = identity(None, help="training images per class, instead of a fraction", ge=1)
+    per_class: int | None = identity(None, help="training images per class, instead of a fraction", ge=1, le=MANY)
     long_tail: float | None = identity(
         None, help="imbalance: the smallest class keeps this share of the largest, geometrically", gt=0, le=1
     )
-    subset_seed: int = identity(0, help="seed of the subset; the same seed gives nested fractions")
+    subset_seed: Seed = identity(0, help="seed of the subset; the same seed gives nested fractions")
     subset_draw: Literal["keyed", "numpy"] = identity(
         "keyed",
-        help="keyed: by subset_seed; numpy: NumPy's generator seeded with the class, as Bootstrapping ViTs released",
+        help="keyed: by subset_seed; numpy: NumPy's generator seeded with the class, as released with arXiv 2112.03552",
+    )
+    view_seed: Seed | None = identity(
+        None,
+        help="seed of order, augmentation and mixing, apart from that of the weights; runs that share it share a "
+        "teacher's cached logits, and vary less; null: the run's seed",
     )
     crop_ratio: float = identity(1.0, help="evaluation: resize to size / ratio, then crop the centre", gt=0, le=1)
     interpolation: Literal["bilinear", "bicubic"] = identity("bilinear", help="resampling of every resize")
@@ -52,28 +81,30 @@ class DataConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _one_subset(self) -> Self:
+    def _excludes(self) -> Self:
         if sum((self.fraction < 1, self.per_class is not None, self.long_tail is not None)) > 1:
             raise ValueError("fraction, per_class and long_tail exclude each other")
+        if self.holdout is not None and self.eval_split is not None:
+            raise ValueError("holdout and eval_split exclude each other")
         return self
 
 
 class AugmentConfig(Config):
     """Augmentation of the training images, in the order in which it is applied."""
 
-    pad_crop: int = identity(0, help="zero-pad by this many pixels, then crop at random; 0: off", ge=0)
-    crop_scale: tuple[float, float] | None = identity(None, help="area range of the random resized crop, or null")
-    crop_aspect: tuple[float, float] = identity((0.75, 4 / 3), help="aspect range of the random resized crop")
+    pad_crop: int = identity(0, help="zero-pad by this many pixels, then crop at random; 0: off", ge=0, le=1024)
+    crop_scale: tuple[Share, Share] | None = identity(None, help="area range of the random resized crop, or null")
+    crop_aspect: tuple[Aspect, Aspect] = identity((0.75, 4 / 3), help="aspect range of the random resized crop")
     flip: float = identity(0.0, help="probability of a horizontal flip", ge=0, le=1)
-    color_jitter: float = identity(0.0, help="strength of brightness, contrast and saturation jitter", ge=0)
+    color_jitter: float = identity(0.0, help="strength of brightness, contrast and saturation jitter", ge=0, le=10)
     rand_augment: str | None = identity(None, help="timm's RandAugment string, e.g. rand-m9-mstd0.5-inc1, or null")
     random_erasing: float = identity(0.0, help="probability of erasing a rectangle with pixel noise", ge=0, le=1)
-    mixup: float = identity(0.0, help="Mixup's Beta parameter; 0: off", ge=0)
-    cutmix: float = identity(0.0, help="CutMix's Beta parameter; 0: off", ge=0)
+    mixup: float = identity(0.0, help="Mixup's Beta parameter; 0: off", ge=0, le=1000)
+    cutmix: float = identity(0.0, help="CutMix's Beta parameter; 0: off", ge=0, le=1000)
     mix_probability: float = identity(1.0, help="probability that a batch is mixed", ge=0, le=1)
     mix_switch: float = identity(0.5, help="probability of CutMix where both are on", ge=0, le=1)
     label_smoothing: float = identity(0.0, help="label smoothing of the training targets", ge=0, lt=1)
-    repeats: int = identity(1, help="repeated augmentation: views of one image in an epoch", ge=1)
+    repeats: int = identity(1, help="repeated augmentation: views of one image in an epoch", ge=1, le=100)
 
 
 class ModelConfig(Config):
@@ -96,7 +127,7 @@ class TeacherConfig(Config):
     row: str | None = identity(None, help="another row of the same paper: its seed 0 (reproduce finds it)")
     model: ModelConfig | None = identity(None, help="a timm model; with `weights`, its architecture")
     weights: str | None = runtime(None, help="a run folder, or a safetensors file for `model` (identity: its sha256)")
-    image_size: int | None = identity(None, help="input side of the teacher; null: the student's", ge=4)
+    image_size: int | None = identity(None, help="input side of the teacher; null: the student's", ge=4, le=8192)
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
@@ -111,38 +142,45 @@ class OptimConfig(Config):
     """Optimiser and learning-rate schedule, both timm's."""
 
     name: str = identity("adamw", help="any optimiser of timm's factory")
-    lr: float = identity(help="learning rate; see lr_reference_batch", gt=0)
+    lr: float = identity(help="learning rate; see lr_reference_batch", gt=0, le=LARGE)
     lr_reference_batch: int | None = identity(
-        None, help="if set, the peak learning rate is lr * batch_size / lr_reference_batch", ge=1
+        None, help="if set, the peak learning rate is lr * batch_size / lr_reference_batch", ge=1, le=MANY
     )
-    weight_decay: float = identity(0.05, help="weight decay; none on biases, norms, positions and tokens", ge=0)
-    betas: tuple[float, float] | None = identity(None, help="Adam's betas; null: the optimiser's default")
+    weight_decay: float = identity(
+        0.05, help="weight decay; none on biases, norms, positions and tokens", ge=0, le=LARGE
+    )
+    betas: tuple[Beta, Beta] | None = identity(None, help="Adam's betas; null: the optimiser's default")
     momentum: float = identity(0.9, help="momentum of SGD", ge=0, lt=1)
     layer_decay: float | None = identity(None, help="layer-wise learning-rate decay of the student", gt=0, le=1)
-    clip_norm: float | None = identity(None, help="clip the gradient norm", gt=0)
+    clip_norm: float | None = identity(None, help="clip the gradient norm", gt=0, le=LARGE)
     schedule: Literal["cosine", "constant"] = identity("cosine", help="shape of the learning rate after warm-up")
     schedule_unit: Literal["epoch", "update"] = identity("epoch", help="how often the learning rate changes")
-    warmup_epochs: float = identity(0.0, help="linear warm-up, in epochs", ge=0)
+    warmup_epochs: float = identity(0.0, help="linear warm-up, in epochs", ge=0, le=EPOCHS)
     warmup_prefix: bool = identity(
         False, help="the cosine starts after the warm-up; false: it runs from the first epoch"
     )
-    warmup_lr: float = identity(1e-6, help="learning rate at the start of the warm-up", ge=0)
-    min_lr: float = identity(1e-5, help="learning rate at the end of the cosine; not scaled with the batch", ge=0)
+    warmup_lr: float = identity(1e-6, help="learning rate at the start of the warm-up", ge=0, le=LARGE)
+    min_lr: float = identity(
+        1e-5, help="learning rate at the end of the cosine; not scaled with the batch", ge=0, le=LARGE
+    )
 
 
 class TrainConfig(Config):
     """Length of the run and how a step is computed."""
 
-    epochs: int = identity(help="epochs; see epoch_length", ge=1)
+    epochs: int = identity(help="epochs; see epoch_length", ge=1, le=EPOCHS)
     schedule_epochs: int | None = identity(
-        None, help="length of the learning-rate schedule, where the run stops before its end; null: epochs", ge=1
+        None,
+        help="length of the learning-rate schedule, where the run stops before its end; null: epochs",
+        ge=1,
+        le=EPOCHS,
     )
     epoch_length: Literal["subset", "full"] = identity(
         "subset",
         help="full: an epoch has as many updates as on the full training set, so a fraction f of it is seen 1/f times",
     )
-    batch_size: int = identity(help="images per update, over all processes and accumulation steps", ge=1)
-    accumulate: int = identity(1, help="micro-batches per update", ge=1)
+    batch_size: int = identity(help="images per update, over all processes and accumulation steps", ge=1, le=2**20)
+    accumulate: int = identity(1, help="micro-batches per update", ge=1, le=2**16)
     precision: Literal["fp32", "bf16"] = identity(
         "fp32", help="bf16: autocast with fp32 weights, on GPUs; CPUs compute in fp32"
     )
@@ -156,26 +194,61 @@ class TrainConfig(Config):
         return self
 
 
+class CacheConfig(Config):
+    """The teachers' logits of training batches, kept for other runs on the same batches; see `distill.taught`."""
+
+    folder: str | None = runtime(
+        None, help="keep them there, and reuse what is there; null: ask the teachers each time"
+    )
+    max_gb: float = runtime(10.0, help="what the folder may hold, in GB; what goes beyond is not stored", gt=0, le=1e6)
+    dtype: Literal["fp32", "fp16"] = identity("fp32", help="fp32: exactly the teacher's logits; fp16: half the space")
+    top_k: int | None = identity(
+        None, help="keep the k largest and what the others share; null: all of them", ge=1, le=1_000_000
+    )
+
+    @property
+    def is_exact(self) -> bool:
+        return self.dtype == "fp32" and self.top_k is None
+
+    @model_validator(mode="after")
+    def _rounds_with_a_folder_only(self) -> Self:
+        if not self.is_exact and self.folder is None:
+            raise ValueError("dtype and top_k say how logits are stored; set cache.folder, too")
+        return self
+
+
 class RuntimeConfig(Config):
     """What may differ between a run and its resumption."""
 
     device: str = runtime("auto", help="auto, cpu, cuda or cuda:N")
-    threads: int | None = runtime(None, help="CPU threads of torch; null: torch's default", ge=1)
-    workers: int = runtime(2, help="worker processes of the streamed loader", ge=0)
-    worker_timeout_s: int = runtime(120, help="seconds without a batch after which a worker counts as hung", ge=1)
-    eval_batch_size: int = runtime(256, help="images per evaluation batch", ge=1)
-    eval_every_epochs: int = runtime(1, help="evaluate after every this many epochs, and after the last", ge=1)
-    checkpoint_every_epochs: int = runtime(1, help="save after every this many epochs, and after the last", ge=1)
-    log_every_steps: int = runtime(20, help="steps between two readings of the losses", ge=1)
+    threads: int | None = runtime(None, help="CPU threads of torch; null: torch's default", ge=1, le=4096)
+    workers: int = runtime(2, help="worker processes of the streamed loader", ge=0, le=1024)
+    worker_timeout_s: int = runtime(
+        120, help="seconds without a batch after which a worker counts as hung", ge=1, le=10**6
+    )
+    eval_batch_size: int = runtime(256, help="images per evaluation batch", ge=1, le=2**20)
+    eval_every_epochs: int = runtime(
+        1, help="evaluate after every this many epochs, and after the last", ge=1, le=EPOCHS
+    )
+    checkpoint_every_epochs: int = runtime(
+        1, help="save after every this many epochs, and after the last", ge=1, le=EPOCHS
+    )
+    log_every_steps: int = runtime(20, help="steps between two readings of the losses", ge=1, le=MANY)
 
 
 class RunConfig(Config):
     """Everything that one training run needs, whatever the method."""
 
-    seed: int = identity(0, help="seed of the weights, the data order, the augmentation and dropout", ge=0)
+    seed: Seed = identity(0, help="seed of the weights, the data order, the augmentation and dropout")
     data: DataConfig = identity(help="data")
     augment: AugmentConfig = identity(AugmentConfig(), help="augmentation")
     student: ModelConfig = identity(help="the model that is trained")
     optim: OptimConfig = identity(help="optimiser and schedule")
     train: TrainConfig = identity(help="length and precision")
+    cache: CacheConfig = identity(CacheConfig(), help="stored teacher outputs")
     runtime: RuntimeConfig = runtime(RuntimeConfig(), help="what may change on resume")
+
+    @property
+    def view_seed(self) -> int:
+        """Seed of order, augmentation and mixing."""
+        return self.seed if self.data.view_seed is None else self.data.view_seed

@@ -20,13 +20,17 @@ from dearkd.losses.total import total_loss
 from dearkd.models.aligner import Aligner
 from dearkd.models.mhca import MHCA
 from vitutor_core.analysis.attention import attention_distance
-from vitutor_core.data.types import Batch, DataInfo
+from vitutor_core.data.types import Batch, DataInfo, EvalLoader
 from vitutor_core.distill import FrozenTeacher
 from vitutor_core.distill.teacher import load_teacher
 from vitutor_core.errors import ConfigError
+from vitutor_core.models.modes import evaluation_mode
 from vitutor_core.models.taps import forward_taps
-from vitutor_core.models.weights import create_model
-from vitutor_core.train.method import Clock, Method, StepOutput
+from vitutor_core.models.weights import create_student
+from vitutor_core.train.method import Clock, Method, Report, StepOutput
+
+TEACHER = "cnn"
+"""The role of its only teacher."""
 
 
 class DearKD(Method):
@@ -52,13 +56,12 @@ class DearKD(Method):
         self._facts = teacher.facts if teacher is not None else None
         self._terms = config.method
         self._stage1_epochs = config.stage1_epochs
+        self._leaves = 0 < config.stage1_epochs < config.train.epochs
 
     @classmethod
     def build(cls, config: DearKDConfig, info: DataInfo) -> Self:
         """Build student, teacher and projectors for the data at hand; raises `ConfigError` where they do not fit."""
-        student: Any = create_model(
-            config.student, num_classes=info.num_classes, image_size=info.image_size, channels=info.channels
-        )
+        student: Any = create_student(config.student, info)
         if config.teacher is None:
             return cls(student, config)
         _check_student(student, config)
@@ -75,10 +78,11 @@ class DearKD(Method):
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         if self._teacher is None:
             loss = F.cross_entropy(self.student(batch.images), batch.targets)
-            return StepOutput(loss, {"label_loss": loss})
+            return StepOutput(loss, parts={"label_loss": loss})
         pairs = self._terms.pairs if self.aligners is not None else ()
         student = forward_taps(self.student, batch.images, features=[block - 1 for block, _ in pairs])
-        teacher = self._teacher(batch.images, features=[stage for _, stage in pairs])
+        stages = [stage for _, stage in pairs]
+        teacher = self._teacher(batch.images, features=stages, logits=batch.taught.get(TEACHER))
         label_logits, dist_logits = self._heads(student.tokens)
         parts = {"label_loss": F.cross_entropy(label_logits, batch.targets)}
         if dist_logits is not None:
@@ -93,7 +97,7 @@ class DearKD(Method):
             alpha_loss=self._terms.alpha_loss,
             beta_loss=self._terms.beta_loss,
         )
-        return StepOutput(loss, parts)
+        return StepOutput(loss, parts=parts)
 
     def _heads(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map the final tokens (B, N, d) to class logits and distillation logits, both (B, K)."""
@@ -122,26 +126,31 @@ class DearKD(Method):
         return True
 
     def teachers(self) -> dict[str, dict[str, Any]]:
-        return {"cnn": self._facts} if self._facts is not None else {}
+        return {TEACHER: self._facts} if self._facts is not None else {}
 
-    def diagnostics(self, images: Tensor) -> dict[str, float]:
-        """Return the mean attention distance of each block in pixels (Fig. 4); nothing for other models than ViTs."""
-        if not isinstance(self.student, VisionTransformer):
+    def logit_teachers(self) -> dict[str, FrozenTeacher]:
+        reads = self._teacher is not None and self._terms.distill != "none"
+        return {TEACHER: self._teacher} if reads and self._teacher is not None else {}
+
+    def report(self, probe: Tensor | None = None, evaluation: EvalLoader | None = None) -> Report:
+        """Return when the teacher leaves, and the mean attention distance of each block of a ViT in pixels (Fig. 4)."""
+        events = {"the teacher leaves": self._stage1_epochs} if self._leaves else {}
+        metrics = self._attention_distances(probe) if probe is not None else {}
+        return Report(metrics, events=events)
+
+    @torch.no_grad()
+    def _attention_distances(self, images: Tensor) -> dict[str, float]:
+        vit = self.student
+        if not isinstance(vit, VisionTransformer):
             return {}
-        was_training = self.student.training
-        self.student.eval()
-        with torch.no_grad():
-            taps = forward_taps(self.student, images, attentions=range(len(self.student.blocks)))
-        self.student.train(was_training)
-        grid, patch = self.student.patch_embed.grid_size, self.student.patch_embed.patch_size[0]
-        return {
-            f"attention_distance_block{index}": attention_distance(
-                attention, grid, self.student.num_prefix_tokens, patch_size_px=patch
-            )
-            .mean()
-            .item()
-            for index, attention in enumerate(taps.attentions)
-        }
+        with evaluation_mode(vit):
+            taps = forward_taps(vit, images, attentions=range(len(vit.blocks)))
+        grid, patch = vit.patch_embed.grid_size, vit.patch_embed.patch_size[0]
+        distances = [
+            attention_distance(attention, grid, vit.num_prefix_tokens, patch_size_px=patch).mean().item()
+            for attention in taps.attentions
+        ]
+        return {f"attention_distance_block{index}": distance for index, distance in enumerate(distances)}
 
 
 def _check_student(student: nn.Module, config: DearKDConfig) -> None:

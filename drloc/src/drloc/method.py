@@ -13,7 +13,7 @@ from drloc.localise import DRLoc
 from drloc.schedule import loss_weight
 from vitutor_core.data import keyed
 from vitutor_core.data.types import Batch, DataInfo
-from vitutor_core.models.weights import create_model
+from vitutor_core.models.weights import create_student
 from vitutor_core.train.method import Clock, Method, StepOutput
 
 _STREAM = 0xD21C
@@ -37,9 +37,7 @@ class DRLocMethod(Method):
     @classmethod
     def build(cls, config: DRLocConfig, info: DataInfo) -> Self:
         """Build student and heads for the data at hand; raises `ConfigError` where the student has no such grid."""
-        student = create_model(
-            config.student, num_classes=info.num_classes, image_size=info.image_size, channels=info.channels
-        )
+        student = create_student(config.student, info)
         if config.method.weight == 0:
             return cls(student, config)
         size = (info.channels, info.image_size, info.image_size)
@@ -48,7 +46,7 @@ class DRLocMethod(Method):
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         if self.drloc is None:
             loss = F.cross_entropy(self.student(batch.images), batch.targets)
-            return StepOutput(loss, {"label_loss": loss})
+            return StepOutput(loss, parts={"label_loss": loss})
         output = self.drloc(self.student, batch.images, step_generator(batch.images.device))
         label = F.cross_entropy(output.logits, batch.targets)
         terms = self._terms
@@ -60,7 +58,7 @@ class DRLocMethod(Method):
             total_epochs=self._total_epochs,
         )
         parts = {"label_loss": label, "drloc_loss": output.loss, "drloc_cells": output.error}
-        return StepOutput(label + weight * output.loss, parts)
+        return StepOutput(label + weight * output.loss, parts=parts)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # generators have no place in a graph

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from vitutor_core.config import Config, identity
-from vitutor_core.schema import RunConfig, TeacherConfig
+from vitutor_core.schema import LARGE, Layer, RunConfig, Share, TeacherConfig, Weight
 
 
 class ObjectiveConfig(Config):
@@ -18,7 +18,10 @@ class ObjectiveConfig(Config):
         help="mae, moco: pre-train an encoder; supervised: train or fine-tune it; probe: train a linear head on it",
     )
     keep_blocks: int | None = identity(
-        None, help="supervised: keep the first k pre-trained blocks, the others start fresh; null: keep all", ge=0
+        None,
+        help="supervised: keep the first k pre-trained blocks, the others start fresh; null: keep all",
+        ge=0,
+        le=1000,
     )
 
 
@@ -27,13 +30,13 @@ class MAEConfig(Config):
 
     mask_ratio: float = identity(0.75, help="share of the patches that the encoder does not see", gt=0, lt=1)
     normalise_pixels: bool = identity(True, help="predict patches of mean 0 and variance 1")
-    decoder_width: int = identity(96, help="width of the decoder", ge=4)
-    decoder_depth: int = identity(1, help="blocks of the decoder", ge=1)
-    decoder_heads: int = identity(3, help="attention heads of the decoder", ge=1)
-    distill_layers: tuple[int, ...] = identity(
+    decoder_width: int = identity(96, help="width of the decoder", ge=4, le=2**16)
+    decoder_depth: int = identity(1, help="blocks of the decoder", ge=1, le=1000)
+    decoder_heads: int = identity(3, help="attention heads of the decoder", ge=1, le=1024)
+    distill_layers: tuple[Layer, ...] = identity(
         (), help="blocks (from 1) whose attention is distilled, each against the teacher's block of the same number"
     )
-    distill_weight: float = identity(1.0, help="weight alpha of the attention loss", gt=0)
+    distill_weight: float = identity(1.0, help="weight alpha of the attention loss", gt=0, le=LARGE)
     distill_quantity: Literal["logits", "probs"] = identity(
         "logits", help="attention before the softmax, as released, or after it"
     )
@@ -43,23 +46,24 @@ class MAEConfig(Config):
         help="decoupled distillation: the decoder sees the tokens after this block, and an extra block behind the "
         "last gives the logits that the one layer of distill_layers teaches; null: off",
         ge=1,
+        le=1000,
     )
 
 
 class MoCoConfig(Config):
     """Contrastive pre-training by MoCo-v3; the defaults are the released ones."""
 
-    temperature: float = identity(0.2, help="temperature of the contrastive loss", gt=0)
+    temperature: float = identity(0.2, help="temperature of the contrastive loss", gt=0, le=LARGE)
     momentum: float = identity(0.99, help="momentum of the key encoder at the start; it rises to 1", ge=0, lt=1)
-    hidden: int = identity(4096, help="hidden width of projector and predictor", ge=1)
-    features: int = identity(256, help="features that are compared", ge=1)
-    crop_scale: tuple[float, float] = identity((0.08, 1.0), help="area range of the random resized crop of a view")
+    hidden: int = identity(4096, help="hidden width of projector and predictor", ge=1, le=2**17)
+    features: int = identity(256, help="features that are compared", ge=1, le=2**17)
+    crop_scale: tuple[Share, Share] = identity((0.08, 1.0), help="area range of the random resized crop of a view")
     flip: float = identity(0.5, help="probability of a horizontal flip", ge=0, le=1)
-    jitter: tuple[float, float, float, float] = identity(
+    jitter: tuple[Weight, Weight, Weight, Weight] = identity(
         (0.4, 0.4, 0.2, 0.1), help="strength of the jitter of brightness, contrast, saturation and hue"
     )
     jitter_probability: float = identity(0.8, help="probability of the colour jitter", ge=0, le=1)
-    blur: tuple[float, float] = identity((1.0, 0.1), help="probability of blurring the first and the second view")
+    blur: tuple[Share, Share] = identity((1.0, 0.1), help="probability of blurring the first and the second view")
     grey: float = identity(0.2, help="probability of a grey view", ge=0, le=1)
     solarise: float = identity(0.2, help="probability of solarising the second view", ge=0, le=1)
 

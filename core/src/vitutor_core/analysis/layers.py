@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitutor_core.models.modes import evaluation_mode
 from vitutor_core.models.taps import forward_taps
 
 
@@ -40,12 +41,12 @@ def read_layers(model: nn.Module, images: Tensor, *, untrained_norm: bool = Fals
 
     Of other models, the layers are timm's stages, and features and maps are the same.
     """
-    model.eval()
-    if not is_plain_vit(model):
+    with evaluation_mode(model):
+        if is_plain_vit(model):
+            return _read_vit(model, images, untrained_norm=untrained_norm)
         names = [str(entry["module"]) for entry in getattr(model, "feature_info", ())]
         maps = forward_taps(model, images, features=range(len(names))).features
         return Layers(tuple(names), maps, maps, (), (0, 0), 0)
-    return _read_vit(model, images, untrained_norm=untrained_norm)
 
 
 def is_plain_vit(model: Any) -> bool:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from vitutor_core.cli import options
 from vitutor_core.cli.stage import left_out
 from vitutor_core.errors import ConfigError
+from vitutor_core.files import write_json
 from vitutor_core.paper import load
+from vitutor_core.runs import RunDir, RunRecord, weights_file
 from vitutor_core.schema import DataConfig
-from vitutor_core.train.publish import WEIGHTS_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,13 +25,17 @@ if TYPE_CHECKING:
 
 
 @click.command("analyze")
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, required=True, type=options.PathOption())
 @click.option("--source", help="Data source of the images, as data.source.  [default: that of the first run]")
 @click.option("--images", type=click.IntRange(min=4), default=1152, show_default=True, help="Evaluation images.")
 @click.option("--batch", type=click.IntRange(min=4), default=128, show_default=True, help="Images per CKA batch.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which images are drawn.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--released", is_flag=True, help="As MAE-Lite's released tools: units, epsilon, last norm, first images.")
+@click.option(
+    "--released",
+    is_flag=True,
+    help="As released with arXiv 2205.14443: units, epsilon, last norm, images.",
+)
 @click.option("--true-nyquist", is_flag=True, help="Fourier curves up to the highest frequency.")
 @options.stage_plan
 @options.out()
@@ -59,8 +63,7 @@ def analyze(
         raise ConfigError(f"analyze: {len(models)} models given; give one, or two to compare")
     from vitutor_core.analysis.analyse import Quirks, analyse
     from vitutor_core.analysis.figures import draw_analysis
-    from vitutor_core.train.distributed import choose_device
-    from vitutor_core.train.run_folder import write_json
+    from vitutor_core.distributed import choose_device
 
     place = choose_device(device)
     loaded = [_load(path) for path in models]
@@ -69,7 +72,6 @@ def analyze(
     data = _batches(source or _source_of(models[0]), cards, images=images, batch=batch, seed=seed, shuffle=not released)
     moved = (tuple(part.to(place) for part in parts) for parts in data)
     found = analyse(networks, moved, Quirks(released=released, true_nyquist=true_nyquist))
-    out.mkdir(parents=True, exist_ok=True)
     pictures = draw_analysis(found, out)
     names = [{"file": p.light.stem, "title": p.title, "caption": p.caption, "alt": p.alt} for p in pictures]
     write_json(out / "analysis.json", {**found, "pictures": names})
@@ -81,15 +83,17 @@ def _first_seed(path: Path) -> Path:
     """Return the run of the lowest seed where ``path`` is what `reproduce` published of a row."""
     if not path.exists():
         raise ConfigError(f"{path.absolute()}: there is no such run or file")
-    seeds = sorted(path.glob("seed-*"), key=lambda run: int(run.name.removeprefix("seed-")))
-    return seeds[0] if seeds and not (path / WEIGHTS_NAME).exists() else path
+    seeds = [run for run in path.glob("seed-*") if run.name.removeprefix("seed-").isdecimal()]
+    if not seeds or weights_file(path).is_file():
+        return path
+    return min(seeds, key=lambda run: int(run.name.removeprefix("seed-")))
 
 
 def _load(path: Path) -> tuple[nn.Module, ModelCard]:
     from vitutor_core.errors import CheckpointError
     from vitutor_core.models.weights import load_model, read_card
 
-    file = path / WEIGHTS_NAME if path.is_dir() else path
+    file = weights_file(path)
     card = read_card(file)
     if card is None:
         raise CheckpointError(f"{file.absolute()}: has no model card; export the model with ViTutor")
@@ -111,20 +115,19 @@ def _labels(paths: tuple[Path, ...]) -> list[str]:
     labels = []
     for path in paths:
         record = _record(path)
-        labels.append(f"{record['row']}, seed {record['seed']}" if record else path.stem)
+        labels.append(path.stem if record is None else f"{record.row}, seed {record.seed}")
     return labels if len(set(labels)) == len(labels) else [f"{label} ({n})" for n, label in enumerate(labels, start=1)]
 
 
-def _record(path: Path) -> dict[str, Any]:
-    metrics = path / "metrics.json"
-    return json.loads(metrics.read_text()) if metrics.is_file() else {}
+def _record(path: Path) -> RunRecord | None:
+    return RunRecord.read(path) if RunDir(path).metrics.exists() else None
 
 
 def _source_of(path: Path) -> str:
     record = _record(path)
-    if not record:
+    if record is None:
         raise ConfigError(f"{path}: no metrics.json says which images it knows; give --source")
-    return str(record["config"]["data"]["source"])
+    return DataConfig.from_mapping(record.config.get("data", {}), where=str(RunDir(path).metrics)).source
 
 
 def _batches(

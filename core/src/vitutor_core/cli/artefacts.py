@@ -9,9 +9,9 @@ import timm
 import torch
 
 from vitutor_core.errors import CheckpointError
+from vitutor_core.files import write_text
 from vitutor_core.models.weights import ModelCard, load_model, save_model
-from vitutor_core.train.evaluation import read_record
-from vitutor_core.train.publish import WEIGHTS_NAME
+from vitutor_core.runs import RunDir, RunRecord
 
 _CARD = """# {name}
 
@@ -30,9 +30,8 @@ Classes, in the order of the logits: {class_names}.
 
 def export_run(run: Path, target: Path, package: str) -> list[str]:
     """Write weights that timm loads and a model card, after checking that timm does; return what to tell the user."""
-    read_record(run, package)
-    model, card = load_model(run / WEIGHTS_NAME)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    RunRecord.read(run, package)
+    model, card = load_model(RunDir(run).weights)
     save_model(target, model, card)
     kwargs: dict[str, Any] = {"num_classes": len(card.class_names), **card.kwargs}
     again = timm.create_model(card.name, checkpoint_path=str(target), **kwargs)
@@ -41,7 +40,7 @@ def export_run(run: Path, target: Path, package: str) -> list[str]:
     ):
         raise CheckpointError(f"{target}: timm does not read the weights back")
     page = target.with_suffix(".md")
-    page.write_text(_page(card, kwargs, target.name, package))
+    write_text(page, _page(card, kwargs, target.name, package))
     return [f"weights {target}", f"card    {page}"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.config import nearest, parse_yaml
+from vitutor_core.config import nearest, parse_yaml, setting
 from vitutor_core.errors import ConfigError
+from vitutor_core.files import write_json
 from vitutor_core.paper import Paper, installed_papers
 from vitutor_core.recipe import read_recipe, recipe_path
 
@@ -41,7 +41,7 @@ def compare(scale: str, papers: str | None, seeds: str, settings: tuple[str, ...
             if row not in known and row in paper.method_rows[:-1]:
                 continue  # this scale starts from published weights
             shared = {"data": budget["data"]} if row in paper.method_rows[:-1] else budget
-            changes = (*(f"{name}={json.dumps(value)}" for name, value in shared.items()), *settings)
+            changes = (*(setting(name, value) for name, value in shared.items()), *settings)
             reproduce_row(Row(paper, row, scale, settings=changes), numbers, folders)
             evaluate_row(paper, folders.runs(paper, row), out / "evaluation" / paper.package / row, None, speed=False)
     lines = [_line(paper, out / "evaluation") for paper in chosen]
@@ -57,7 +57,7 @@ def _choose(names: str | None) -> list[Paper]:
             hint = nearest(name, installed) or f"; pip install ./{name}"
             raise ConfigError(f"--papers: '{name}' is not installed{hint}")
     if not wanted:
-        raise ConfigError("no paper is installed; pip install ./dearkd, for example")
+        raise ConfigError("no paper is installed; install the package of one")
     return [installed[name] for name in wanted]
 
 
@@ -76,12 +76,11 @@ def _budget(scale: str) -> dict[str, Any]:
 def _line(paper: Paper, results: Path) -> dict[str, Any]:
     """Summarise what a method adds to its plain student, and what that costs in training time."""
     from vitutor_core.report.results import load_results
-    from vitutor_core.report.verdict import difference, outcome_of, summarise
+    from vitutor_core.report.verdict import Sample, difference, summarise
 
     rows = load_results(results, paper.package)
     plain_row, *_, method_row = _rows(paper)
-    plain, method = summarise(rows[plain_row], "top1"), summarise(rows[method_row], "top1")
-    gain = difference(method, plain)
+    plain, method = Sample(rows[plain_row], "top1"), Sample(rows[method_row], "top1")
 
     def seconds(*names: str) -> float:
         return sum(run.result.seconds for name in names for run in rows.get(name, [])) / len(rows[names[-1]])
@@ -91,10 +90,10 @@ def _line(paper: Paper, results: Path) -> dict[str, Any]:
         "paper": paper.package,
         "student": first.config["student"]["name"],
         "teachers": {role: teacher.name for role, teacher in first.teachers.items()},
-        "plain": plain,
-        "method": method,
-        "gain": gain,
-        "outcome": outcome_of(gain),
+        "plain": summarise(plain),
+        "method": summarise(method),
+        "gain": difference(method, plain),
+        "source": first.config["data"]["source"],
         "updates": first.updates,
         "train_images": first.train_images,
         "pretraining_updates": sum(rows[name][0].result.updates for name in paper.method_rows[:-1] if name in rows),
@@ -106,12 +105,16 @@ def _show(lines: list[dict[str, Any]], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vitutor_core.report.render import gap, measured
-    from vitutor_core.train.run_folder import write_json
+    from vitutor_core.report.render import gap, measured, number
+    from vitutor_core.report.verdict import SMOKE_TEST, judge
 
     lines = sorted(lines, key=lambda line: -line["gain"]["mean"])
+    if any(line["source"] != SMOKE_TEST for line in lines):
+        judged = judge([(None, line["gain"]) for line in lines])
+        lines = [line | verdict for line, verdict in zip(lines, judged, strict=True)]
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("method", "plain student", "with it", "gain", "verdict", "updates", "before", "time", "teachers"):
+    headings = ("method", "plain student", "with it", "gain", "verdict", "could see", "updates", "before", "time")
+    for heading in (*headings, "teachers"):
         table.add_column(heading, justify="left" if heading in {"method", "verdict", "teachers"} else "right")
     for line in lines:
         table.add_row(
@@ -119,7 +122,8 @@ def _show(lines: list[dict[str, Any]], out: Path) -> None:
             measured(line["plain"]),
             measured(line["method"]),
             gap(line["gain"]),
-            line["outcome"],
+            line.get("verdict", "smoke test"),
+            number(line.get("smallest")),
             f"{line['updates']:,}",
             f"{line['pretraining_updates']:,}",
             f"{line['cost']:.1f}x",
@@ -127,7 +131,8 @@ def _show(lines: list[dict[str, Any]], out: Path) -> None:
         )
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(table)
-    click.echo("top-1 in %, mean +- sd over seeds; gain +- standard error; before: updates of pre-training;")
+    click.echo("top-1 in %, mean +- sd over seeds; gain +- standard error; verdicts as in the reports;")
+    click.echo("could see: the smallest gain with 80 % chance of a verdict; before: updates of pre-training;")
     click.echo("time: of the method's runs over that of the plain student's, teachers not counted")
     write_json(out / "compare.json", {"lines": lines})
     click.echo(f"written {out / 'compare.json'}")

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 import click
 
-from vitutor_core.errors import VitutorError
+from vitutor_core.errors import ResourceError, VitutorError
+
+_NO_PLACE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+    | {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+)
+"""Where a folder or disk takes no file; other errors of the system are bugs."""
 
 
 def run(group: click.Command, arguments: list[str] | None = None) -> NoReturn:
@@ -31,13 +41,21 @@ def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:
     0 ok, 1 bug, 2 usage or config, 3 data, 4 checkpoint, 5 non-finite, 6 memory or disk, 7 run folder busy,
     130 interrupted, 143 terminated after saving.
     """
+    warnings.showwarning = _show_warning
     try:
         code = call()
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo("\n".join(map(printable, shown.getvalue().split("\n"))), err=True, nl=False)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail(f"{who}interrupted", 130)
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        where = "" if error.filename is None else f"{Path(error.filename).absolute()}: "
+        _fail(f"{who}{where}cannot write ({error.strerror}); choose another place", ResourceError.exit_code)
     except VitutorError as error:
         if os.environ.get("VITUTOR_DEBUG") == "1":
             traceback.print_exc()
@@ -45,6 +63,26 @@ def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def printable(text: str) -> str:
+    """Return ``text`` with control and other invisible characters spelt out.
+
+    Names of files and classes come from data that was downloaded; escape sequences in them would reach the terminal.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {printable(message)}", err=True)
     sys.exit(code)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,  # as `warnings` calls it
+) -> None:
+    where = "" if issubclass(category, UserWarning) else f"{filename}:{lineno}: {category.__name__}: "
+    click.echo(f"warning: {printable(where + ' '.join(str(message).split()))}", err=True)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import click
 
 from vitutor_core.errors import CheckpointError
-from vitutor_core.graph.planned import PlannedRow, leave_out
+from vitutor_core.evaluate.accuracy import Measured
+from vitutor_core.files import copy_file, replace_folder
+from vitutor_core.graph.planned import PlannedRow, leave_out, take_up
 from vitutor_core.paper import Paper, load
-from vitutor_core.train.evaluation import evaluate_run, read_record
-from vitutor_core.train.run_folder import write_json
+from vitutor_core.runs import RunDir, RunRecord
+from vitutor_core.train.evaluation import evaluate_run
+
+_OWN = ("seed-*/metrics.json", "seed-*/curves.csv")
 
 
-def evaluate_one(paper: Paper, run: Path, *, speed: bool) -> dict[str, float]:
-    """Return the figures of one finished run."""
+def evaluate_one(paper: Paper, run: Path, *, speed: bool) -> Measured:
+    """Measure one finished run."""
     method = load(paper.method)  # registers the paper's models with timm
-    return evaluate_run(run, read_record(run, paper.package), load(paper.config), method.build, speed=speed)
+    record = RunRecord.read(run, paper.package)
+    return evaluate_run(run, record, load(paper.config), method.build, speed=speed)
 
 
 def evaluate_row(paper: Paper, runs: Path, out: Path, planned: PlannedRow | None, *, speed: bool) -> None:
@@ -31,17 +35,17 @@ def evaluate_row(paper: Paper, runs: Path, out: Path, planned: PlannedRow | None
         folders = sorted(runs.glob("seed-*"))
         if not folders:
             raise CheckpointError(f"{runs.absolute()}: no finished run; train one with '{paper.command} reproduce'")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    for folder in folders:
-        record = read_record(folder, paper.package)
-        metrics = record["metrics"] | evaluate_one(paper, folder, speed=speed)
-        target = out / folder.name
-        target.mkdir()
-        shutil.copyfile(folder / "curves.csv", target / "curves.csv")
-        write_json(target / "metrics.json", record | {"metrics": metrics})
-        shown = f"top-1 {metrics['top1']:.2f} %" if "top1" in metrics else f"{len(metrics)} metrics"
-        click.echo(f"{runs.name}, {folder.name}: {shown}")
+    take_up(out)
+    with replace_folder(out, *_OWN) as partial:
+        records = [RunRecord.read(folder, paper.package) for folder in folders]
+        for folder, record in zip(folders, records, strict=True):
+            found, correct = evaluate_one(paper, folder, speed=speed)
+            metrics = record.metrics | found
+            target = partial / folder.name
+            copy_file(RunDir(folder).curves, RunDir(target).curves)
+            record.model_copy(update={"metrics": metrics, "correct": correct}).write(target)
+            shown = f"top-1 {metrics['top1']:.2f} %" if "top1" in metrics else f"{len(metrics)} metrics"
+            click.echo(f"{runs.name}, {folder.name}: {shown}")
     if planned is not None and not planned.run:
         leave_out(out, planned.why)
         click.echo(f"{runs.name}: not evaluated, {planned.why}")

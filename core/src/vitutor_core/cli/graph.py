@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import click
 
 from vitutor_core.cli import options
 from vitutor_core.errors import ConfigError
+from vitutor_core.files import replace_folder, write_json
 from vitutor_core.graph.params import Params, change_params
 
 _PARAMS = click.option(
-    "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True, help="What is run."
+    "--params", type=options.PathOption(), default=Path("params.yaml"), show_default=True, help="What is run."
 )
 
 
 @click.command("graph")
 @options.scale
-@click.option("--folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=Path())
+@click.option("--folder", type=options.PathOption(exists=True, file_okay=False), default=Path())
 @click.option("--check", is_flag=True, help="Write nothing; fail if the graph is not that of the recipes.")
 def graph(scale: str, folder: Path, check: bool) -> None:
     """Write FOLDER/dvc.yaml from the recipes of the installed papers at a scale."""
@@ -36,7 +36,7 @@ def graph(scale: str, folder: Path, check: bool) -> None:
 
 @click.command("plan")
 @_PARAMS
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("results/plan"))
+@click.option("--out", type=options.PathOption(file_okay=False), default=Path("results/plan"))
 def plan(params: Path, out: Path) -> None:
     """Write what decides the result of each stage of the graph into OUT, a small file per stage.
 
@@ -45,7 +45,6 @@ def plan(params: Path, out: Path) -> None:
     from vitutor_core.graph.dvc import out_of_date
     from vitutor_core.graph.plan import build_plan
     from vitutor_core.graph.stages import read_graph
-    from vitutor_core.train.run_folder import write_json
 
     chosen = Params.read(params)
     found = read_graph(chosen.scale)
@@ -58,10 +57,9 @@ def plan(params: Path, out: Path) -> None:
                 f"{written}: {different[0]} and {len(different) - 1} other stages are not as the recipes of the scale "
                 f"'{chosen.scale}' say; run 'vitutor graph --scale {chosen.scale}' there"
             )
-    shutil.rmtree(out, ignore_errors=True)
-    for name, content in built.items():
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        write_json(out / name, content)
+    with replace_folder(out, "runtime.json", "*/*.json", "*.json") as partial:
+        for name, content in built.items():
+            write_json(partial / name, content)
     run = sum(content.get("run", False) for name, content in built.items() if name.count("/") == 1)
     click.echo(f"plan of {len(built)} stages, {run} of them to be run")
 
@@ -105,6 +103,6 @@ def ready(papers: tuple[str, ...], choose: bool, params: Path) -> None:
 @click.argument("changes", nargs=-1, metavar="FIELD=VALUE...")
 @_PARAMS
 def params(changes: tuple[str, ...], params: Path) -> None:
-    """Change fields of params.yaml, such as seeds=0,1,2 or rows="vit dearkd"; its comments stay."""
+    """Change fields of params.yaml, such as seeds=0,1,2 or rows="vit swin"; its comments stay."""
     for line in change_params(params, changes):
         click.echo(line)

@@ -162,15 +162,20 @@ def main() -> None:
 
 def _run_processes(job: str, processes: int) -> int:
     """Return the exit code of the process that failed first, where torchrun itself gives 1 and a traceback."""
+    import logging
+
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    logging.disable(logging.CRITICAL)  # torchrun repeats with a traceback what the processes have said
     arguments = ["--standalone", f"--nproc-per-node={processes}", "-m", "vitutor_core.cli.launch", job]
     try:
         run.main(arguments)
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
+        # A process that lost another one ends with 1: the other's code says more.
+        failures = sorted(error.failures.values(), key=lambda failure: failure.timestamp)
+        code = next((one.exitcode for one in failures if one.exitcode != 1), 1)
         return code if code > 0 else 128 - code  # killed by a signal
     except SignalException as error:
         return 128 + error.sigval

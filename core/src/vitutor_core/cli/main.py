@@ -7,6 +7,7 @@ from typing import NoReturn
 import click
 
 from vitutor_core.cli.analyze import analyze
+from vitutor_core.cli.cache import cache
 from vitutor_core.cli.compare import compare
 from vitutor_core.cli.data import data
 from vitutor_core.cli.doctor import doctor
@@ -19,10 +20,10 @@ from vitutor_core.cli.teacher import teacher
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="vitutor-core")
 def vitutor() -> None:
-    """ViTutor's shared tools. Each paper has its own command, such as dearkd."""
+    """ViTutor's shared tools. Each paper has a command of its own."""
 
 
-for command in (data, teacher, analyze, compare, report, graph, plan, ready, params, doctor):
+for command in (data, teacher, cache, analyze, compare, report, graph, plan, ready, params, doctor):
     vitutor.add_command(command)
 
 

@@ -13,13 +13,26 @@ import click
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.params import check_seeds
 
+
+class PathOption(click.Path):
+    """A path that is not empty, as that of an unset shell variable is: it would be the current folder."""
+
+    def __init__(self, **checks: Any) -> None:
+        super().__init__(path_type=Path, **checks)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).strip():
+            self.fail("is empty; name a path (is a shell variable not set?)", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 SCALES = ("digits", "small", "cifar100", "imagenet")
 
 scale = click.option(
     "--scale", type=click.Choice(SCALES), default="digits", show_default=True, help="Which recipe: data and model size."
 )
 recipe = click.option(
-    "--recipe", type=click.Path(dir_okay=False, path_type=Path), help="A recipe file of your own, instead of --scale's."
+    "--recipe", type=PathOption(dir_okay=False), help="A recipe file of your own, instead of --scale's."
 )
 preset = click.option("--preset", help="A preset of the recipe, such as the paper's or the released code's reading.")
 settings = click.option(
@@ -28,22 +41,20 @@ settings = click.option(
 seed = click.option("--seed", type=click.IntRange(min=0), help="Short for --set seed=N.")
 teachers = click.option(
     "--teachers",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=PathOption(file_okay=False),
     help="Folder with one run per teacher recipe; a missing one is trained there.  [default: OUT/teachers]",
 )
 
 plan = click.option(
     "--plan",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=PathOption(exists=True, file_okay=False),
     help="Plan of `vitutor plan`, which says what is run and with which seeds, instead of the other options.",
 )
-stage_plan = click.option(
-    "--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The stage's file of a plan."
-)
+stage_plan = click.option("--plan", type=PathOption(exists=True, dir_okay=False), help="The stage's file of a plan.")
 
 
 def _folder(name: str, text: str) -> Callable[[Any], Any]:
-    kind = click.Path(file_okay=False, path_type=Path)
+    kind = PathOption(file_okay=False)
     return click.option(f"--{name}", type=kind, default=Path(name), show_default=True, help=text)
 
 
@@ -55,7 +66,7 @@ def out() -> Callable[[Any], Any]:
     """Return the --out option."""
     return click.option(
         "--out",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=PathOption(file_okay=False),
         required=True,
         help="Folder of the run; the same command again resumes it.",
     )

@@ -66,9 +66,9 @@ def _train(paper: Paper) -> click.Command:
 
         config = with_teachers(config, scale, teachers or out / "teachers")
         label = RunLabel(paper.package, row or "train", scale, options.command_line(paper.command))
-        result = run_session(config, load(paper.method).build, label=label, out=out)
+        record = run_session(config, load(paper.method).build, label=label, out=out)
         if os.environ.get("RANK", "0") == "0" and os.environ.get(QUIET) != "1":
-            click.echo(f"{_measured(result['metrics'])} on {result['metrics']['images']:.0f} images; {out}")
+            click.echo(f"{_measured(record.metrics)} on {record.metrics['images']:.0f} images; {out}")
 
     return train
 
@@ -178,12 +178,12 @@ def _brief(changes: Mapping[str, object]) -> str:
 
 def _evaluate(paper: Paper) -> click.Command:
     @click.command("evaluate")
-    @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+    @click.argument("run", type=options.PathOption(exists=True, file_okay=False))
     @click.option("--speed", is_flag=True, help="Measure throughput as well.")
     @options.plan
     @click.option(
         "--out",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=options.PathOption(file_okay=False),
         help="Write the records of a row's runs there.  [default under a plan: RESULTS/evaluation/PAPER/ROW]",
     )
     @options.results
@@ -203,15 +203,15 @@ def _evaluate(paper: Paper) -> click.Command:
         elif any(run.glob("seed-*")):
             raise ConfigError(f"{run}: holds several runs; name one of them, or write all with --out")
         else:
-            click.echo(json.dumps(evaluate_one(paper, run, speed=speed), indent=2))
+            click.echo(json.dumps(evaluate_one(paper, run, speed=speed).metrics, indent=2))
 
     return evaluate
 
 
 def _export(paper: Paper) -> click.Command:
     @click.command("export")
-    @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-    @click.option("--to", "target", required=True, type=click.Path(dir_okay=False, path_type=Path))
+    @click.argument("run", type=options.PathOption(exists=True, file_okay=False))
+    @click.option("--to", "target", required=True, type=options.PathOption(dir_okay=False))
     def export(run: Path, target: Path) -> None:
         """Write the student of RUN as safetensors for timm.create_model, with a model card beside it."""
         from vitutor_core.cli.artefacts import export_run

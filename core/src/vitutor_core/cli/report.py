@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +11,12 @@ from typing import Any
 import click
 
 from vitutor_core.cli import options
+from vitutor_core.config import nearest
 from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.files import write_json, write_text
+from vitutor_core.paper import installed_papers
+
+_SEAL = "sha256"
 
 
 @click.group("report")
@@ -30,15 +36,13 @@ def table(paper: str, results: Path) -> None:
     from vitutor_core.report.paper import load_paper_results
     from vitutor_core.report.results import load_results
     from vitutor_core.report.table import build_table
-    from vitutor_core.train.run_folder import write_json
 
+    printed = load_paper_results(_paper_results(paper))
     folder = results / "evaluation"
     is_empty = (folder / paper).is_dir() and not any((folder / paper).glob("*/seed-*"))
     rows = {} if is_empty else load_results(folder, paper)
-    printed = load_paper_results(_paper_results(paper))
-    out = results / "tables" / f"{paper}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, build_table(printed, rows) if rows else {"paper": paper, "skipped": "no row of it was run"})
+    built = build_table(printed, rows) if rows else {"paper": paper, "skipped": "no row of it was run"}
+    write_json(results / "tables" / f"{paper}.json", {**built, _SEAL: _seal(built)})
     write_metrics(rows, results / "metrics" / paper, results / "curves" / paper)
 
 
@@ -57,7 +61,7 @@ def html(paper: str, results: Path) -> None:
 
     out = results / "reports" / paper
     out.mkdir(parents=True, exist_ok=True)
-    built = _read_table(results / "tables" / f"{paper}.json")
+    built = _read_table(results, paper)
     if "skipped" in built:
         click.echo(f"{paper}: no report, {built['skipped']}")
         return
@@ -68,7 +72,7 @@ def html(paper: str, results: Path) -> None:
     figures += [gallery] if gallery is not None else []
     figures += analysis_pictures(results / "analyses" / paper, out)
     write_report(built, rows, figures, out / "report.html")
-    (out / "table.md").write_text(to_markdown(built))
+    write_text(out / "table.md", to_markdown(built))
     click.echo(f"report {out / 'report.html'}")
 
 
@@ -82,7 +86,7 @@ def show(paper: str, results: Path) -> None:
     from vitutor_core.report.render import print_table
 
     console = Console()
-    table = _read_table(results / "tables" / f"{paper}.json")
+    table = _read_table(results, paper)
     if "skipped" in table:
         click.echo(f"{paper}: no table, {table['skipped']}")
         return
@@ -93,29 +97,37 @@ def show(paper: str, results: Path) -> None:
 @report.command("publish")
 @click.argument("paper")
 @options.results
-@click.option("--to", "target", required=True, type=click.Path(file_okay=False, path_type=Path))
-@click.option(
-    "--readme", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Replace its results block."
-)
+@click.option("--to", "target", required=True, type=options.PathOption(file_okay=False))
+@click.option("--readme", type=options.PathOption(exists=True, dir_okay=False), help="Replace its results block.")
 def publish(paper: str, results: Path, target: Path, readme: Path | None) -> None:
     """Keep the table and figures of RESULTS in the repository."""
     from vitutor_core.report.publish import publish_results
 
-    table = _read_table(results / "tables" / f"{paper}.json")
+    table = _read_table(results, paper)
     for path in publish_results(table, results, target, readme):
         click.echo(str(path))
 
 
 def _paper_results(paper: str) -> Path:
-    try:
-        return Path(str(files(paper))) / "paper_results.yaml"
-    except ModuleNotFoundError:
-        raise ConfigError(f"paper '{paper}' is not installed; pip install ./{paper}") from None
+    installed = installed_papers()
+    if paper not in installed:
+        raise ConfigError(f"paper '{paper}' is not installed{nearest(paper, installed)}")
+    return Path(str(files(paper))) / "paper_results.yaml"
 
 
-def _read_table(path: Path) -> dict[str, Any]:
+def _read_table(results: Path, paper: str) -> dict[str, Any]:
+    """Read a table; one that was changed after it was written could be anything, so its seal must fit."""
+    path = results / "tables" / f"{paper}.json"
     try:
         table: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        raise DataError(f"{path.absolute()}: no readable table; make it with 'vitutor report table'") from None
+        intact = table.pop(_SEAL) == _seal(table) and table["paper"] == paper
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        intact = False
+    if not intact:
+        raise DataError(f"{path.absolute()}: no readable table; make it with 'vitutor report table {paper}'")
     return table
+
+
+def _seal(table: dict[str, Any]) -> str:
+    written = json.loads(json.dumps(table))  # keys are text there
+    return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()

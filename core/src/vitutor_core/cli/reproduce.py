@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +15,17 @@ import click
 
 from vitutor_core.cli.launch import Job, default_jobs, run_jobs
 from vitutor_core.cli.teacher import with_teachers
-from vitutor_core.config import differences, identity_fields
+from vitutor_core.config import differences, identity_fields, setting
 from vitutor_core.data.locate import locate
 from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.files import discard, file_sha256, write_json
 from vitutor_core.graph.needs import source_name, teachers_of
 from vitutor_core.graph.planned import take_up
 from vitutor_core.graph.stages import train_code
 from vitutor_core.paper import Paper, load
+from vitutor_core.runs import RunDir, weights_file
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.progress import RunProgress
-from vitutor_core.train.publish import INPUTS_NAME, WEIGHTS_NAME, file_sha256, publish
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,12 @@ def reproduce_row(
         target = out / f"seed-{seed}"
         changed = _changed(target, inputs)
         if changed == []:
-            shutil.rmtree(run, ignore_errors=True)  # of a command that was killed after publishing
+            discard(run)  # of a command that was killed after publishing
             click.echo(f"{row.name}, seed {seed}: already in {target}")
             continue
         if changed:
             click.echo(f"{row.name}, seed {seed}: trained again, since {'; '.join(changed)}")
+        RunDir(target).check_target()
         run.parent.mkdir(parents=True, exist_ok=True)
         work.append(_job(row, config, code, inputs, run))
         runs[work[-1].name] = run, target
@@ -122,13 +123,12 @@ def train_job(
     schema: str, method: str, config: dict[str, Any], label: dict[str, Any], inputs: dict[str, Any], out: str
 ) -> None:
     """Train one run from its config as JSON; this is what a job's process does."""
-    from vitutor_core.train.run_folder import write_json
     from vitutor_core.train.session import RunLabel, train
 
     parsed: RunConfig = load(schema).from_mapping(config, where=label["row"])
     train(parsed, load(method).build, label=RunLabel(**label), out=Path(out), measure=False)
     if os.environ.get("RANK", "0") == "0":
-        write_json(Path(out) / INPUTS_NAME, inputs)
+        write_json(RunDir(Path(out)).inputs, inputs)
 
 
 def _job(row: Row, config: RunConfig, code: str, inputs: dict[str, Any], run: Path) -> Job:
@@ -145,8 +145,8 @@ def _job(row: Row, config: RunConfig, code: str, inputs: dict[str, Any], run: Pa
 
 
 def _publish(run: Path, target: Path) -> None:
-    publish(run, target)
-    shutil.rmtree(run)
+    RunDir(run).publish(target)
+    discard(run)
 
 
 def _of_other_rows(config: RunConfig, published: Path) -> list[str]:
@@ -160,9 +160,9 @@ def _of_other_rows(config: RunConfig, published: Path) -> list[str]:
     for path, row, weights, seed in wanted:
         if row is not None and weights is None:
             folder = (published / row / f"seed-{seed}").absolute()
-            if not (folder / WEIGHTS_NAME).exists():
-                raise ConfigError(f"{path}: no {folder / WEIGHTS_NAME}; reproduce the row '{row}' first")
-            settings.append(f"{path}.weights={json.dumps(str(folder))}")
+            if not weights_file(folder).is_file():
+                raise ConfigError(f"{path}: no {RunDir(folder).weights}; reproduce the row '{row}' first")
+            settings.append(setting(f"{path}.weights", str(folder)))
     return settings
 
 
@@ -174,7 +174,7 @@ def inputs_of(config: RunConfig, code: str, results: Path) -> dict[str, Any]:
     inputs: dict[str, Any] = {
         "code": code,
         "config": identity_fields(config),
-        "weights": {path: _weights_sha256(Path(where)) for path, where in weights.items()},
+        "weights": {path: file_sha256(weights_file(Path(where))) for path, where in weights.items()},
         "data": file_sha256(data) if data.exists() else None,
     }
     if config.data.train_from is not None:
@@ -183,14 +183,10 @@ def inputs_of(config: RunConfig, code: str, results: Path) -> dict[str, Any]:
     return inputs
 
 
-def _weights_sha256(where: Path) -> str:
-    return file_sha256(where / WEIGHTS_NAME if where.is_dir() else where)
-
-
 def _changed(published: Path, inputs: dict[str, Any]) -> list[str] | None:
     """Return what differs from the inputs of a published run: nothing if it is up to date, None if there is none."""
     try:
-        before = json.loads((published / INPUTS_NAME).read_text())
+        before = json.loads(RunDir(published).inputs.read_text())
         old, new = ({**values, **values["config"], "config": None} for values in (before, inputs))
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -199,5 +195,5 @@ def _changed(published: Path, inputs: dict[str, Any]) -> list[str] | None:
 
 def _epochs_done(runs: Iterable[tuple[Path, Path]]) -> int:
     # A run that is not there yet is not begun, or published.
-    curves = [(run if run.exists() else target) / "curves.csv" for run, target in runs]
+    curves = [RunDir(run if run.exists() else target).curves for run, target in runs]
     return sum(len(path.read_text().splitlines()) - 1 for path in curves if path.exists())

@@ -37,7 +37,7 @@ def build_data(
     indices = subset_indices(source.train.labels, config.data)
     order = Order(
         len(indices),
-        seed=config.seed,
+        seed=config.view_seed,
         batch_size=config.train.batch_size,
         num_views=len(source.train.labels) if config.train.epoch_length == "full" else None,
         accumulate=config.train.accumulate,
@@ -68,6 +68,7 @@ def build_data(
     own = np.arange(rank, info.num_eval, world_size)
     train: TrainLoader
     evaluation: EvalLoader
+    contents = ""
     if config.data.loader == "resident":
         cropped = config.augment.crop_scale is not None
         images = load_train(source.train, indices, config.data, cropped=cropped, device=device, progress=progress)
@@ -76,6 +77,7 @@ def build_data(
         images = load_eval(source.evaluation, own, config.data, device=device, progress=progress)
         labels = torch.from_numpy(source.evaluation.labels[own]).to(device)
         evaluation = ResidentEvalLoader(images, labels, config.runtime.eval_batch_size, normalise)
+        contents = source.train.contents(indices) + source.evaluation.contents(np.arange(info.num_eval))
     else:
         transform = train_transform(config.data, config.augment, info)
         train = StreamedTrainLoader(
@@ -85,7 +87,7 @@ def build_data(
         evaluation = StreamedEvalLoader(
             source.evaluation, own, transform, normalise=normalise, runtime=config.runtime, device=device
         )
-    return Data(info, train, evaluation)
+    return Data(info, train, evaluation, contents)
 
 
 def check_augment(config: AugmentConfig) -> None:

@@ -21,6 +21,7 @@ from vitutor_core.data.locate import data_root
 from vitutor_core.data.parquet import holds_shards, parquet_source
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import DataError
+from vitutor_core.schema import DataConfig
 
 
 class Distribution(NamedTuple):
@@ -63,14 +64,14 @@ DISTRIBUTIONS = {
 }
 
 
-def cifar_source(name: str) -> Source:
+def cifar_source(name: str, config: DataConfig) -> Source:
     """Open ``cifar10`` or ``cifar100`` from ``<data root>/<name>``; the archive is downloaded there if need be.
 
     Raises `DataError` if the archive cannot be downloaded or its SHA-256 is not the known one.
     """
     distribution = DISTRIBUTIONS[name]
     folder = data_root() / name
-    source = parquet_source(folder, name) if holds_shards(folder) else _binary_source(name, folder)
+    source = parquet_source(folder, name, config) if holds_shards(folder) else _binary_source(name, folder)
     if len(source.class_names) != distribution.num_classes:
         raise DataError(
             f"{folder}: {len(source.class_names)} classes, {name} has {distribution.num_classes}; wrong files"

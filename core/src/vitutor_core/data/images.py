@@ -6,18 +6,41 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from vitutor_core.data.locate import listed
 from vitutor_core.data.types import Split
 from vitutor_core.errors import DataError
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Pillow knows more, among them PostScript, which it hands to an outside interpreter."""
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    Image.init()
+    return frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in _FORMATS)
+
+
+def is_image(path: Path) -> bool:
+    """Tell whether a file is an image that `read_image` takes: by its suffix, or if that is none of them, its header.
+
+    So a damaged image is still one, by its suffix, and is not passed over.
+    """
+    if path.suffix.lower() in _suffixes():
+        return True
+    try:
+        with Image.open(path, formats=_FORMATS):
+            return True
+    except Exception:  # decoders raise many unrelated types on other files
+        return False
 
 
 def read_image(data: bytes | Path, where: str) -> Image.Image:
@@ -104,7 +127,7 @@ def array_split(pixels: NDArray[np.uint8], labels: NDArray[np.int64], name: str)
     digest.update(np.ascontiguousarray(pixels).data)
     digest.update(labels.astype("<i8").tobytes())
     images = _ArrayImages(pixels, name)
-    return Split(labels=labels, read=images.read, where=images.where, content_hash=digest.hexdigest())
+    return Split(labels, images.read, images.where, digest.hexdigest())
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,18 +145,36 @@ class _FileImages:
     def where(self, index: int) -> str:
         return str(self.path(index))
 
+    def contents(self, indices: NDArray[np.int64]) -> str:
+        digest = hashlib.sha256()
+        with ThreadPoolExecutor() as pool:
+            for found in pool.map(self._sha256, indices.tolist()):
+                digest.update(found)
+        return digest.hexdigest()
+
+    def _sha256(self, index: int) -> bytes:
+        try:
+            with self.path(index).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            raise DataError(f"{self.where(index)}: {error.strerror}; restore the file") from None
+
 
 def file_split(root: Path, files: Sequence[str], labels: NDArray[np.int64]) -> Split:
     """Make a split of image files, given relative to ``root``; the hash covers their order, names, sizes and labels.
 
-    Raises `DataError` if a file is missing.
+    Raises `DataError` if files are missing.
     """
     digest = hashlib.sha256()
+    missing = []
     for file, label in zip(files, labels.tolist(), strict=True):
         try:
             size = (root / file).stat().st_size
         except OSError as error:
-            raise DataError(f"{root / file}: {error.strerror}; restore the file") from None
+            missing.append(f"{root / file}: {error.strerror}; restore the file")
+            continue
         digest.update(f"{Path(file).as_posix()}\0{size}\0{label}\n".encode(errors="surrogateescape"))
+    if missing:
+        raise DataError(listed(missing))
     images = _FileImages(root, np.array([os.fsencode(file) for file in files], dtype=np.bytes_))
-    return Split(labels=labels, read=images.read, where=images.where, content_hash=digest.hexdigest())
+    return Split(labels, images.read, images.where, digest.hexdigest(), images.contents)

@@ -39,3 +39,11 @@ def shorten(names: list[str], limit: int = 6) -> str:
     """Join names for a message; beyond ``limit`` they are only counted."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
+
+
+def listed(problems: list[str], limit: int = 20) -> str:
+    """Join problems, each of one image, for a message: their number, and the first ``limit`` of them."""
+    if len(problems) == 1:
+        return problems[0]
+    rest = "" if len(problems) <= limit else f"; and {len(problems) - limit} more"
+    return f"{len(problems)} images: " + "; ".join(problems[:limit]) + rest

@@ -36,10 +36,10 @@ class Finish:
         self._normalise = Normalise(info.mean, info.std, device)
         self._erase = None
         if augment.random_erasing:
-            self._erase = RandomErasing(augment.random_erasing, info.image_size, config.seed, device)
+            self._erase = RandomErasing(augment.random_erasing, info.image_size, config.view_seed, device)
         self._mix = None
         if augment.mixup or augment.cutmix or augment.label_smoothing:
-            self._mix = Mix(augment, info.num_classes, config.seed, rank)
+            self._mix = Mix(augment, info.num_classes, config.view_seed, rank)
 
     def pixels(self, images: Tensor, views: Views) -> Tensor:
         """Normalise and erase (B, 3, S, S) grey levels; the views may be those of several micro-batches."""

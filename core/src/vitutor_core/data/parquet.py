@@ -2,58 +2,63 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitutor_core.data import splits
 from vitutor_core.data.images import read_image
-from vitutor_core.data.locate import contents, data_root, require_folder
+from vitutor_core.data.locate import contents, data_root, require_folder, shorten
+from vitutor_core.data.mapped import CONTENT_HASH, mapped, open_mapped
 from vitutor_core.data.statistics import IMAGENET
+from vitutor_core.data.subsets import part
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.schema import DataConfig
 
 _LAYOUT = "train-*.parquet and validation-*.parquet or test-*.parquet"
-_SHARD = re.compile(r"(train|validation|valid|val|test)(?:-.*)?\.parquet")
+_SHARD = re.compile(rf"({'|'.join(splits.NAMES)})(?:[-_.\d].*)?\.parquet", re.IGNORECASE)
 _NUMBER = re.compile(r"-(\d+)-of-(\d+)")
-_EVALUATION = ("validation", "valid", "val", "test")
-"""In order of preference: where the Hub has both, the labels of the test split are often withheld."""
-
-_IMAGE_COLUMNS = ("image", "img")
-_LABEL_COLUMNS = ("label", "fine_label")
+_IMAGE_COLUMNS = ("image", "img", "pixel_values", "jpg")
+_LABEL_COLUMNS = ("label", "labels", "target", "fine_label", "cls")
 
 
-def parquet_source(folder: Path, name: str) -> Source:
-    """Open a folder of shards; the encoded images are held in memory, so that any row is read at once.
+def parquet_source(folder: Path, name: str, config: DataConfig) -> Source:
+    """Open a folder of shards; see `mapped` for how an image is read.
 
-    The splits are told by the prefix of the file names, the class names by the ``huggingface`` metadata of the schema
-    (without it they are the label numbers).
+    The splits are told by the beginning of the file names, else by the folder a shard lies in. The class names are
+    those of the ``huggingface`` metadata of the schema; without it they are the labels, in order.
 
-    Raises `DataError` if shards are missing or damaged, or their columns are not the Hub's of an image data set.
+    Raises `DataError` if shards are missing or damaged, or their columns are not those of an image data set.
     """
     require_folder(folder, _LAYOUT)
-    shards = _find_shards(folder)
-    evaluation_prefix = next((prefix for prefix in _EVALUATION if prefix in shards), None)
-    if "train" not in shards or evaluation_prefix is None:
+    shards, notes = _find_shards(folder)
+    chosen = splits.choose(shards, config, str(folder))
+    if chosen is None:
         raise DataError(f"{folder}: expected {_LAYOUT}; the folder holds {contents(folder)}")
-    train, class_names = _read_split(shards["train"])
-    evaluation, evaluation_names = _read_split(shards[evaluation_prefix])
-    if class_names != evaluation_names:
-        raise DataError(
-            f"{folder}: the class names of train and {evaluation_prefix} differ; use shards of one data set"
-        )
-    if class_names is None:
-        class_names = tuple(str(label) for label in range(int(train.labels.max(initial=0)) + 1))
-    return Source(name, class_names, IMAGENET.mean, IMAGENET.std, train, evaluation)
+    train = _read_split(shards[chosen.train], config)
+    class_names, offset = _classes(train)
+    notes = (*chosen.notes, *notes)
+    if offset:
+        notes += (f"{folder}: labels begin at 1; class 0 is that of label 1",)
+    training = _split(train, class_names, offset)
+    evaluation = part(training, np.arange(0))
+    if chosen.evaluation is not None:
+        found = _read_split(shards[chosen.evaluation], config)
+        if found.names != train.names:
+            pair = f"{chosen.train} and {chosen.evaluation}"
+            raise DataError(f"{folder}: the class names of {pair} differ; use shards of one data set")
+        evaluation = _split(found, class_names, offset)
+    return Source(name, class_names, *IMAGENET, training, evaluation, notes, chosen.evaluation)
 
 
-def hub_source(repository: str) -> Source:
+def hub_source(repository: str, config: DataConfig) -> Source:
     """Open a data set of the Hub, from the data root if it is there, else downloaded into the Hub's cache.
 
     Raises `ConfigError` if ``repository`` is not of the form OWNER/NAME, and `DataError` if it cannot be downloaded or
@@ -63,12 +68,12 @@ def hub_source(repository: str) -> Source:
         raise ConfigError(f"data.source: hub:{repository}: write it as hub:OWNER/NAME")
     local = (data_root() / repository, data_root() / repository.partition("/")[2])
     folder = next((folder for folder in local if holds_shards(folder)), None)
-    return parquet_source(folder or _download(repository), f"hub:{repository}")
+    return parquet_source(folder or _download(repository), f"hub:{repository}", config)
 
 
 def holds_shards(folder: Path) -> bool:
     """Tell whether a folder is there and holds shards of any split."""
-    return folder.is_dir() and bool(_find_shards(folder))
+    return folder.is_dir() and bool(_find_shards(folder)[0])
 
 
 def _download(repository: str) -> Path:
@@ -87,89 +92,113 @@ def _download(repository: str) -> Path:
     return folder
 
 
-def _find_shards(folder: Path) -> dict[str, list[Path]]:
-    """Map the prefix of each split to its shards, in order; incomplete or ambiguous sets are a `DataError`."""
+def _find_shards(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
+    """Map the name of each split to its shards, in order, and return a note on shards of no split.
+
+    Incomplete or ambiguous sets are a `DataError`.
+    """
     found: dict[str, list[Path]] = {}
+    others = []
     for path in sorted(folder.rglob("*.parquet")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
         match = _SHARD.fullmatch(path.name)
-        if match and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            found.setdefault(match[1], []).append(path)
-    for prefix, shards in found.items():
+        name = match[1] if match else path.parent.name
+        if splits.is_split(name):
+            found.setdefault(name, []).append(path)
+        else:
+            others.append(str(path.relative_to(folder)))
+    for name, shards in found.items():
         parents = sorted({str(shard.parent) for shard in shards})
         if len(parents) > 1:
-            raise DataError(f"{folder}: '{prefix}' shards in {' and '.join(parents)}; name one with parquet:PATH")
+            raise DataError(f"{folder}: '{name}' shards in {' and '.join(parents)}; name one with parquet:PATH")
         numbers = [_NUMBER.search(shard.name) for shard in shards]
         expected = {int(number[2]) for number in numbers if number}
+        if not expected and all(shard.stem.isdecimal() for shard in shards):
+            expected = {int(shards[-1].stem) + 1}
         if expected and expected != {len(shards)}:
-            raise DataError(f"{parents[0]}: {len(shards)} '{prefix}' shards of {max(expected)}; download the others")
-    return found
+            raise DataError(f"{parents[0]}: {len(shards)} '{name}' shards of {max(expected)}; download the others")
+    return found, (f"{folder}: shards of no known split passed over: {shorten(others)}",) if others else ()
 
 
 @dataclass(frozen=True, eq=False)
 class _ParquetImages:
     shards: tuple[Path, ...]
     starts: NDArray[np.int64]
-    columns: tuple[Any, ...]
-    """Per shard, the encoded images: a pyarrow ChunkedArray of binary."""
+    mapped: Path
+    """Not the table itself: pickled for a worker, that would be the images."""
 
     def read(self, index: int) -> Image.Image:
-        shard, row = self._position(index)
-        encoded = self.columns[shard][row].as_py()
+        encoded = open_mapped(self.mapped)["image"][index].as_py()
         if encoded is None:
             raise DataError(f"{self.where(index)}: the row has no image bytes; embed the images in the shard")
         return read_image(encoded, self.where(index))
 
     def where(self, index: int) -> str:
-        shard, row = self._position(index)
-        return f"{self.shards[shard]}, row {row}"
-
-    def _position(self, index: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return shard, int(index - self.starts[shard])
+        return f"{self.shards[shard]}, row {int(index - self.starts[shard])}"
 
 
-def _read_split(shards: list[Path]) -> tuple[Split, tuple[str, ...] | None]:
-    columns, labels, names = [], [], None
-    digest = hashlib.sha256()
-    for shard in shards:
-        with shard.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-        column, shard_labels, names = _read_shard(shard)
-        columns.append(column)
-        labels.append(shard_labels)
-    starts = np.cumsum([0, *(len(part) for part in labels[:-1])])
-    images = _ParquetImages(tuple(shards), starts, tuple(columns))
-    split = Split(np.concatenate(labels), images.read, images.where, digest.hexdigest())
-    return split, names
+class _Read(NamedTuple):
+    """A split as it is stored: its labels, (N,) of integers or of text, and the class names of its metadata."""
+
+    images: _ParquetImages
+    content_hash: str
+    labels: NDArray[Any]
+    names: tuple[str, ...] | None
 
 
-def _read_shard(shard: Path) -> tuple[Any, NDArray[np.int64], tuple[str, ...] | None]:
-    """Return the encoded images, the labels (N,) and the class names of one shard."""
+def _read_split(shards: list[Path], config: DataConfig) -> _Read:
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    try:
-        schema = pq.read_schema(shard)
-        image = _column(schema.names, _IMAGE_COLUMNS, shard)
-        label = _column(schema.names, _LABEL_COLUMNS, shard)
-        if not pa.types.is_struct(schema.field(image).type):
-            raise DataError(f"{shard}: column '{image}' must be a struct of bytes and path, as the Hub stores images")
-        table = pq.read_table(shard, columns=[image, label])
-        labels = table[label].combine_chunks()
-        if not pa.types.is_integer(labels.type) or labels.null_count:
-            raise DataError(f"{shard}: column '{label}' must hold an integer in every row, found {labels.type}")
-        encoded = pc.struct_field(table[image], "bytes")
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{shard}: cannot read the shard: {reason}; download it again") from None
-    return encoded, labels.to_numpy().astype(np.int64), _class_names(schema.metadata, label, shard)
+    columns, rows = [], [0]
+    for shard in shards:
+        try:
+            with pq.ParquetFile(shard) as file:
+                columns.append(_columns(file.schema_arrow, shard, config))
+                rows.append(file.metadata.num_rows)
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{shard}: cannot read the shard: {reason}; download it again") from None
+        if columns[-1] != columns[0]:
+            raise DataError(f"{shard}: its columns or classes are not those of {shards[0]}; use shards of one data set")
+    image, label, kind, names = columns[0]
+    path = mapped(shards, image, label, kind)
+    images = _ParquetImages(tuple(shards), np.cumsum(rows[:-1]), path)
+    table = open_mapped(path)
+    if table["label"].null_count:
+        empty = int(np.flatnonzero(pc.is_null(table["label"]).to_numpy())[0])
+        raise DataError(f"{images.where(empty)}: column '{label}' holds no label; is the split unlabelled?")
+    return _Read(images, table.schema.metadata[CONTENT_HASH].decode(), table["label"].to_numpy(), names)
 
 
-def _column(names: list[str], wanted: tuple[str, ...], shard: Path) -> str:
-    found = next((name for name in wanted if name in names), None)
-    if found is None:
-        raise DataError(f"{shard}: no column '{wanted[0]}' or '{wanted[1]}'; the columns are {', '.join(names)}")
+def _columns(schema: Any, shard: Path, config: DataConfig) -> tuple[str, str, Any, tuple[str, ...] | None]:
+    """Return the names of the two columns, the Arrow type of labels as they are kept, and the class names if given."""
+    import pyarrow as pa
+
+    image = _column(schema.names, "image_column", config.image_column, _IMAGE_COLUMNS, shard)
+    label = _column(schema.names, "label_column", config.label_column, _LABEL_COLUMNS, shard)
+    kind = schema.field(image).type
+    if pa.types.is_struct(kind) and "bytes" in {kind.field(number).name for number in range(kind.num_fields)}:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)):
+        raise DataError(f"{shard}: column '{image}' must hold the bytes of images, found {kind}")
+    kind = schema.field(label).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    is_number = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    if not is_number and not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
+        raise DataError(f"{shard}: column '{label}' must hold classes, as numbers or by name, found {kind}")
+    names = _class_names(schema.metadata, label, shard)
+    return image, label, pa.int64() if is_number else pa.string(), names if is_number else None
+
+
+def _column(names: list[str], field: str, given: str | None, usual: tuple[str, ...], shard: Path) -> str:
+    found = next((name for name in usual if name in names), None) if given is None else given
+    if found not in names:
+        wanted = f"'{given}'" if given is not None else " or ".join(f"'{name}'" for name in usual)
+        raise DataError(f"{shard}: no column {wanted}; set data.{field} to one of {', '.join(names)}")
     return found
 
 
@@ -182,3 +211,33 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str, shard: Path) -
     except (ValueError, TypeError, LookupError, AttributeError):
         raise DataError(f"{shard}: its 'huggingface' metadata does not describe column '{label}'; rewrite it") from None
     return tuple(names) if names else None
+
+
+def _classes(train: _Read) -> tuple[tuple[str, ...], int]:
+    """Return the class names, and the label of the first class."""
+    labels = np.unique(train.labels)
+    if train.names is not None or not len(labels):
+        return train.names or (), 0
+    if labels.dtype == object:
+        return tuple(labels), 0
+    first = int(labels[0])
+    gap = np.flatnonzero(np.diff(labels) != 1)
+    if first in (0, 1) and not len(gap):
+        return tuple(str(label) for label in labels.tolist()), first
+    odd = int(labels[gap[0] + 1]) if first in (0, 1) else first
+    where = train.images.where(int(np.flatnonzero(train.labels == odd)[0]))
+    before = f"after {labels[gap[0]]}" if first in (0, 1) else "as the first"
+    raise DataError(f"{where}: label {odd} {before}; without class names, labels are 0, 1, 2, ... or 1, 2, 3, ...")
+
+
+def _split(found: _Read, class_names: tuple[str, ...], offset: int) -> Split:
+    labels = found.labels - offset if found.labels.dtype != object else _positions(found, class_names)
+    return Split(labels, found.images.read, found.images.where, found.content_hash)
+
+
+def _positions(found: _Read, class_names: tuple[str, ...]) -> NDArray[np.int64]:
+    ids = {name: label for label, name in enumerate(class_names)}
+    unknown = next((index for index, name in enumerate(found.labels) if name not in ids), None)
+    if unknown is not None:
+        raise DataError(f"{found.images.where(unknown)}: class '{found.labels[unknown]}', which train does not have")
+    return np.array([ids[name] for name in found.labels], dtype=np.int64)

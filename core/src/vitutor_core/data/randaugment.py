@@ -32,6 +32,8 @@ BLEND = {
 FIXED_TABLE = ("Invert", "Posterize", "Solarize", "SolarizeAdd")
 MEASURED_TABLE = {"AutoContrast": pixelops.autocontrast_tables, "Equalize": pixelops.equalize_tables}
 OPS = (*AFFINE, *BLEND, *FIXED_TABLE, *MEASURED_TABLE)
+_LARGEST = 100
+"""Of the numbers in the string: a layer costs time and memory, and past 10 a magnitude is past its scale."""
 
 Floats = NDArray[np.float64]
 
@@ -76,8 +78,10 @@ def parse(text: str) -> RandAugmentConfig:
         magnitude_max=int(values.get("mmax", 0)) or 10,
         increasing=values.get("inc") == 1,
     )
-    if head != "rand" or config.num_layers < 1 or config.probability > 1:
-        raise _refused(text, "it must start with 'rand', with n at least 1 and p at most 1")
+    largest = max(config.num_layers, config.magnitude, config.magnitude_max)
+    if head != "rand" or config.num_layers < 1 or config.probability > 1 or largest > _LARGEST:
+        limits = f"n from 1 to {_LARGEST}, m and mmax up to {_LARGEST}, p at most 1"
+        raise _refused(text, f"it must start with 'rand', with {limits}")
     return config
 
 

@@ -24,22 +24,27 @@ from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.schema import DataConfig
 
 
-def _parquet(path: str) -> Source:
+def _parquet(path: str, config: DataConfig) -> Source:
     folder = locate(path)
-    return parquet_source(folder, f"parquet:{folder.name}")
+    return parquet_source(folder, f"parquet:{folder.name}", config)
 
 
-def _folder(path: str) -> Source:
-    return folder_source(locate(path))
+def _folder(path: str, config: DataConfig) -> Source:
+    return folder_source(locate(path), config)
 
 
-_OPENERS: dict[str, Callable[[str], Source]] = {
+_OPENERS: dict[str, Callable[[str, DataConfig], Source]] = {
     "torchvision": torchvision_source,
-    "domainnet": domainnet_source,
+    "domainnet": lambda domain, _: domainnet_source(domain),
     "folder": _folder,
     "hub": hub_source,
     "parquet": _parquet,
     "timm": timm_source,
+}
+_READ_BY = {
+    "eval_split": ("folder", "hub", "parquet", "timm"),
+    "image_column": ("hub", "parquet"),
+    "label_column": ("hub", "parquet"),
 }
 _VALID = (
     "digits",
@@ -62,7 +67,9 @@ def open_source(config: DataConfig) -> Source:
     A class without an evaluation image is a warning. Raises `ConfigError` if no such source exists, and `DataError` if
     the data is missing or damaged, or lacks training images of a class.
     """
-    source = _open(config.source)
+    source = _open(config)
+    for note in source.notes:
+        warnings.warn(note, stacklevel=2)
     _check_range(source.train, source)
     if config.holdout is not None:
         source = hold_out(source, config.holdout, config.holdout_seed)
@@ -74,14 +81,18 @@ def open_source(config: DataConfig) -> Source:
     return source
 
 
-def _open(name: str) -> Source:
+def _open(config: DataConfig) -> Source:
+    name = config.source
     kind, colon, argument = name.partition(":")
+    for field, kinds in _READ_BY.items():
+        if getattr(config, field) is not None and kind not in kinds:
+            raise ConfigError(f"data.{field}: {name} has no choice of it; it is for {', '.join(kinds)}")
     if name == "digits":
         return digits_source()
     if name in DISTRIBUTIONS:
-        return cifar_source(name)
+        return cifar_source(name, config)
     if kind in _OPENERS and argument:
-        return _OPENERS[kind](argument)
+        return _OPENERS[kind](argument, config)
     hint = nearest(kind + colon, _VALID)
     raise ConfigError(f"data.source: no source '{name}'{hint}; valid: {', '.join(_VALID)}")
 
@@ -105,6 +116,8 @@ def _absent(split: Split, source: Source, name: str) -> list[str]:
 
 def _check_range(split: Split, source: Source) -> None:
     count = len(source.class_names)
+    if len(split.labels) and (split.labels.min(), split.labels.max()) == (1, count):
+        raise DataError(f"{split.where(0)}: the labels are 1 to {count}, not 0 to {count - 1}; subtract 1 from each")
     outside = np.flatnonzero((split.labels < 0) | (split.labels >= count))
     if len(outside):
         first = int(outside[0])

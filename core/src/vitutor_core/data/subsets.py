@@ -104,13 +104,16 @@ class _Part:
     def where(self, index: int) -> str:
         return self.whole.where(int(self.positions[index]))
 
+    def contents(self, indices: NDArray[np.int64]) -> str:
+        return self.whole.contents(self.positions[indices])
+
 
 def part(split: Split, positions: NDArray[np.int64]) -> Split:
     """Return the images of a split at ``positions``, (M,), in that order; its hash covers the whole split."""
     digest = hashlib.sha256(split.content_hash.encode())
     digest.update(positions.astype("<i8").tobytes())
     images = _Part(split, positions)
-    return Split(split.labels[positions], images.read, images.where, digest.hexdigest())
+    return Split(split.labels[positions], images.read, images.where, digest.hexdigest(), images.contents)
 
 
 def fingerprint(source: Source, indices: NDArray[np.int64]) -> str:

@@ -17,11 +17,12 @@ from vitutor_core.data.statistics import IMAGENET
 from vitutor_core.data.types import Source, Split
 from vitutor_core.data.vision import torchvision_source
 from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.schema import DataConfig
 
 _STREAMS = ("hfids", "tfds", "wds")
 
 
-def timm_source(name: str) -> Source:
+def timm_source(name: str, config: DataConfig) -> Source:
     """Open a data set by the name that ``timm.data.create_dataset`` takes.
 
     ``hfds/NAME`` is read by timm. ``torch/NAME`` is `torchvision_source` and a folder is `folder_source`: timm would
@@ -32,16 +33,17 @@ def timm_source(name: str) -> Source:
     """
     prefix, _, rest = name.partition("/")
     if locate(name).is_dir():
-        return folder_source(locate(name))
+        return folder_source(locate(name), config)
     if prefix == "torch":
-        return torchvision_source(rest)
+        return torchvision_source(rest, config)
     if prefix in _STREAMS:
         raise ConfigError(f"data.source: timm:{name} can only be streamed, without subsets; use timm:hfds/NAME")
     if prefix != "hfds" or not rest:
         hint = nearest(prefix, ("hfds", "torch"))
         raise ConfigError(f"data.source: no folder {locate(name)}, and no reader '{prefix}'{hint}; use hfds/ or torch/")
     train = _open(name, ("train",))
-    evaluation = _open(name, ("validation", "test"))
+    wanted = ("validation", "test") if config.eval_split is None else (config.eval_split,)
+    evaluation = _open(name, wanted if config.holdout is None else ("train",))
     if train.class_to_idx != evaluation.class_to_idx:
         raise DataError(f"timm:{name}: the class names of its splits differ; choose another data set")
     class_names = tuple(sorted(train.class_to_idx, key=train.class_to_idx.__getitem__))

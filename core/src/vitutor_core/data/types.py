@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,19 +12,28 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+_NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+
+
+def _covered(_: NDArray[np.int64]) -> str:
+    return ""
+
 
 @dataclass(frozen=True)
 class Split:
     """The images and labels of one split, before subsets and augmentation.
 
     ``read(i)`` decodes image ``i`` to 8-bit RGB; ``where(i)`` names it (a path, or a shard and row) for messages.
-    ``content_hash`` identifies images and labels of the whole split.
+    ``content_hash`` identifies images and labels of the whole split. Of image files it covers names and sizes alone, as
+    sets are too large to be read at every start; ``contents(indices)`` reads and hashes the bytes of these files, and
+    is empty for other sources.
     """
 
     labels: NDArray[np.int64]
     read: Callable[[int], Image.Image]
     where: Callable[[int], str]
     content_hash: str
+    contents: Callable[[NDArray[np.int64]], str] = _covered
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,10 @@ class Source:
     std: tuple[float, float, float]
     train: Split
     evaluation: Split
+    notes: tuple[str, ...] = ()
+    """What its user should know, such as files that were passed over."""
+    evaluated_on: str | None = None
+    """The name of the evaluation split, where there are several that it could be."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +81,13 @@ class Batch(NamedTuple):
     images: (B, C, H, W) float32, augmented, mixed and normalised.
     targets: (B,) int64 class ids, or (B, K) float32 where Mixup, CutMix or label smoothing is on.
     indices: (B,) int64 positions in the training subset.
+    taught: the logits (B, K) of teachers by role, where they are known already; see `distill.taught`.
     """
 
     images: Tensor
     targets: Tensor
     indices: Tensor
+    taught: Mapping[str, Tensor] = _NOTHING
 
 
 class TrainLoader(Protocol):
@@ -90,7 +106,10 @@ class TrainLoader(Protocol):
 
 
 class EvalLoader(Protocol):
-    """Evaluation batches of this process: every image exactly once over all processes, no padding."""
+    """Evaluation batches of this process: every image exactly once over all processes, no padding.
+
+    Process r of w has the images r, r + w, r + 2w, ... of the set, in that order.
+    """
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, C, H, W), normalised, and class ids (B,) int64."""
@@ -99,8 +118,13 @@ class EvalLoader(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """A prepared data set: what the models must know, and its two loaders."""
+    """A prepared data set: what the models must know, and its two loaders.
+
+    ``contents`` identifies the bytes of image files, which `DataInfo.fingerprint` does not cover; it is empty where
+    there are none, and where the loader does not read all of them at the start.
+    """
 
     info: DataInfo
     train: TrainLoader
     evaluation: EvalLoader
+    contents: str = ""

@@ -22,6 +22,7 @@ from vitutor_core.data.locate import data_root
 from vitutor_core.data.statistics import IMAGENET
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.schema import DataConfig
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ _ENTRIES = {
 }
 
 
-def torchvision_source(name: str) -> Source:
+def torchvision_source(name: str, config: DataConfig) -> Source:
     """Open a data set of torchvision under ``<data root>/<name>``, downloaded at first use.
 
     ``cifar10`` and ``cifar100`` are read by `cifar_source`, as torchvision unpickles them. Flowers trains on train and
@@ -67,7 +68,7 @@ def torchvision_source(name: str) -> Source:
     archive has changed since its first use.
     """
     if name in DISTRIBUTIONS:
-        return cifar_source(name)
+        return cifar_source(name, config)
     if name not in _ENTRIES:
         valid = sorted((*_ENTRIES, *DISTRIBUTIONS))
         raise ConfigError(f"data.source: no torchvision:{name}{nearest(name, valid)}; valid: {', '.join(valid)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import CheckpointError, ConfigError
-from vitutor_core.models.taps import Taps, forward_taps
+from vitutor_core.models.border import check_border
+from vitutor_core.models.taps import forward_features, forward_taps
 from vitutor_core.models.weights import (
     create_model,
     load_model,
@@ -21,8 +22,15 @@ from vitutor_core.models.weights import (
     read_card,
     weights_sha256,
 )
+from vitutor_core.runs import weights_file
 from vitutor_core.schema import ModelConfig, TeacherConfig
-from vitutor_core.train.publish import WEIGHTS_NAME
+
+
+class Taught(NamedTuple):
+    """What a teacher says of a batch: logits (B, K), and maps (B, C, H, W) in the order asked for."""
+
+    logits: Tensor
+    features: tuple[Tensor, ...]
 
 
 class FrozenTeacher:
@@ -46,6 +54,7 @@ class FrozenTeacher:
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.facts = {"name": name, "sha256": weights_sha256(model.state_dict()), "top1": top1}
+        self.input = {"image_size": image_size, "mean": list(mean), "std": list(std)}
         self._image_size = image_size
         self._resize = image_size != info.image_size
         # (x * std_S + mean_S - mean_T) / std_T, as one multiplication and one addition
@@ -56,13 +65,22 @@ class FrozenTeacher:
         self._device: torch.device | None = None
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, *, features: Sequence[int | str] = ()) -> Taps:
-        """Return logits (B, K) and the named intermediate maps for the student's images (B, C, H, W)."""
+    def __call__(self, images: Tensor, *, features: Sequence[int | str] = (), logits: Tensor | None = None) -> Taught:
+        """Return logits (B, K) and the named intermediate maps for the student's images (B, C, H, W).
+
+        Where the ``logits`` are known, the network is run no further than the deepest of the features.
+        """
         if self.model.training:
             raise ValueError("the teacher was put into training mode")
+        if logits is not None and not features:
+            return Taught(logits, ())
         if self._device != images.device:
             self.to(images.device)
-        return forward_taps(self.model, self.adapt(images), features=features)
+        images = self.adapt(images)
+        if logits is not None:
+            return Taught(logits, forward_features(self.model, images, features))
+        taps = forward_taps(self.model, images, features=features)
+        return Taught(taps.logits, taps.features)
 
     def to(self, device: torch.device) -> Self:
         """Move the network; calls do so by themselves, this is for those who run ``model`` with gradients."""
@@ -87,13 +105,12 @@ def load_teacher(config: TeacherConfig, info: DataInfo) -> FrozenTeacher:
     Raises `ConfigError` where its classes differ from the data's, in number or by name, and `CheckpointError` where
     its weights cannot be used.
     """
-    path = Path(config.weights) if config.weights is not None else None
-    if path is not None and path.is_dir():
-        path = path / WEIGHTS_NAME
+    path = weights_file(Path(config.weights)) if config.weights is not None else None
     if path is not None and (config.model is None or read_card(path) is not None):
         model, card = load_model(path)
         check_classes(card.class_names, info.class_names, where=str(path.absolute()))
         size = config.image_size or card.image_size
+        check_border(model, card.name, size)
         top1 = card.metrics.get("top1")
         return FrozenTeacher(model, name=card.name, mean=card.mean, std=card.std, image_size=size, info=info, top1=top1)
     if config.model is None:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitutor_core.models.modes import evaluation_mode
+
 
 def complexity(model: nn.Module, image_size: int, channels: int = 3) -> dict[str, int]:
     """Count the ``parameters`` of ``model`` and the ``flops`` of one image in evaluation mode.
@@ -38,11 +40,12 @@ def throughput(
 ) -> float:
     """Return the images per second of inference on ``device``, over at least ``seconds`` after a warm-up.
 
-    The model must be on ``device`` and should be in evaluation mode; its input stays on the device.
+    The model must be on ``device``, where its input stays; it runs in evaluation mode.
     """
     device = torch.device(device)
     images = torch.zeros(batch_size, channels, image_size, image_size, device=device)
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    with evaluation_mode(model), torch.inference_mode(), autocast:
         _rate(model, images, seconds / 4)
         return _rate(model, images, seconds)
 

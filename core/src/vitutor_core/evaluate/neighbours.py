@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitutor_core.distributed import gather_rows
 from vitutor_core.errors import DataError
 
 
@@ -25,7 +25,7 @@ def neighbour_accuracy(features: Tensor, labels: Tensor, *, neighbours: int = 20
         DataError: there are fewer than two images.
 
     """
-    features, labels = F.normalize(_gather(features.float()), dim=1), _gather(labels)
+    features, labels = F.normalize(gather_rows(features.float()), dim=1), gather_rows(labels)
     count = len(features)
     if count < 2:
         raise DataError("evaluation: nearest neighbours need at least two images; check data.source")
@@ -38,17 +38,3 @@ def neighbour_accuracy(features: Tensor, labels: Tensor, *, neighbours: int = 20
         votes = F.one_hot(labels[nearest], classes).sum(dim=1)
         right += int((votes.argmax(dim=1) == labels[own]).sum())
     return {"knn_top1": 100 * right / count, "images": float(count)}
-
-
-def _gather(rows: Tensor) -> Tensor:
-    """Return the rows of all processes, in the order of the processes."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return rows
-    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=rows.device)
-    counts[dist.get_rank()] = len(rows)
-    dist.all_reduce(counts)
-    padded = rows.new_zeros((int(counts.max()), *rows.shape[1:]))
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in range(len(counts))]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:number] for part, number in zip(parts, counts.tolist(), strict=True)])

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitutor_core.data.types import EvalLoader
+from vitutor_core.distributed import world
 from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate.accuracy import evaluate
 
@@ -64,8 +64,7 @@ class Corrupted:
         self._mean, self._std = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        distributed = dist.is_available() and dist.is_initialized()
-        position, apart = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+        position, apart = world()
         for images, labels in self._loader:
             pixels = ((images.cpu() * self._std + self._mean) * 255).round().clamp(0, 255).byte()
             found = []

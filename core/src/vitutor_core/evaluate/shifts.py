@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ from vitutor_core.data.resident import ResidentEvalLoader, load_eval
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.streamed import StreamedEvalLoader, eval_transform
 from vitutor_core.data.types import EvalLoader, Split
-from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.distributed import choose_device
+from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate.accuracy import evaluate
 from vitutor_core.evaluate.robustness import SubsetLogits, corruption_errors
 from vitutor_core.models.weights import load_model
+from vitutor_core.runs import RunDir, RunRecord
 from vitutor_core.schema import DataConfig, RuntimeConfig
-from vitutor_core.train.distributed import choose_device
-from vitutor_core.train.publish import WEIGHTS_NAME
 
 
 def evaluate_robustness(run: Path, images: Path | None, device_name: str) -> dict[str, Any]:
@@ -33,7 +32,7 @@ def evaluate_robustness(run: Path, images: Path | None, device_name: str) -> dic
     other logits are left out before the maximum is taken. Size, crop and normalisation are the run's.
     """
     device = choose_device(device_name)
-    model, card = load_model(run / WEIGHTS_NAME)
+    model, card = load_model(RunDir(run).weights)
     model.to(device).eval()
     data = _data_config(run)
     classes, split = class_folders(images) if images is not None else (card.class_names, open_source(data).evaluation)
@@ -81,9 +80,4 @@ def _loader(split: Split, data: DataConfig, normalise: Normalise, device: torch.
 
 
 def _data_config(run: Path) -> DataConfig:
-    path = run / "metrics.json"
-    try:
-        found = json.loads(path.read_text())["config"]["data"]
-    except (OSError, ValueError, KeyError):
-        raise CheckpointError(f"{path.absolute()}: not a finished run; train it to its end first") from None
-    return DataConfig.from_mapping(found, where=str(path))
+    return DataConfig.from_mapping(RunRecord.read(run).config.get("data", {}), where=str(RunDir(run).metrics))

@@ -13,7 +13,9 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-MEASURING = frozenset({"evaluate", "evaluation", "analysis", "report", "cli", "provenance", "progress", "publish"})
+MEASURING = frozenset(
+    {"evaluate", "evaluation", "analysis", "report", "cli", "provenance", "progress", "runs", "files"}
+)
 """Names of modules that only look at what is trained, or tell of it."""
 _DATA_FILES = "*.txt"
 

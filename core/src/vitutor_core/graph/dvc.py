@@ -15,6 +15,7 @@ from typing import Any
 
 from vitutor_core.config import parse_yaml
 from vitutor_core.errors import ConfigError
+from vitutor_core.files import write_text
 from vitutor_core.graph.needs import Needs, source_name
 from vitutor_core.graph.stages import Graph, PaperGraph, Stage
 
@@ -143,7 +144,7 @@ def dvc_text(folder: Path, graph: Graph) -> str:
 
 def write_graph(folder: Path, graph: Graph) -> None:
     """Write ``folder/dvc.yaml``."""
-    (folder / "dvc.yaml").write_text(dvc_text(folder, graph))
+    write_text(folder / "dvc.yaml", dvc_text(folder, graph))
 
 
 def root_of(folder: Path) -> str:

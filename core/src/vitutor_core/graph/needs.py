@@ -14,7 +14,7 @@ from vitutor_core.schema import RunConfig, TeacherConfig
 class Needs:
     """What must be there first.
 
-    ``source`` is a data source; ``teachers`` are rows of core's teacher recipe; ``starts`` and ``teacher_rows`` are
+    ``source`` is a data source; ``teachers`` are rows of teacher recipes; ``starts`` and ``teacher_rows`` are
     rows of the same paper; ``images`` is a folder of generated training images.
     """
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args, get_origin
 
 from pydantic import field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
-from vitutor_core.config import Config, identity, nearest, parse_yaml, runtime
+from vitutor_core.config import Config, identity, nearest, parse_yaml, read_value, runtime
 from vitutor_core.errors import ConfigError
+from vitutor_core.files import write_text
 from vitutor_core.recipe import CORE_GROUP
+from vitutor_core.schema import LARGEST_SEED, Seed
 
 
 class Params(Config):
     """What is run of a scale's graph, and how."""
 
     scale: str = identity("digits", help="which recipes: data and model sizes")
-    seeds: tuple[int, ...] = identity((0, 1, 2), help="one run of each row per seed", min_length=1)
+    seeds: tuple[Seed, ...] = identity((0, 1, 2), help="one run of each row per seed", min_length=1)
     preset: str | None = identity(None, help="a reading of the recipes that have it, such as official")
     set: tuple[str, ...] = identity((), help="more settings of every row, e.g. train.accumulate=4")
     groups: tuple[str, ...] = identity((CORE_GROUP,), help="groups of rows that are run; see `vitutor ready`")
@@ -46,9 +48,9 @@ class Params(Config):
 
 
 def check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """Return ``seeds``; raises `ValueError` unless each is named once, from 0."""
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ValueError("name each seed once, from 0")
+    """Return ``seeds``; raises `ValueError` unless each is named once, from 0 to `LARGEST_SEED`."""
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) > LARGEST_SEED:
+        raise ValueError(f"name each seed once, from 0 to {LARGEST_SEED}")
     return seeds
 
 
@@ -64,16 +66,17 @@ def change_params(path: Path, changes: tuple[str, ...]) -> list[str]:
         name, _, text = change.partition("=")
         if name not in Params.model_fields:
             raise ConfigError(f"{path}: no field '{name}'{nearest(name, Params.model_fields)}")
-        is_list = "tuple" in str(Params.model_fields[name].annotation)
-        if is_list:
-            values[name] = CommentedSeq(parse_yaml(part, where=name) for part in text.replace(",", " ").split())
+        kind = Params.model_fields[name].annotation
+        if get_origin(kind) is tuple:
+            parts = text.replace(",", " ").split()
+            values[name] = CommentedSeq(read_value(part, get_args(kind)[0], where=name) for part in parts)
             values[name].fa.set_flow_style()
         else:
-            values[name] = parse_yaml(text, where=name) if text else None
+            values[name] = read_value(text, kind, where=name) if text else None
     written = io.StringIO()
     editor.dump(values, written)
     before = path.read_text(encoding="utf-8")
     Params.from_mapping(parse_yaml(written.getvalue(), where=str(path)), where=str(path))
     if written.getvalue() != before:
-        path.write_text(written.getvalue(), encoding="utf-8")
+        write_text(path, written.getvalue())
     return [f"{path}: {change}" for change in changes]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vitutor_core.errors import ConfigError
+from vitutor_core.files import write_text
 
 _NOTE = "not-run.txt"
 
@@ -51,8 +52,7 @@ def read_planned(path: Path) -> dict[str, Any]:
 
 def leave_out(folder: Path, why: str) -> None:
     """Make the output of a stage that is not run: a folder with a note, since DVC warns of empty ones."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _NOTE).write_text(f"not run: {why}\n")
+    write_text(folder / _NOTE, f"not run: {why}\n")
 
 
 def take_up(folder: Path) -> None:

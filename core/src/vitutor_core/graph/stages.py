@@ -10,11 +10,9 @@ from typing import Any
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.code import MEASURING, code_fingerprint
 from vitutor_core.graph.needs import Needs, needs_of
-from vitutor_core.paper import Paper, installed_papers, load
+from vitutor_core.paper import Paper, installed_papers, load, teacher_recipe
 from vitutor_core.recipe import CORE_GROUP, Recipe, read_recipe, recipe_path, resolve
 from vitutor_core.schema import RunConfig
-
-CORE = "vitutor_core"
 
 
 @dataclass(frozen=True)
@@ -133,5 +131,4 @@ def _analyses(paper: Paper, recipe: Recipe) -> Iterable[Stage]:
 def _teachers(scale: str, papers: Mapping[str, PaperGraph]) -> dict[str, RunConfig]:
     named = {name for paper in papers.values() for needs in paper.needs.values() for name in needs.teachers}
     named |= {name for paper in papers.values() for stage in paper.stages for name in stage.teachers}
-    path = recipe_path(CORE, scale)
-    return {name: resolve(RunConfig, path, row=name) for name in sorted(named)}
+    return {name: resolve(RunConfig, teacher_recipe(scale, name), row=name) for name in sorted(named)}

@@ -76,6 +76,20 @@ def forward_taps(
     )
 
 
+def forward_features(model: Any, images: Tensor, features: Sequence[int | str]) -> tuple[Tensor, ...]:
+    """Return the maps that `forward_taps` gives for ``features``, without what lies behind the deepest of them.
+
+    Where timm cannot stop there, as with modules that its ``feature_info`` does not list, the whole model is run.
+    """
+    places = [_place(model, feature) for feature in features]
+    if not all(isinstance(place, int) for place in places):
+        return forward_taps(model, images, features=features).features
+    wanted = sorted(set(places))
+    found = model.forward_intermediates(images, indices=wanted, stop_early=True, intermediates_only=True)
+    maps = dict(zip(wanted, found, strict=True))
+    return tuple(maps[place] for place in places)
+
+
 def _forward(model: Any, images: Tensor, indices: list[int]) -> tuple[Tensor, Tensor, dict[int | str, Tensor]]:
     maps: dict[int | str, Tensor] = {}
     if indices:

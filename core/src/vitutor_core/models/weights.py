@@ -6,8 +6,10 @@ normalisation from the card, so a teacher needs nothing but its file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitutor_core.config import Config, identity, nearest
-from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
+from vitutor_core.data.types import DataInfo
+from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.files import atomic
+from vitutor_core.models.border import check_border
+from vitutor_core.runs import weights_file
 from vitutor_core.schema import KwargValue, ModelConfig
-from vitutor_core.train.publish import WEIGHTS_NAME
 
 _KEY = "vitutor"
 
@@ -49,6 +54,7 @@ def create_model(config: ModelConfig, *, num_classes: int, image_size: int, chan
     if takes_image_size(config.name):
         kwargs.setdefault("img_size", image_size)
     model = _create(config.name, kwargs, pretrained=config.pretrained)
+    check_border(model, config.name, image_size)
     if config.weights is not None:
         _start_from(model, config.weights)
     elif config.start_row is not None:
@@ -56,11 +62,14 @@ def create_model(config: ModelConfig, *, num_classes: int, image_size: int, chan
     return model
 
 
+def create_student(config: ModelConfig, info: DataInfo) -> nn.Module:
+    """`create_model` for the classes, the image size and the channels of the data at hand."""
+    return create_model(config, num_classes=info.num_classes, image_size=info.image_size, channels=info.channels)
+
+
 def starting_weights(where: str) -> dict[str, Tensor]:
     """Read the weights to start from: a run folder or a safetensors file; raises `CheckpointError`."""
-    path = Path(where)
-    if path.is_dir():
-        path /= WEIGHTS_NAME
+    path = weights_file(Path(where))
     read_card(path)  # says what is wrong with the file
     return load_file(path)
 
@@ -90,20 +99,25 @@ def pretrained_classes(name: str) -> int | None:
 
 def save_model(path: Path, model: nn.Module, card: ModelCard) -> None:
     """Write a model's state dict with its card; raises `ResourceError` if it cannot be written."""
-    save_tensors(path, model.state_dict(), {_KEY: card.model_dump_json(), "format": "pt"})
+    # One key: safetensors writes several in random order, and equal models would be unequal files.
+    save_tensors(path, model.state_dict(), {_KEY: card.model_dump_json()})
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors as safetensors through a rename; raises `ResourceError` if they cannot be written."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors; raises `ResourceError` if they cannot be written."""
+    with atomic(path) as partial:
+        write_tensors(partial, tensors, metadata)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors into what `atomic` yields; raises OSError."""
+    # safetensors refuses tensors that share storage, which tied weights do
     own = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-    partial = path.with_name(path.name + ".tmp")
     try:
-        save_file(own, partial, metadata=metadata)
-        partial.chmod(0o644)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise ResourceError(f"{path.absolute()}: cannot write ({error}); free some space") from None
+        save_file(own, path, metadata=metadata)
+    except SafetensorError as error:  # it gives the number of the system's error as text
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from None
 
 
 def read_card(path: Path) -> ModelCard | None:

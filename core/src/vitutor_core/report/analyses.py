@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
+from vitutor_core.errors import DataError
+from vitutor_core.files import copy_file
 from vitutor_core.report.drawing import Picture
 
 
 def analysis_pictures(results: Path, folder: Path) -> list[Picture]:
     """Copy the figures of the analyses ``<name>/`` below ``results`` into ``folder``.
 
-    A model that several analyses look at is shown once.
+    A model that several analyses look at is shown once. Raises `DataError` for an analysis that cannot be read.
     """
     pictures: dict[str, Picture] = {}
     for path in sorted(results.glob("*/analysis.json")):
-        for entry in json.loads(path.read_text())["pictures"]:
-            if entry["title"] in pictures:
+        try:
+            entries = json.loads(path.read_text())["pictures"]
+            texts = [[str(entry[key]) for key in ("file", "title", "caption", "alt")] for entry in entries]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            raise DataError(f"{path.absolute()}: not readable; run 'vitutor analyze' again") from None
+        for file, title, caption, alt in texts:
+            name = Path(file).name
+            if title in pictures:
                 continue
-            light, dark = (folder / f"{path.parent.name}-{entry['file']}{suffix}.png" for suffix in ("", "-dark"))
-            for file, suffix in ((light, ""), (dark, "-dark")):
-                shutil.copyfile(path.parent / f"{entry['file']}{suffix}.png", file)
-            pictures[entry["title"]] = Picture(light, dark, entry["title"], entry["caption"], entry["alt"])
+            light, dark = (folder / f"{path.parent.name}-{name}{suffix}.png" for suffix in ("", "-dark"))
+            for picture, suffix in ((light, ""), (dark, "-dark")):
+                copy_file(path.parent / f"{name}{suffix}.png", picture)
+            pictures[title] = Picture(light, dark, title, caption, alt)
     return list(pictures.values())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitutor_core.files import atomic
 from vitutor_core.report.paper import PaperResults
 
 # The first method is the baseline: grey.
@@ -54,7 +55,8 @@ def save_picture(base: Path, draw: Callable[[Any], None], *, title: str, caption
         with rc_context(_settings(*colours)):
             figure = Figure(figsize=(8.4, 3.7), layout="constrained")
             draw(figure)
-            figure.savefig(base.with_name(f"{base.name}{suffix}.png"), dpi=160)
+            with atomic(base.with_name(f"{base.name}{suffix}.png")) as partial:
+                figure.savefig(partial, dpi=160, format="png")
     light, dark = (base.with_name(f"{base.name}{suffix}.png") for suffix in _THEMES)
     return Picture(light, dark, title, caption, alt)
 

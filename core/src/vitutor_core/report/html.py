@@ -12,12 +12,13 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from vitutor_core.errors import ResourceError
+from vitutor_core.files import write_text
 from vitutor_core.report import render
 from vitutor_core.report.drawing import Picture
-from vitutor_core.report.results import Git, Run, Teacher
+from vitutor_core.report.results import Run
 from vitutor_core.report.table import Rows
 from vitutor_core.report.verdict import Json
+from vitutor_core.runs import Git, Teacher
 
 
 def write_report(table: Json, rows: Rows, figures: Sequence[Picture], path: Path) -> None:
@@ -39,11 +40,7 @@ def write_report(table: Json, rows: Rows, figures: Sequence[Picture], path: Path
         machines=_distinct(_listed(result.machine) for result in results),
         versions=_distinct(_listed(result.versions) for result in results),
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(f"{path.absolute()}: {error.strerror}; choose another place for the report") from None
+    write_text(path, page)
 
 
 def typeset(text: str) -> str:

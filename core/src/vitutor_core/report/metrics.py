@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from vitutor_core.files import replace_folder, write_json, write_text
 from vitutor_core.report.results import Run
 from vitutor_core.report.table import Rows
-from vitutor_core.train.run_folder import write_json, write_whole
 
 _SHOWN = ("top1", "top5", "loss", "ece", "knn_top1", "agent_top1", "parameters", "flops", "images_per_s")
 _CURVES = ("train_loss", "top1", "loss", "lr")
 
 
 def write_metrics(rows: Rows, metrics: Path, curves: Path) -> None:
-    """Write ``metrics/ROW.json``, means over the seeds, and ``curves/ROW.csv``, means per evaluated epoch."""
-    for folder in (metrics, curves):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    for row, runs in rows.items():
-        write_json(metrics / f"{row}.json", row_metrics(runs))
-        write_whole(curves / f"{row}.csv", _mean_curve(runs))
+    """Write ``metrics/ROW.json``, means over the seeds, and ``curves/ROW.csv``, means per evaluated epoch.
+
+    Both folders are replaced; raises as `replace_folder` does.
+    """
+    with replace_folder(metrics, "*.json") as figures, replace_folder(curves, "*.csv") as lines:
+        for row, runs in rows.items():
+            write_json(figures / f"{row}.json", row_metrics(runs))
+            write_text(lines / f"{row}.csv", _mean_curve(runs))
 
 
 def row_metrics(runs: Sequence[Run]) -> dict[str, float]:

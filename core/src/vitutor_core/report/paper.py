@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from vitutor_core.config import parse_yaml
 from vitutor_core.errors import DataError
-from vitutor_core.report.results import Record, parse_record
+from vitutor_core.runs import Record
 
 Cell = bool | int | float | str | None
 _COLUMN = "*"
@@ -154,6 +154,21 @@ class PaperTable(Record):
         return self
 
 
+class Series(Record):
+    """A figure of what the method's report measured during training: a panel per row, a line per column of curves.csv.
+
+    ``columns`` is a name with a ``*`` for the number of the line. ``id`` is the name of the figure's file, ``axis``
+    the label of what is measured.
+    """
+
+    id: str
+    title: str
+    caption: str
+    axis: str
+    columns: str = Field(pattern=r"^[^*]*\*[^*]*$")
+    rows: tuple[str, ...]
+
+
 class PaperResults(Record):
     """What a paper reports.
 
@@ -161,8 +176,9 @@ class PaperResults(Record):
     method ``m`` are ``m`` itself and ``m_<anything>``; ``m:metric`` names what else was measured of them. Rows that
     have names of ``variants`` after that of ``m`` are a method of their own: each variant adds to the title of ``m``,
     and moves the place in the order of colours, unless ``colours`` has the place. ``scale`` is the scale of the printed
-    numbers and ``setting`` describes it. ``curves`` and ``attention`` name the rows drawn in those figures;
-    ``galleries`` maps folders of images, below the paper's results, to their titles.
+    numbers and ``setting`` describes it. ``curves`` names the rows whose learning curves are drawn,
+    ``series`` are the paper's own figures, and ``galleries`` maps folders of images, below the paper's results, to
+    their titles.
     """
 
     paper: str
@@ -173,8 +189,8 @@ class PaperResults(Record):
     methods: dict[str, str]
     variants: dict[str, str] = Field(default_factory=dict)
     colours: dict[str, int] = Field(default_factory=dict)
-    curves: tuple[str, ...]
-    attention: tuple[str, ...]
+    curves: tuple[str, ...] = ()
+    series: tuple[Series, ...] = ()
     galleries: dict[str, str] = Field(default_factory=dict)
     tables: tuple[PaperTable, ...]
 
@@ -223,7 +239,8 @@ class PaperResults(Record):
 
     @model_validator(mode="after")
     def _methods_are_known(self) -> Self:
-        rows = [*self.curves, *self.attention, *(row for table in self.tables for row in table.reproduced())]
+        rows = [*self.curves, *(row for series in self.series for row in series.rows)]
+        rows += [row for table in self.tables for row in table.reproduced()]
         unknown = sorted({row for row in rows if self.method_of(row) is None})
         if unknown:
             raise ValueError(f"rows of no method in 'methods': {unknown}")
@@ -240,4 +257,5 @@ def load_paper_results(path: Path) -> PaperResults:
     except OSError as error:
         raise DataError(f"{path.absolute()}: {error.strerror}; reinstall the package") from None
     values = parse_yaml(text, where=str(path.absolute()))
-    return parse_record(PaperResults, json.dumps(values), where=str(path.absolute()))
+    where = str(path.absolute())
+    return PaperResults.parse(json.dumps(values), where=where, error=DataError, advice="mend this file")

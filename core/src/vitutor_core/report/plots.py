@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vitutor_core.report.drawing import COLOURS, Picture, draw_legend, save_picture, style_of
 from vitutor_core.report.groups import groups_figure
-from vitutor_core.report.paper import PaperResults
+from vitutor_core.report.paper import PaperResults, Series
 from vitutor_core.report.render import gap, signed
 from vitutor_core.report.results import Run
 from vitutor_core.report.table import Rows
@@ -19,15 +19,14 @@ from vitutor_core.report.verdict import Json
 
 # Stands for the mean of what was not measured, so that no line is drawn across a gap.
 _UNMEASURED: Json = {"mean": math.nan, "sd": None, "values": []}
-_DISTANCE = re.compile(r"attention_distance_block(\d+)")
 
 
 def draw_figures(paper: PaperResults, table: Json, rows: Rows, folder: Path) -> list[Picture]:
     """Draw every figure whose data are there into ``folder``, which is made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
     kinds = {"fraction": fraction_figure, "ablation": ablation_figure, "groups": groups_figure}
     pictures = [kinds[part["figure"]](paper, part, folder) for part in table["tables"] if part["figure"]]
-    pictures += [curves_figure(paper, rows, folder), attention_figure(paper, rows, folder)]
+    pictures += [curves_figure(paper, rows, folder)]
+    pictures += [series_figure(paper, series, rows, folder) for series in paper.series]
     return [picture for picture in pictures if picture is not None]
 
 
@@ -136,7 +135,7 @@ def curves_figure(paper: PaperResults, rows: Rows, folder: Path) -> Picture | No
                 low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
                 high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
                 axes.fill_between(epochs, low, high, color=style["color"], alpha=0.18, linewidth=0)
-            _mark_switches(axes, {switch for row in curves if (switch := _switch_epoch(rows[row])) is not None})
+            _mark_events(axes, _events(rows, curves))
             axes.set(xlabel="epoch", xlim=(first, last))
         left.set(title="whole training", ylabel="top-1 accuracy (%)")
         right.set_title("the end, enlarged")
@@ -147,48 +146,43 @@ def curves_figure(paper: PaperResults, rows: Rows, folder: Path) -> Picture | No
         folder / "learning-curves",
         draw,
         title="Learning curves",
-        caption="Accuracy on the evaluation images, mean over seeds; bands are one standard deviation. A dashed line "
-        "marks where a two-stage method drops its teacher.",
+        caption="Accuracy on the evaluation images, mean over seeds; bands are one standard deviation."
+        + _named(_events(rows, curves)),
         alt=f"Line chart of top-1 accuracy in percent against epochs. At the end, {ends}.",
     )
 
 
-def attention_figure(paper: PaperResults, rows: Rows, folder: Path) -> Picture | None:
-    """Draw the mean attention distance of each block against epochs (DearKD, Fig. 4), a panel per row.
-
-    The rows are those of ``paper.attention`` whose curves have columns ``attention_distance_block<i>``; None if none.
-    """
-    panels = {row: blocks for row in paper.attention if row in rows and (blocks := _block_curves(rows[row]))}
+def series_figure(paper: PaperResults, series: Series, rows: Rows, folder: Path) -> Picture | None:
+    """Draw each of the columns of a series against epochs, a panel per row. None if no row has such columns."""
+    panels = {row: lines for row in series.rows if row in rows and (lines := _numbered_curves(rows[row], series))}
     if not panels:
         return None
 
     def draw(figure: Any) -> None:
         from matplotlib.colors import LinearSegmentedColormap
 
-        # Blocks are ordered, so they get an ordered scale, of colours that are visible on both pages.
-        scale = LinearSegmentedColormap.from_list("blocks", [COLOURS[place] for place in (2, 6, 1, 4)])
+        # Lines are ordered, so they get an ordered scale, of colours that are visible on both pages.
+        scale = LinearSegmentedColormap.from_list("lines", [COLOURS[place] for place in (2, 6, 1, 4)])
         axes_of = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axes, (row, blocks) in zip(axes_of, panels.items(), strict=True):
-            for place, (block, (epochs, means, _)) in enumerate(blocks.items()):
-                axes.plot(epochs, means, color=scale(place / max(1, len(blocks) - 1)), linewidth=1.8)
-                axes.annotate(f"{block + 1}", (epochs[-1], means[-1]), (4, 0), textcoords="offset points", va="center")
-            switch = _switch_epoch(rows[row])
-            _mark_switches(axes, set() if switch is None else {switch})
+        for axes, (row, lines) in zip(axes_of, panels.items(), strict=True):
+            for place, (epochs, means, _) in enumerate(lines):
+                axes.plot(epochs, means, color=scale(place / max(1, len(lines) - 1)), linewidth=1.8)
+                axes.annotate(f"{place + 1}", (epochs[-1], means[-1]), (4, 0), textcoords="offset points", va="center")
+            _mark_events(axes, _events(rows, [row]))
             axes.set(title=paper.title_of(row), xlabel="epoch")
             axes.margins(x=0.08)
-        axes_of[0].set_ylabel("attention distance (pixels)")
+        axes_of[0].set_ylabel(series.axis)
 
     ends = "; ".join(
-        f"{paper.title_of(row)}: " + ", ".join(f"{curve[1][-1]:.1f}" for curve in blocks.values())
-        for row, blocks in panels.items()
+        f"{paper.title_of(row)}: " + ", ".join(f"{means[-1]:.1f}" for _, means, _ in lines)
+        for row, lines in panels.items()
     )
     return save_picture(
-        folder / "attention-distance",
+        folder / series.id,
         draw,
-        title="How far each block looks",
-        caption="Mean distance between a query and the keys it attends to, over heads, content tokens and seeds. The "
-        "number at the end of a line is its block, from 1. A dashed line marks the end of the first stage.",
-        alt=f"Line charts of the attention distance of each block against epochs. At the end, from block 1, {ends}.",
+        title=series.title,
+        caption=f"{series.caption} The number at the end of a line counts from 1.{_named(_events(rows, panels))}",
+        alt=f"Line charts of {series.axis} against epochs. At the end, from line 1, {ends}.",
     )
 
 
@@ -205,19 +199,25 @@ def _mean_curve(runs: Sequence[Run], column: str) -> tuple[list[float], list[flo
     return list(complete), [statistics.fmean(values) for values in complete.values()], spreads
 
 
-def _block_curves(runs: Sequence[Run]) -> dict[int, tuple[list[float], list[float], list[float]]]:
-    """Return the curve of the attention distance of each block, in their order, where there is one."""
-    columns = {int(found[1]): name for name in runs[0].curves if (found := _DISTANCE.fullmatch(name))}
-    curves = {block: _mean_curve(runs, name) for block, name in sorted(columns.items())}
-    return {block: curve for block, curve in curves.items() if len(curve[0]) > 1}
+def _numbered_curves(runs: Sequence[Run], series: Series) -> list[tuple[list[float], list[float], list[float]]]:
+    """Return the curves of the columns of a series, in the order of their numbers."""
+    pattern = re.compile(re.escape(series.columns).replace(r"\*", r"(\d+)"))
+    columns = sorted((int(found[1]), name) for name in runs[0].curves if (found := pattern.fullmatch(name)))
+    curves = [_mean_curve(runs, name) for _, name in columns]
+    return [curve for curve in curves if len(curve[0]) > 1]
 
 
-def _switch_epoch(runs: Sequence[Run]) -> int | None:
-    """Return the number of epochs of the first stage, if the config of the method has two stages."""
-    method = runs[0].result.config.get("method") or {}
-    return method.get("stage1_epochs") if method.get("two_stage", True) else None
+def _events(rows: Rows, drawn: Iterable[str]) -> dict[int, str]:
+    """Return what happens in the runs of the rows, by the number of epochs after which it does."""
+    found = [event for row in drawn for event in rows[row][0].result.events.items()]
+    return {epoch: name for name, epoch in sorted(found, key=lambda event: event[1])}
 
 
-def _mark_switches(axes: Any, epochs: set[int]) -> None:
-    for epoch in epochs:
+def _mark_events(axes: Any, events: Iterable[int]) -> None:
+    for epoch in events:
         axes.axvline(epoch, color="0.5", linewidth=1, linestyle="--", zorder=0)
+
+
+def _named(events: dict[int, str]) -> str:
+    """Return a sentence that says what the dashed lines of `_mark_events` are."""
+    return f" Dashed: {', '.join(dict.fromkeys(events.values()))}." if events else ""

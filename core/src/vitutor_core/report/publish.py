@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from vitutor_core.errors import DataError
-from vitutor_core.report.render import headlines, scope, to_markdown
+from vitutor_core.files import copy_file, write_text
+from vitutor_core.report.render import headlines, plain, scope, to_markdown
 from vitutor_core.report.verdict import Json
+from vitutor_core.runs import RunRecord
 
 
 def publish_results(table: Json, folder: Path, target: Path, readme: Path | None) -> list[Path]:
@@ -17,37 +18,34 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
     Replaces the paper's block of ``readme`` and returns what was written. Raises `DataError` if the README has no
     ``<!-- results:PAPER -->`` ... ``<!-- end -->`` block.
     """
-    target.mkdir(parents=True, exist_ok=True)
     paper = table["paper"]
-    runs = [
-        json.loads(path.read_text()) for path in sorted((folder / "evaluation" / paper).glob("*/seed-*/metrics.json"))
-    ]
+    records = sorted((folder / "evaluation" / paper).glob("*/seed-*/metrics.json"))
+    runs = [RunRecord.read(path.parent, error=DataError).model_dump(mode="json") for path in records]
     written = [target / f"{paper}.json", target / f"{paper}.md", target / f"{paper}-runs.json"]
     # Where the checkout was is nobody's concern: paths are kept relative to it.
     here = f"{folder.absolute().parent}/"
-    written[0].write_text(json.dumps(table, indent=1).replace(here, "") + "\n")
-    written[2].write_text("[\n" + ",\n".join(json.dumps(run).replace(here, "") for run in runs) + "\n]\n")
+    write_text(written[0], json.dumps(table, indent=1).replace(here, "") + "\n")
+    write_text(written[2], "[\n" + ",\n".join(json.dumps(run).replace(here, "") for run in runs) + "\n]\n")
     for figure in sorted((folder / "reports" / paper).glob("*.png")):
         written.append(target / f"{paper}-{figure.name}")
-        shutil.copyfile(figure, written[-1])
+        copy_file(figure, written[-1])
     shown = [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in written[3:] if "-dark" not in path.stem]
-    written[1].write_text(
-        "\n\n".join([to_markdown(table).rstrip("\n"), *(["## Figures", *shown] if shown else [])]) + "\n"
-    )
+    page = [to_markdown(table).rstrip("\n"), *(["## Figures", *shown] if shown else [])]
+    write_text(written[1], "\n\n".join(page) + "\n")
     if readme is not None:
         where = target.absolute().relative_to(readme.absolute().parent)
         block = readme_block(table, where / f"{paper}.md", _main_figure(table, target), where)
-        readme.write_text(replace_block(readme.read_text(), paper, block, where=str(readme)))
+        write_text(readme, replace_block(readme.read_text(encoding="utf-8"), paper, block, where=str(readme)))
         written.append(readme)
     return written
 
 
 def readme_block(table: Json, page: Path, figure: str | None, where: Path) -> str:
-    """Return what the README shows of a paper: scope, verdicts, a figure, and where the tables are.
+    """Return what the README shows of a paper: scope, verdicts if there are any, a figure, and where the tables are.
 
     ``page`` and ``where``, the folder of the ``figure``, are relative to the README.
     """
-    parts = [scope(table), "\n".join(f"- {sentence}" for sentence in headlines(table))]
+    parts = [plain(scope(table)), "\n".join(f"- {plain(sentence)}" for sentence in headlines(table))]
     if figure is not None:
         parts.append(f"![{figure.replace('-', ' ')}]({where / figure}.png)")
     return "\n\n".join([*parts, f"[All tables and figures]({page})"])

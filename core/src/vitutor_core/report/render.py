@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -81,20 +83,16 @@ def comparison_cells(table: Json) -> tuple[list[str], list[list[str]]]:
             f"{pair['subject']} minus {pair['reference']}{pair['where']}",
             signed(pair["paper"], table["decimals"]),
             gap(pair["ours"], table["decimals"]),
-            verdict(pair),
+            *((pair["verdict"], number(pair["smallest"], table["decimals"])) if has_verdicts(table) else ()),
         ]
         for pair in table["comparisons"]
     ]
-    return ["difference", "paper", "ours", "verdict"], lines
+    return ["difference", "paper", "ours", *(("verdict", "could see") if has_verdicts(table) else ())], lines
 
 
-def verdict(pair: Json) -> str:
-    """Return the verdict on a comparison in two or three words."""
-    if pair["outcome"] == "unclear":
-        return "no clear difference"
-    if pair["agrees"] is None:
-        return str(pair["outcome"])
-    return f"{pair['outcome']}, as in the paper" if pair["agrees"] else f"{pair['outcome']}, unlike the paper"
+def has_verdicts(table: Json) -> bool:
+    """Return whether the comparisons of a table are judged: not in a smoke test."""
+    return any(pair["verdict"] is not None for pair in table["comparisons"])
 
 
 def scope(table: Json) -> str:
@@ -103,7 +101,8 @@ def scope(table: Json) -> str:
     lines = [line for line in lines if line["updates"]] or lines  # of those that were trained
     seeds = ", ".join(map(str, table["seeds"]))
     images, updates = (_range([line[name] for line in lines]) for name in ("train_images", "updates"))
-    return f"Scale {table['scale']}; seeds {seeds}; {images} training images; {updates} updates per run."
+    scale = table["scale"] + (" (smoke test)" if table["is_smoke_test"] else "")
+    return f"Scale {scale}; seeds {seeds}; {images} training images; {updates} updates per run."
 
 
 def _range(values: list[int]) -> str:
@@ -112,16 +111,17 @@ def _range(values: list[int]) -> str:
 
 
 def headlines(table: Json) -> list[str]:
-    """Return the verdicts that the paper is about, then the count of all."""
+    """Return what is said of the differences that the paper is about, then the count of all verdicts."""
     pairs = [pair for part in table["tables"] for pair in part["comparisons"] if pair["headline"]]
     return [*(pair["sentence"] for pair in pairs), table["summary"]]
 
 
 def to_markdown(table: Json) -> str:
     """Render everything but the provenance as Markdown tables."""
-    parts = [f"# {table['title']}", table["citation"], scope(table), *table["notes"], _bullets(headlines(table))]
+    parts = [f"# {plain(table['title'])}", *map(plain, (table["citation"], scope(table), *table["notes"]))]
+    parts.append(_bullets(map(plain, headlines(table))))
     for part in table["tables"]:
-        parts += [f"## {part['title']}", part["caption"], markdown_grid(*line_cells(part, full=True))]
+        parts += [f"## {plain(part['title'])}", plain(part["caption"]), markdown_grid(*line_cells(part, full=True))]
         if part["comparisons"]:
             parts.append(markdown_grid(*comparison_cells(part)))
     if table["further"]:
@@ -135,14 +135,20 @@ def further_cells(table: Json) -> tuple[list[str], list[list[str]]]:
     return ["row", "ours", "seeds", "images", "updates"], lines
 
 
-def _bullets(sentences: list[str]) -> str:
+def plain(text: str) -> str:
+    """Escape what Markdown or HTML would take for more than text."""
+    text = re.sub(r"([\\`*|\[\]])", r"\\\1", " ".join(text.split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _bullets(sentences: Iterable[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
 def markdown_grid(headings: list[str], lines: list[list[str]]) -> str:
     """Render one table as Markdown."""
     rows = [headings, ["---"] * len(headings), *lines]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(map(plain, row)) + " |" for row in rows)
 
 
 def print_table(table: Json, console: Console) -> None:

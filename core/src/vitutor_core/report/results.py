@@ -7,12 +7,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from vitutor_core.config import differences
 from vitutor_core.errors import DataError
+from vitutor_core.runs import Record, RunDir, RunRecord
 
 Curves = dict[str, list[float | None]]
 """Column name to one value per epoch; None where nothing was measured."""
@@ -20,52 +19,6 @@ Curves = dict[str, list[float | None]]
 # The seeds of a row may differ in these fields and in nothing else. Where a seed starts from another row's students,
 # it starts from that of the same number.
 _FREE_FIELDS = frozenset({"seed", "data.subset_seed", "student.weights"})
-
-
-class Record(BaseModel):
-    """Base of everything read from a file here: frozen, no unknown keys, finite numbers, strict types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Git(Record):
-    """The commit that a run was made with; nulls outside a checkout."""
-
-    commit: str | None
-    dirty: bool | None
-
-
-class Teacher(Record):
-    """A frozen teacher: its model, the SHA-256 of its weights, and its accuracy in percent if that is known."""
-
-    name: str
-    sha256: str
-    top1: float | None
-
-
-class Result(Record):
-    """The content of a ``metrics.json``; what was measured without training has no epochs and no updates."""
-
-    paper: str
-    row: str
-    scale: str
-    seed: int = Field(ge=0)
-    metrics: dict[str, float]
-    epochs: int = Field(ge=0)
-    updates: int = Field(ge=0)
-    train_images: int = Field(ge=1)
-    fraction: float = Field(gt=0, le=1)
-    own_metrics: bool = False
-    code: str | None = None
-    fingerprint: str
-    data_fingerprint: str
-    teachers: dict[str, Teacher]
-    command: str
-    git: Git
-    versions: dict[str, str]
-    machine: dict[str, Any]
-    config: dict[str, Any]
-    seconds: float = Field(ge=0)
 
 
 class Shifted(Record):
@@ -79,20 +32,8 @@ class Run:
     """One training run: its result, its learning curves, and the folder they came from."""
 
     folder: Path
-    result: Result
+    result: RunRecord
     curves: Curves
-
-
-RecordT = TypeVar("RecordT", bound=Record)
-
-
-def parse_record(schema: type[RecordT], text: str, *, where: str) -> RecordT:
-    """Validate JSON text; raises `DataError` with every mistake in one line."""
-    try:
-        return schema.model_validate_json(text)
-    except ValidationError as error:
-        found = [f"{'.'.join(map(str, detail['loc'])) or 'file'}: {detail['msg']}" for detail in error.errors()]
-        raise DataError(f"{where}: {'; '.join(found)}") from None
 
 
 def load_results(root: Path, paper: str) -> dict[str, list[Run]]:
@@ -114,11 +55,16 @@ def load_results(root: Path, paper: str) -> dict[str, list[Run]]:
 
 
 def _load_run(folder: Path, paper: str) -> Run:
-    path = folder / "metrics.json"
-    result = parse_record(Result, _read(path), where=str(path))
+    files = RunDir(folder)
+    result = RunRecord.read(folder, error=DataError)
+    try:
+        for accuracy in result.correct:
+            result.right(accuracy)
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{files.metrics}: {error}; evaluate this row again") from None
     shifted = folder.parents[3] / "robustness" / paper / folder.parent.name / f"{folder.name}.json"
     if shifted.exists():  # measured by a stage of its own
-        more = parse_record(Shifted, _read(shifted), where=str(shifted))
+        more = Shifted.load(shifted, error=DataError, advice="measure this row again")
         result = result.model_copy(update={"metrics": result.metrics | more.metrics})
     for name, found, expected in (
         ("paper", result.paper, paper),
@@ -126,8 +72,10 @@ def _load_run(folder: Path, paper: str) -> Run:
         ("seed", f"seed-{result.seed}", folder.name),
     ):
         if found != expected:
-            raise DataError(f"{path}: {name} is '{found}', its folder says '{expected}'; move it or train again")
-    return Run(folder, result, read_curves(folder / "curves.csv"))
+            raise DataError(
+                f"{files.metrics}: {name} is '{found}', its folder says '{expected}'; move it or train again"
+            )
+    return Run(folder, result, read_curves(files.curves))
 
 
 def _read(path: Path) -> str:
@@ -173,7 +121,7 @@ def _check_configs(runs: list[Run]) -> None:
             )
 
 
-def _comparable(result: Result) -> dict[str, Any]:
+def _comparable(result: RunRecord) -> dict[str, Any]:
     """Return the dotted config fields that must agree between the seeds of a row."""
     fields = {name: value for name, value in result.config.items() if name != "runtime"}
     return {name: value for name, value in _leaves(fields, "") if name not in _FREE_FIELDS}

@@ -8,34 +8,36 @@ from collections.abc import Mapping, Sequence
 
 from vitutor_core.report.paper import Comparison, Cost, MeasuredCell, PaperResults, PaperTable, split_row
 from vitutor_core.report.results import Run
-from vitutor_core.report.verdict import Json, agrees, difference, outcome_of, sentence, summarise, summary
+from vitutor_core.report.verdict import SMOKE_TEST, Json, Sample, difference, judge, sentence, summarise, summary
 
 Rows = Mapping[str, Sequence[Run]]
 
 _COSTS = {"parameters": ("parameters", 1e6), "macs": ("flops", 2e9), "images_per_s": ("images_per_s", 1.0)}
 """The metric of a cost, and its unit."""
+_SMOKE_TEST = "This scale is a smoke test: it shows that the rows run, and is too easy and too small for verdicts."
 
 
 def build_table(paper: PaperResults, rows: Rows) -> Json:
     """Put the results of each row beside the paper's number, for every table of which a row was measured.
 
     ``rows`` is what `load_results` returns. The result has ``paper``, ``title``, ``citation``, ``setting``, ``scale``,
-    ``seeds``, ``evaluation_images``, ``notes``, ``summary`` and ``tables``; each table has ``lines``, one per printed
-    number, and ``comparisons`` with their verdicts. Rows without results have null where a measured number would be.
-    Measured rows that no table prints are in ``further``.
+    ``seeds``, ``evaluation_images``, ``is_smoke_test``, ``notes``, ``summary`` and ``tables``; each table has
+    ``lines``, one per printed number, and ``comparisons`` with their verdicts, null in a smoke test. Rows without
+    results have null where a measured number would be. Measured rows that no table prints are in ``further``.
     """
     runs = [run for same_row in rows.values() for run in same_row]
+    scale = runs[0].result.scale
+    is_smoke_test = scale == SMOKE_TEST
     tables = [
-        _table(paper, table, rows)
+        _table(paper, table, rows, judged=not is_smoke_test)
         for table in paper.tables
         if any(split_row(row)[0] in rows for row in table.reproduced())
     ]
     printed = {split_row(line["row"])[0] for table in tables for line in table["lines"] if line["row"]}
     # Encoders whose head is not trained have no accuracy.
     further = [row for row in rows if row not in printed and "top1" in rows[row][0].result.metrics]
-    comparisons = {(pair["row"], pair["to"]): pair for table in tables for pair in table["comparisons"]}
+    comparisons = [table["comparisons"] for table in tables]
     images = sorted({int(run.result.metrics["images"]) for run in runs if "images" in run.result.metrics})
-    scale = runs[0].result.scale
     return {
         "paper": paper.paper,
         "title": paper.title,
@@ -44,14 +46,17 @@ def build_table(paper: PaperResults, rows: Rows) -> Json:
         "scale": scale,
         "seeds": sorted({run.result.seed for run in runs}),
         "evaluation_images": images,
-        "notes": _notes(paper, scale, images),
-        "summary": summary(list(comparisons.values())),
+        "is_smoke_test": is_smoke_test,
+        "notes": _notes(paper, scale, images, comparisons),
+        "summary": _SMOKE_TEST if is_smoke_test else summary(comparisons),
         "tables": tables,
-        "further": [{"row": row, "ours": summarise(rows[row], "top1"), **_budget(rows[row])} for row in further],
+        "further": [
+            {"row": row, "ours": summarise(Sample(rows[row], "top1")), **_budget(rows[row])} for row in further
+        ],
     }
 
 
-def _table(paper: PaperResults, table: PaperTable, rows: Rows) -> Json:
+def _table(paper: PaperResults, table: PaperTable, rows: Rows, *, judged: bool) -> Json:
     return {
         "id": table.id,
         "title": table.title,
@@ -63,7 +68,7 @@ def _table(paper: PaperResults, table: PaperTable, rows: Rows) -> Json:
         "figure": table.figure,
         "features": _features(table),
         "lines": [_line(paper, table, cell, rows) for cell in table.cells()],
-        "comparisons": [_comparison(paper, table, pair, rows) for pair in table.comparisons],
+        "comparisons": _comparisons(paper, table, rows, judged=judged),
     }
 
 
@@ -83,7 +88,7 @@ def _line(paper: PaperResults, table: PaperTable, cell: MeasuredCell, rows: Rows
         "is_baseline": is_baseline,
         "paper": cell.value,
         "paper_difference": _printed_difference(cell, baseline),
-        "ours": ours,
+        "ours": summarise(ours),
         "difference": difference(ours, reference),
         **_budget(runs),
     }
@@ -117,15 +122,15 @@ def _cost(runs: Sequence[Run], cost: Cost) -> float | None:
     return float(f"{statistics.fmean(found):.3g}") if found else None
 
 
-def _measured(name: str | None, table: PaperTable, rows: Rows) -> tuple[Sequence[Run], Json | None]:
-    """Return the runs of ``row`` or ``row:metric``, and the summary of that metric over them."""
+def _measured(name: str | None, table: PaperTable, rows: Rows) -> tuple[Sequence[Run], Sample | None]:
+    """Return the runs of ``row`` or ``row:metric``, and that metric of them where it was measured."""
     if name is None:
         return [], None
     row, metric = split_row(name)
     runs, wanted = rows.get(row, []), metric or table.metric
     if table.optional and not any(wanted in run.result.metrics for run in runs):
         return runs, None
-    return runs, summarise(runs, wanted)
+    return runs, Sample(runs, wanted) if runs else None
 
 
 def _budget(runs: Sequence[Run]) -> Json:
@@ -141,12 +146,29 @@ def _printed_difference(cell: MeasuredCell, reference: MeasuredCell | None) -> f
     return round(cell.value - reference.value, 6)
 
 
-def _comparison(paper: PaperResults, table: PaperTable, pair: Comparison, rows: Rows) -> Json:
-    first, second = (table.reproduced()[row] for row in (pair.row, pair.to))
-    ours = [_measured(row, table, rows)[1] for row in (pair.row, pair.to)]
-    printed, found = _printed_difference(first, second), difference(ours[0], ours[1])
-    subject, reference, where = _names(paper, pair, first.printed.fraction, second.printed.fraction)
-    outcome = outcome_of(found)
+def _comparisons(paper: PaperResults, table: PaperTable, rows: Rows, *, judged: bool) -> list[Json]:
+    cells = table.reproduced()
+    samples = [[_measured(row, table, rows)[1] for row in (pair.row, pair.to)] for pair in table.comparisons]
+    printed = [_printed_difference(cells[pair.row], cells[pair.to]) for pair in table.comparisons]
+    found = [difference(*both) for both in samples]
+    verdicts = judge(list(zip(printed, found, strict=True))) if judged else [None] * len(found)
+    return [
+        _comparison(paper, table, *one)
+        for one in zip(table.comparisons, samples, printed, found, verdicts, strict=True)
+    ]
+
+
+def _comparison(
+    paper: PaperResults,
+    table: PaperTable,
+    pair: Comparison,
+    samples: Sequence[Sample | None],
+    printed: float | None,
+    found: Json | None,
+    judged: Json | None,
+) -> Json:
+    first, second = (table.reproduced()[row].printed.fraction for row in (pair.row, pair.to))
+    subject, reference, where = _names(paper, pair, first, second)
     return {
         "row": pair.row,
         "to": pair.to,
@@ -156,10 +178,9 @@ def _comparison(paper: PaperResults, table: PaperTable, pair: Comparison, rows: 
         "where": where,
         "paper": printed,
         "ours": found,
-        "seeds": [stats["n"] if stats else 0 for stats in ours],
-        "outcome": outcome,
-        "agrees": agrees(printed, outcome),
-        "sentence": sentence(subject, reference, where, found, unit=table.unit, decimals=table.decimals),
+        "seeds": [len(sample.runs) if sample else 0 for sample in samples],
+        **(judged or {"verdict": None, "p_holm": None, "smallest": None}),
+        "sentence": sentence(subject, reference, where, found, judged, unit=table.unit, decimals=table.decimals),
     }
 
 
@@ -177,19 +198,28 @@ def _at(fraction: float | None) -> str:
     return " with all the data" if fraction == 1 else f" at {100 * fraction:g} % of the data"
 
 
-def _notes(paper: PaperResults, scale: str, images: Sequence[int]) -> list[str]:
+def _notes(paper: PaperResults, scale: str, images: Sequence[int], comparisons: Sequence[Sequence[Json]]) -> list[str]:
     notes = []
     if scale != paper.scale:
         notes.append(
             f"The paper's numbers are for {paper.setting}; ours are at the scale '{scale}'. "
             "Accuracies at different scales cannot be compared, only the differences between rows."
         )
-    notes.append(
-        "Ours: mean +- sample standard deviation over seeds. Differences: +- standard error; one smaller than two "
-        "standard errors is not called clear. With three seeds, chance alone passes this bar in more than one case "
-        "of ten, so more seeds make a verdict firmer."
-    )
+    notes.append("Ours: mean +- sample standard deviation over seeds. Differences: +- standard error.")
+    pairs = [pair for table in comparisons for pair in table]
+    over = {pair["ours"]["over"] for pair in pairs if pair["ours"]} - {None}
+    if scale != SMOKE_TEST and over:
+        notes.append(
+            "A verdict is a t-test on that error (degrees of freedom by Welch and Satterthwaite); Holm's correction "
+            "keeps the chance of any false verdict in a table at 5 %. Inconclusive means that the test saw nothing; "
+            "beside it stands the true difference that it would have seen with 80 % chance."
+        )
     if images:
         counts = " or ".join(f"{count:,} evaluation images (one is {100 / count:.2f} points)" for count in images)
-        notes.append(f"Accuracy is over {counts}; the spread does not include the choice of these images.")
+        choice = {
+            (): "no spread or error here includes",
+            ("seeds",): "no spread or error here includes",
+            ("seeds and images",): "the errors of differences include, spreads do not include",
+        }.get(tuple(sorted(over)), "the errors of some differences (those of top-1) include, spreads do not include")
+        notes.append(f"Accuracy is over {counts}; {choice} the choice of these images.")
     return notes

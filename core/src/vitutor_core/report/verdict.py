@@ -1,94 +1,172 @@
 """Means, spreads and differences of rows, and what may be said of them.
 
-The spread of a row is the sample standard deviation over its seeds. A difference of two rows comes with its standard
-error, sqrt(s1^2 / n1 + s2^2 / n2), and is called clear unless it is smaller than twice that.
+The spread of a row is the sample standard deviation over its seeds. How a difference is tested: `report.significance`.
+A verdict is one word:
+
+- ``confirmed``: the rows differ, in the direction that the paper prints
+- ``contradicted``: they differ in the other direction
+- ``above``, ``below``: they differ, and the paper prints no difference
+- ``inconclusive``: the test saw no difference; ``smallest`` is the one that it would have seen with 80 % chance
+- ``not run``: a row is missing or has one seed
 """
 
 from __future__ import annotations
 
-import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from vitutor_core.errors import DataError
 from vitutor_core.report.results import Run
+from vitutor_core.report.significance import LEVEL, holm, p_value, paired, smallest_effect, welch
 
 Json = dict[str, Any]
 
+SMOKE_TEST = "digits"
+"""A scale, and its data, whose numbers get no verdict: it is there to show that everything runs."""
 
-def summarise(runs: Sequence[Run], metric: str) -> Json | None:
+
+class Sample(NamedTuple):
+    """A metric of the runs of a row."""
+
+    runs: Sequence[Run]
+    metric: str
+
+    @property
+    def values(self) -> list[float]:
+        """Return the metric of each run; raises `DataError` if a run lacks it."""
+        for run in self.runs:
+            if self.metric not in run.result.metrics:
+                raise DataError(f"{run.folder / 'metrics.json'}: no metric '{self.metric}'; train this row again")
+        return [run.result.metrics[self.metric] for run in self.runs]
+
+
+def summarise(sample: Sample | None) -> Json | None:
     """Return ``mean``, ``sd`` (sample standard deviation; null for one seed), ``n``, ``seeds`` and ``values``.
 
     None without runs; raises `DataError` if a run lacks the metric.
     """
-    if not runs:
+    if sample is None or not sample.runs:
         return None
-    for run in runs:
-        if metric not in run.result.metrics:
-            raise DataError(f"{run.folder / 'metrics.json'}: no metric '{metric}'; train this row again")
-    values = [run.result.metrics[metric] for run in runs]
+    values = sample.values
     return {
         "mean": statistics.fmean(values),
         "sd": statistics.stdev(values) if len(values) > 1 else None,
         "n": len(values),
-        "seeds": [run.result.seed for run in runs],
+        "seeds": [run.result.seed for run in sample.runs],
         "values": values,
     }
 
 
-def difference(ours: Json | None, reference: Json | None) -> Json | None:
-    """Return ``mean`` and ``standard_error`` (null if either has one seed) of ours minus reference."""
-    if ours is None or reference is None:
+def difference(ours: Sample | None, reference: Sample | None) -> Json | None:
+    """Return ours minus reference: ``mean``, ``standard_error``, its degrees of freedom ``df``, ``p`` and ``over``.
+
+    ``over`` says what the error is over: ``seeds and images`` where it is known which images either row got right,
+    else ``seeds``. All but the mean are null if either row has one seed.
+    """
+    if ours is None or reference is None or not ours.runs or not reference.runs:
         return None
-    error = None
-    if ours["sd"] is not None and reference["sd"] is not None:
-        error = math.sqrt(ours["sd"] ** 2 / ours["n"] + reference["sd"] ** 2 / reference["n"])
-    return {"mean": ours["mean"] - reference["mean"], "standard_error": error}
+    if min(len(ours.runs), len(reference.runs)) == 1:
+        mean = statistics.fmean(ours.values) - statistics.fmean(reference.values)
+        return {"mean": mean, "standard_error": None, "df": None, "p": None, "over": None}
+    answers = _same_images(ours, reference)
+    found = paired(*answers) if answers is not None else welch(ours.values, reference.values)
+    numbers = {name: float(value) for name, value in (*found._asdict().items(), ("p", p_value(found)))}
+    return numbers | {"over": "seeds" if answers is None else "seeds and images"}
 
 
-def outcome_of(found: Json | None) -> str:
-    """Judge a difference: ``above``, ``below``, ``unclear``, ``one seed`` (no spread) or ``not measured``."""
-    if found is None:
-        return "not measured"
-    if found["standard_error"] is None:
-        return "one seed"
-    if found["mean"] == 0 or abs(found["mean"]) < 2 * found["standard_error"]:
-        return "unclear"
-    return "above" if found["mean"] > 0 else "below"
+def _same_images(*samples: Sample) -> list[np.ndarray] | None:
+    """Return which images each sample got right, (seeds, images), if that is known and all saw the same images."""
+    answers = [[run.result.right(sample.metric) for run in sample.runs] for sample in samples]
+    known = [right for row in answers for right in row if right is not None]
+    seen = {str(run.result.evaluated_on) for sample in samples for run in sample.runs}
+    if len(known) < sum(map(len, answers)) or len(seen) > 1:
+        return None
+    return [np.stack([right for right in row if right is not None]) for row in answers]
+
+
+def judge(pairs: Sequence[tuple[float | None, Json | None]]) -> list[Json]:
+    """Judge the differences of one table, each given as the paper's and ours.
+
+    Returns, for each, ``verdict``, ``p_holm`` (null where nothing was tested) and ``smallest`` (null unless
+    inconclusive, and where the seeds do not vary at all).
+    """
+    tested = [
+        (index, printed, found)
+        for index, (printed, found) in enumerate(pairs)
+        if found is not None and found["p"] is not None
+    ]
+    adjusted = holm([found["p"] for _, _, found in tested])
+    # Once Holm's steps have stopped, every p-value that is left was held against this level.
+    left = LEVEL / max(1, int((adjusted > LEVEL).sum()))
+    verdicts: list[Json] = [{"verdict": "not run", "p_holm": None, "smallest": None} for _ in pairs]
+    for (index, printed, found), p in zip(tested, adjusted, strict=True):
+        verdict, smallest = "inconclusive", None
+        if p <= LEVEL:
+            side = "above" if found["mean"] > 0 else "below"
+            verdict = side if not printed else "confirmed" if (side == "above") == (printed > 0) else "contradicted"
+        elif found["standard_error"] > 0:
+            smallest = float(smallest_effect(found["standard_error"], found["df"], left))
+        verdicts[index] = {"verdict": verdict, "p_holm": float(p), "smallest": smallest}
+    return verdicts
 
 
 def sentence(
-    subject: str, reference: str, where: str, found: Json | None, *, unit: str = "points", decimals: int = 1
+    subject: str,
+    reference: str,
+    where: str,
+    found: Json | None,
+    judged: Json | None,
+    *,
+    unit: str = "points",
+    decimals: int = 1,
 ) -> str:
-    """Say in words how ``subject`` stands to ``reference``; ``where`` is empty or says at which share of the data."""
-    outcome = outcome_of(found)
+    """Say in words how ``subject`` stands to ``reference``; ``where`` is empty or says at which share of the data.
+
+    ``judged`` is what `judge` returns, None at a scale without verdicts.
+    """
     if found is None:
-        return f"{subject} against {reference}{where}: not measured."
-    if outcome == "one seed":
-        value = f"{found['mean']:+.{decimals}f} {unit}"
-        return f"{subject} minus {reference}{where} is {value}, from one seed: not to be judged."
-    mean, error = found["mean"], f"{found['standard_error']:.{decimals}f} {unit}"
-    if outcome == "unclear":
-        return f"No clear difference between {subject} and {reference}{where} ({mean:+.{decimals}f} +- {error})."
-    return f"{subject} is {abs(mean):.{decimals}f} +- {error} {outcome} {reference}{where}."
+        return f"{subject} against {reference}{where}: not run."
+    error = "" if found["standard_error"] is None else f" +- {found['standard_error']:.{decimals}f}"
+    value = f"{found['mean']:+.{decimals}f}{error} {unit}"
+    if judged is None:
+        return f"{subject} minus {reference}{where}: {value}."
+    if judged["verdict"] == "not run":
+        return f"{subject} minus {reference}{where}: not run with several seeds ({value} from one)."
+    if judged["verdict"] == "inconclusive":
+        return f"{subject} minus {reference}{where}: {value}, inconclusive{_seen(judged, unit, decimals)}."
+    side = "above" if found["mean"] > 0 else "below"
+    text = f"{subject} is {abs(found['mean']):.{decimals}f}{error} {unit} {side} {reference}{where}"
+    word = {"confirmed": ", as in the paper: confirmed", "contradicted": ", unlike in the paper: contradicted"}
+    return f"{text}{word.get(judged['verdict'], '')}."
 
 
-def agrees(printed: float | None, outcome: str) -> bool | None:
-    """Return whether a clear outcome has the sign of the paper's difference; None where one of them has no sign."""
-    if not printed or outcome not in ("above", "below"):
-        return None
-    return (outcome == "above") == (printed > 0)
+def _seen(judged: Json, unit: str, decimals: int) -> str:
+    smallest = judged["smallest"]
+    return "" if smallest is None else f" (it takes {smallest:.{decimals}f} {unit} to be seen)"
 
 
-def summary(comparisons: Sequence[Json]) -> str:
-    """Count the verdicts, whichever way they come out."""
-    same = sum(pair["agrees"] is True for pair in comparisons)
-    other = sum(pair["agrees"] is False for pair in comparisons)
-    unclear = sum(pair["outcome"] == "unclear" for pair in comparisons)
-    missing = len(comparisons) - same - other - unclear
-    text = (
-        f"Of {len(comparisons)} differences in the paper's tables, {same} came out clearly in the paper's direction, "
-        f"{other} clearly the other way, and {unclear} without a clear difference"
+def summary(tables: Sequence[Sequence[Json]]) -> str:
+    """Count the verdicts of the comparisons of all tables, and say how many of them chance alone would give.
+
+    A comparison that several tables make is counted once, with the verdict of the table that asks most of it.
+    """
+    strictest: dict[tuple[str, str], Json] = {}
+    for pair in (pair for table in tables for pair in table):
+        key = pair["row"], pair["to"]
+        if key not in strictest or (pair["p_holm"] or 0) > (strictest[key]["p_holm"] or 0):
+            strictest[key] = pair
+    count = Counter(pair["verdict"] for pair in strictest.values())
+    parts = [f"{count[verdict]} {verdict}" for verdict in ("confirmed", "contradicted", "inconclusive")]
+    if unprinted := count["above"] + count["below"]:
+        parts.append(f"{unprinted} clear where the paper prints none")
+    parts += [f"{count['not run']} not run"] if count["not run"] else []
+    tested = sum(any(pair["p_holm"] is not None for pair in table) for table in tables)
+    number = f"{tested} tables" if tested != 1 else "one table"
+    return (
+        f"Of {len(strictest)} differences in the paper's tables: {', '.join(parts)}. If no two rows differed, chance "
+        f"alone would give about {LEVEL * tested:.2g} verdicts in {number} (5 % for each table as a whole)."
     )
-    return f"{text}; {missing} could not be judged." if missing else f"{text}."

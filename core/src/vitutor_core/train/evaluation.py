@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,78 +12,62 @@ from torch import nn
 
 from vitutor_core.data.build import build_data
 from vitutor_core.data.types import Data, DataInfo
-from vitutor_core.errors import CheckpointError
-from vitutor_core.evaluate.accuracy import evaluate
+from vitutor_core.distributed import choose_device, effective_precision
+from vitutor_core.evaluate.accuracy import Measured, measure
 from vitutor_core.evaluate.complexity import complexity, throughput
 from vitutor_core.models.weights import load_model, load_strictly
+from vitutor_core.runs import RunDir, RunRecord
 from vitutor_core.schema import RunConfig
-from vitutor_core.train.distributed import choose_device, effective_precision
+from vitutor_core.train.memory import advise_for_evaluation
 from vitutor_core.train.method import Clock, Method
-from vitutor_core.train.publish import EMA_WEIGHTS_NAME, METHOD_NAME, WEIGHTS_NAME
 
 BuildMethod = Callable[[Any, DataInfo], Method]
 
 
-def read_record(run: Path, package: str) -> dict[str, Any]:
-    """Read what a finished run says of itself; raises `CheckpointError` if it is none of ``package``."""
-    path = run / "metrics.json"
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-        found = record["paper"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path.absolute()}: not a finished run; train it to its end first") from None
-    if found != package:
-        raise CheckpointError(f"{run.absolute()}: a run of method {found}, expected {package}")
-    return record
-
-
 def evaluate_run(
-    run: Path, record: dict[str, Any], schema: type[RunConfig], build: BuildMethod, *, speed: bool = False
-) -> dict[str, float]:
-    """Return the figures of a finished run, whose ``record`` is the content of its metrics.json.
+    run: Path, record: RunRecord, schema: type[RunConfig], build: BuildMethod, *, speed: bool = False
+) -> Measured:
+    """Measure a finished run, whose record is ``record``.
 
     A model that is no classifier yet has no accuracy. ``speed`` measures images per second as well.
     """
-    config: RunConfig = schema.from_mapping(record["config"], where=str(run / "metrics.json"))
+    config: RunConfig = schema.from_mapping(record.config, where=str(RunDir(run).metrics))
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
     device = choose_device(config.runtime.device)
-    model, card = load_model(run / WEIGHTS_NAME)
+    model, card = load_model(RunDir(run).weights)
     model.to(device)
-    own_metrics = bool(record.get("own_metrics"))
-    metrics: dict[str, float] = {}
-    if "top1" in record["metrics"] or own_metrics:
+    metrics, correct = Measured({}, {})
+    if "top1" in record.metrics or record.own_metrics:
         data = build_data(config, device=device)
         try:
-            metrics = _accuracy(run, model, record, config, data, device)
-            if own_metrics:
-                method = _method(run, model, config, build, data).to(device)
-                metrics |= method.final_metrics(data.evaluation)
+            with advise_for_evaluation(config):
+                metrics, correct = _accuracy(run, model, record, config, data, device)
+                if record.own_metrics:
+                    method = _method(run, model, config, build, data).to(device)
+                    metrics |= method.report(evaluation=data.evaluation).metrics
         finally:
             data.train.close()
     metrics |= complexity(model, card.image_size, channels=len(card.mean))
     if speed:
         size, batch = card.image_size, config.runtime.eval_batch_size
         metrics["images_per_s"] = throughput(model, size, device=device, batch_size=batch)
-    return metrics
+    return Measured(metrics, correct)
 
 
 def _accuracy(
-    run: Path, model: nn.Module, record: dict[str, Any], config: RunConfig, data: Data, device: torch.device
-) -> dict[str, float]:
-    if "top1" not in record["metrics"]:  # the head is not trained
-        return {}
+    run: Path, model: nn.Module, record: RunRecord, config: RunConfig, data: Data, device: torch.device
+) -> Measured:
+    if "top1" not in record.metrics:  # the head is not trained
+        return Measured({}, {})
     options: dict[str, Any] = {
         "num_classes": data.info.num_classes,
         "device": device,
         "precision": effective_precision(config.train.precision, device),
     }
-    metrics = evaluate(model, data.evaluation, **options)
-    if (run / EMA_WEIGHTS_NAME).exists():
-        averaged, _ = load_model(run / EMA_WEIGHTS_NAME)
-        found = evaluate(averaged.to(device), data.evaluation, **options)
-        metrics |= {f"ema_{name}": value for name, value in found.items()}
-    return metrics
+    average = RunDir(run).ema_weights
+    averaged = load_model(average)[0].to(device) if average.exists() else None
+    return measure(model, averaged, data.evaluation, **options)
 
 
 def _method(run: Path, model: nn.Module, config: RunConfig, build: BuildMethod, data: Data) -> Method:
@@ -92,8 +75,9 @@ def _method(run: Path, model: nn.Module, config: RunConfig, build: BuildMethod, 
     method = build(config, data.info)
     updates = data.train.steps_per_epoch
     method.on_epoch(Clock((config.train.epochs - 1) * updates, updates, config.train.epochs * updates))
-    if (run / METHOD_NAME).exists():
-        load_strictly(method, load_file(run / METHOD_NAME), where=str(run / METHOD_NAME))
+    files = RunDir(run)
+    if files.method.exists():
+        load_strictly(method, load_file(files.method), where=str(files.method))
     else:
-        load_strictly(method.inference_model(), model.state_dict(), where=str(run / WEIGHTS_NAME))
+        load_strictly(method.inference_model(), model.state_dict(), where=str(files.weights))
     return method

@@ -14,12 +14,13 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from vitutor_core.data.types import Data
+from vitutor_core.distributed import Processes, effective_precision
 from vitutor_core.errors import InterruptedRun, NonFiniteError
-from vitutor_core.evaluate.accuracy import evaluate
+from vitutor_core.evaluate.accuracy import Measured, measure
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
-from vitutor_core.train.distributed import Processes, effective_precision
 from vitutor_core.train.guard import FiniteGuard
+from vitutor_core.train.memory import advise_for_evaluation
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock, Method
 from vitutor_core.train.progress import RunProgress
@@ -31,8 +32,8 @@ from vitutor_core.train.update import Updater
 
 def fit(
     method: Method, data: Data, config: RunConfig, *, run: RunFolder, processes: Processes, identity: dict[str, Any]
-) -> tuple[dict[str, float], nn.Module | None]:
-    """Train ``method`` to its end; return the metrics of the last evaluation, and the averaged student if there is one.
+) -> tuple[Measured, nn.Module | None]:
+    """Train ``method`` to its end; return what the last evaluation found, and the averaged student if there is one.
 
     Resumes from the newest checkpoint of ``run``, bit for bit. Raises `InterruptedRun` after saving, when asked to
     stop, and `NonFiniteError` before any weight is harmed.
@@ -41,7 +42,7 @@ def fit(
     clock = Clock(0, updates, updates * epochs)
     method.to(processes.device)
     state = TrainState.build(method, config, run, clock, identity)
-    metrics: dict[str, float] = state.last_metrics
+    measured = Measured(state.last_metrics, state.last_correct)
     guard = FiniteGuard(state.optimizer, processes.device)
     meter = Meter(processes, state.meter_sums)
     updater = Updater(method, config, processes, state, guard, meter)
@@ -87,17 +88,20 @@ def fit(
             line: dict[str, Any] = {"epoch": epoch, "step": state.step, **meter.epoch_line()}
             line["lr"] = max(group["lr"] for group in state.optimizer.param_groups)  # layer decay lowers the others
             if (epoch + 1) % every.eval_every_epochs == 0 or epoch + 1 == epochs:
-                metrics = _evaluate(method, state.ema, data, config, processes, probe)
-                line |= metrics
-                run.keep_pictures(epoch + 1, method.pictures(probe.to(processes.device)))
-            state.end_epoch(line, metrics)
+                report = method.report(probe.to(processes.device))
+                with advise_for_evaluation(config):
+                    found = _evaluate(method, state.ema, data, config, processes)
+                measured = Measured(found.metrics | report.metrics, found.correct)
+                line |= measured.metrics
+                run.keep_pictures(epoch + 1, report.pictures)
+            state.end_epoch(line, measured)
             progress.epoch(_summary(line, epochs), last=epoch + 1 == epochs)
             must_stop = processes.any(bool(stop))
             if (epoch + 1) % every.checkpoint_every_epochs == 0 or epoch + 1 == epochs or must_stop:
                 state.save(run, method, meter, processes)
             if must_stop and epoch + 1 < epochs:
                 raise InterruptedRun(f"stopped after epoch {epoch}; run it again to go on", stop.signal_number or 15)
-    return metrics, state.ema.module if state.ema is not None else None
+    return measured, state.ema.module if state.ema is not None else None
 
 
 def _must_stop(stop: StopRequest, state: TrainState, interval: int, processes: Processes) -> bool:
@@ -105,25 +109,20 @@ def _must_stop(stop: StopRequest, state: TrainState, interval: int, processes: P
     return (processes.world_size == 1 or state.step % interval == 0) and processes.any(bool(stop))
 
 
-def _evaluate(
-    method: Method, ema: ModelEmaV3 | None, data: Data, config: RunConfig, processes: Processes, probe: torch.Tensor
-) -> dict[str, float]:
+def _evaluate(method: Method, ema: ModelEmaV3 | None, data: Data, config: RunConfig, processes: Processes) -> Measured:
     options: dict[str, Any] = {
         "num_classes": data.info.num_classes,
         "device": processes.device,
         "precision": effective_precision(config.train.precision, processes.device),
     }
-    metrics: dict[str, float] = {}
-    if method.classifies:
-        metrics = evaluate(method.inference_model(), data.evaluation, **options)
-    if method.classifies and ema is not None:
-        averaged = evaluate(ema.module, data.evaluation, **options)
-        metrics |= {f"ema_{name}": value for name, value in averaged.items()}
-    return metrics | method.diagnostics(probe.to(processes.device))
+    if not method.traits.classifies:
+        return Measured({}, {})
+    averaged = ema.module if ema is not None else None
+    return measure(method.inference_model(), averaged, data.evaluation, **options)
 
 
 def _probe_images(data: Data) -> torch.Tensor:
-    """Return the first evaluation batch, at most 64 images, for `Method.diagnostics`."""
+    """Return the first evaluation batch, at most 64 images, for `Method.report`."""
     images, _ = next(iter(data.evaluation))
     return images[:64].cpu()
 

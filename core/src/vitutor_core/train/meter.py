@@ -8,7 +8,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from vitutor_core.train.distributed import Processes
+from vitutor_core.distributed import Processes, sum_over_processes
 from vitutor_core.train.method import StepOutput
 
 
@@ -58,7 +58,7 @@ class Meter:
         names = sorted(self._sums)
         if not names:
             return {}
-        total = self._processes.sum(torch.stack([self._sums[name] for name in names]))
+        total = sum_over_processes(torch.stack([self._sums[name] for name in names]))
         return dict(zip(names, total.tolist(), strict=True))
 
     def epoch_line(self) -> dict[str, float]:

@@ -7,14 +7,18 @@ of one step. So DistributedDataParallel synchronises it, ``torch.compile`` captu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, Self
 
 from torch import Tensor, nn
 
-from vitutor_core.data.types import Batch, EvalLoader
+from vitutor_core.data.types import Batch, DataInfo, EvalLoader
+from vitutor_core.distill.teacher import FrozenTeacher
+
+_NONE: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,56 @@ class Clock:
 
 
 class StepOutput(NamedTuple):
-    """``loss`` is the scalar to minimise; ``parts`` are its unweighted terms by name, for the log."""
+    """What one step gives.
+
+    Attributes:
+        loss: the scalar to minimise.
+        losses: the objectives that the method's update rule differentiates one by one in place of ``loss``, with their
+            graphs; the student's comes first. Empty where there is no such rule.
+        parts: unweighted terms by name, for the log alone: the loop detaches them.
+
+    """
 
     loss: Tensor
-    parts: dict[str, Tensor]
+    losses: Mapping[str, Tensor] = _NONE
+    parts: Mapping[str, Tensor] = _NONE
+
+    def with_term(self, term: Tensor, **parts: Tensor) -> StepOutput:
+        """Add a term of the student to the objective, and ``parts`` to the log."""
+        losses = {name: loss + term if not place else loss for place, (name, loss) in enumerate(self.losses.items())}
+        return StepOutput(self.loss + term, losses, {**self.parts, **parts})
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What kind of method it is.
+
+    Attributes:
+        classifies: False where the head of `Method.inference_model` is not trained, so that it has no accuracy.
+        decays_all: True where weight decay is for every parameter, biases and norms included, without layer-wise decay.
+        measures: True where `Method.report` has figures of its own over the whole evaluation set.
+
+    """
+
+    classifies: bool = True
+    decays_all: bool = False
+    measures: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a method shows beside losses and accuracy.
+
+    Attributes:
+        metrics: figures by name.
+        pictures: (3, H, W) in [0, 1], by name.
+        events: after how many epochs something happens, by what happens; figures mark them.
+
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+    events: dict[str, int] = field(default_factory=dict)
 
 
 class UpdateRule(Protocol):
@@ -60,17 +110,23 @@ class UpdateRule(Protocol):
 
 
 class Method(nn.Module, ABC):
-    """Base of all methods. Subclasses set ``self.student`` and implement ``forward``.
+    """Base of all methods. Subclasses set ``self.student`` and implement `build` and `forward`.
 
-    Frozen teachers are `vitutor_core.distill.FrozenTeacher` objects, which are no modules: they are neither trained,
-    nor saved, nor wrapped.
+    Frozen teachers are `vitutor_core.distill.FrozenTeacher` objects, which are not modules: they are neither trained,
+    nor saved, nor wrapped. A new member of this class must be forwarded by `vitutor_core.train.wrap.MethodWrapper`.
+
+        class Plain(Method):
+            def forward(self, batch, clock):
+                return StepOutput(F.cross_entropy(self.student(batch.images), batch.targets))
     """
 
     student: nn.Module
-    classifies: ClassVar[bool] = True
-    """False where the head of `inference_model` is not trained: the loop then takes no accuracy of it."""
-    decays_all: bool = False
-    """True where weight decay is for every parameter, biases and norms included; without layer-wise decay."""
+    traits: Traits = Traits()
+
+    @classmethod
+    def build(cls, config: Any, info: DataInfo) -> Self:
+        """Build the method for the data at hand; raises `ConfigError` where config and data do not fit."""
+        raise NotImplementedError
 
     @abstractmethod
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
@@ -81,38 +137,43 @@ class Method(nn.Module, ABC):
         return self.student
 
     def on_epoch(self, clock: Clock) -> bool:
-        """Bring the module into the shape it has in ``clock.epoch``; return True if parameters were removed.
+        """Drop or freeze the parts that are not trained in ``clock.epoch``; return True if parameters were removed.
 
         Called at the start of every epoch and before a checkpoint of that epoch is loaded, so it must depend on
         the clock alone and may be called repeatedly.
         """
         return False
 
-    def update_rule(self) -> UpdateRule | None:
-        """Return the method's own way to compute gradients, or None for one backward pass."""
+    def update_rule(self, others: Sequence[nn.Parameter] = ()) -> UpdateRule | None:
+        """Return the method's own way to compute gradients, or None for one backward pass on the loss.
+
+        ``others`` are trained beside the method's parameters, by a term that a wrapper adds to the student's
+        objective. A rule must give them gradients too.
+        """
         return None
 
-    def diagnostics(self, images: Tensor) -> dict[str, float]:
-        """Return figures to log after each evaluation, from a fixed batch of evaluation images."""
-        return {}
+    def report(self, probe: Tensor | None = None, evaluation: EvalLoader | None = None) -> Report:
+        """Return what the method has to show.
 
-    def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """Return pictures to keep after each evaluation, (3, H, W) in [0, 1], by name; images as for `diagnostics`."""
-        return {}
-
-    def final_metrics(self, evaluation: EvalLoader) -> dict[str, float]:
-        """Return the method's own figures over the whole evaluation set; called once, after the last epoch.
-
-        Every process calls it, with its share of the images.
+        Called after each evaluation with ``probe``, the same few evaluation images (B, C, H, W) every time; by every
+        process after the last epoch with ``evaluation``, its share of the whole set, where `Traits.measures` says so;
+        and with neither for the events.
         """
-        return {}
+        return Report()
 
     def teachers(self) -> dict[str, dict[str, Any]]:
         """Return `FrozenTeacher.facts` by role; the SHA-256 of each teacher is part of a run's identity."""
         return {}
 
+    def logit_teachers(self) -> Mapping[str, FrozenTeacher]:
+        """Return, by role, the teachers whose logits of the batch's images `forward` reads.
+
+        Where ``batch.taught`` has a role, forward takes the logits from there instead of asking the teacher.
+        """
+        return {}
+
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that must not decay: those that the parts of the method name themselves."""
+        """Return the names of parameters that must not decay: those that the method's parts name themselves."""
         names: set[str] = set()
         for prefix, child in self.named_children():
             own: Any = getattr(child, "no_weight_decay", None)

@@ -44,7 +44,7 @@ def build_optimizer(method: Method, config: OptimConfig, batch_size: int) -> tor
 
 
 def _parameter_groups(method: Method, config: OptimConfig) -> list[dict[str, Any]]:
-    if method.decays_all:
+    if method.traits.decays_all:
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
         return [{"params": trained, "weight_decay": config.weight_decay}]
     groups: list[dict[str, Any]] = param_groups_weight_decay(

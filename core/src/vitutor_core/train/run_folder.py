@@ -13,9 +13,9 @@ import fcntl
 import io
 import json
 import os
-import shutil
 import socket
 import time
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -26,23 +26,27 @@ from torch import Tensor
 
 from vitutor_core.config import differences
 from vitutor_core.errors import BusyError, CheckpointError, ConfigError, ResourceError
+from vitutor_core.files import atomic, discard, discard_partial, write_json, write_text
+from vitutor_core.runs import RunDir
 from vitutor_core.train import checkpoint
-from vitutor_core.train.publish import PICTURES_NAME
 
 _LOCK_WAIT_S = 30.0
 
 
 class RunFolder:
-    """A locked run folder. Use it as a context manager; nothing is left of a new folder whose set-up failed.
+    """A locked run folder. Use it as a context manager.
 
+    A run that fails before its first checkpoint leaves no claim on the folder, and nothing of a folder that it made.
     Of several processes of one run only the ``owner`` locks and writes; the others read.
     Raises `ResourceError` if the folder cannot be written and `BusyError` if another process holds it.
     """
 
     def __init__(self, path: Path, *, owner: bool = True) -> None:
         self.path = path.absolute()
+        self.files = RunDir(self.path)
         self.checkpoints = self.path / "checkpoints"
         self._created = [folder for folder in (self.path, *self.path.parents) if owner and not folder.exists()]
+        self._claimed = False
         self._lock = self._take_lock() if owner else None
 
     def __enter__(self) -> Self:
@@ -51,23 +55,33 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        started = (self.path / "run.json").exists()
-        if self._created and kind is not None and not started:
-            shutil.rmtree(self.path, ignore_errors=True)
-            with contextlib.suppress(OSError):  # somebody else has put something there
-                for folder in self._created[1:]:
-                    folder.rmdir()
-        if self._lock is not None:
-            os.close(self._lock)
+        if self._lock is None:
+            return
+        if kind is not None and not self._has_work:
+            ours = ["run.json"] if self._claimed else []
+            ours += [".lock", "curves.csv", "pictures"] if self._created else []
+            for name in ours:
+                discard(self.path / name)
+            discard_partial(self.checkpoints)
+            with contextlib.suppress(OSError):  # somebody has put something there, or a crash is described there
+                for folder in (self.checkpoints, *self._created):
+                    if folder.exists():
+                        folder.rmdir()
+        os.close(self._lock)
 
     @property
     def is_finished(self) -> bool:
-        return (self.path / "metrics.json").exists()
+        return self.files.metrics.exists()
+
+    @property
+    def _has_work(self) -> bool:
+        return self.is_finished or bool(checkpoint.folders(self.checkpoints))
 
     def claim(self, identity: dict[str, Any], details: dict[str, Any]) -> None:
-        """Record whose run this is, or check that it is the same run as before.
+        """Record whose run this is, or check that it is the same run as before, if there is anything of that.
 
-        ``identity`` decides (method, config, data, teachers); ``details`` (versions, machine, command) is recorded.
+        ``identity`` decides (method, config, data, teachers); ``details`` (versions, machine, command) is recorded,
+        and a warning says which versions, or what number of processes, are not those of the session before.
         Raises `CheckpointError` for another method and `ConfigError`, with the differences, for another config.
         """
         if self._lock is None:
@@ -77,12 +91,19 @@ class RunFolder:
         if path.exists():
             try:
                 before = json.loads(path.read_text())
-                sessions = before["sessions"]
-                previous = before["identity"]
-            except (ValueError, KeyError, TypeError):
+                sessions = [*before["sessions"]]
+                changed = differences(_circumstances(sessions[-1]), _circumstances(details))
+                if self._has_work:
+                    self._compare(before["identity"], identity)
+                elif before["identity"] != identity:
+                    sessions, changed = [], []
+            except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 raise CheckpointError(f"{path}: not readable; choose another --out") from None
-            self._compare(previous, identity)
-        checkpoint.remove_partial(self.checkpoints)
+            if changed and not self.is_finished:
+                warnings.warn(f"{self.path}: resumed with {'; '.join(changed)}; the result may differ", stacklevel=2)
+        discard_partial(self.path)
+        discard_partial(self.checkpoints)
+        self._claimed = True
         write_json(path, {"identity": identity, "sessions": [*sessions, details]})
 
     def _compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -101,13 +122,10 @@ class RunFolder:
             self._compare(found.identity, identity)
         return found
 
-    def read_curves(self, before_epoch: int) -> list[dict[str, Any]]:
-        """Return the curve lines of the epochs before ``before_epoch``; later ones will be run again."""
-        path = self.path / "curves.csv"
-        if not path.exists():
-            return []
-        with path.open(newline="") as file:
-            return [line for line in csv.DictReader(file) if int(line["epoch"]) < before_epoch]
+    def warn_if_short(self, tensors: int) -> None:
+        """Warn, before anything is trained, if the disk has no room for two checkpoints of so many bytes."""
+        if self._lock is not None:
+            checkpoint.warn_if_short(self.checkpoints, tensors)
 
     def write_curves(self, lines: list[dict[str, Any]]) -> None:
         """Write all curve lines; columns are the union of theirs, in order of appearance."""
@@ -116,22 +134,26 @@ class RunFolder:
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
-        write_whole(self.path / "curves.csv", text.getvalue())
+        write_text(self.files.curves, text.getvalue())
+
+    def write_crash(self, step: int, details: dict[str, Any]) -> None:
+        """Write what is known of a step that failed; every process does, into a file of its own."""
+        process = "" if self._lock is not None else f"-process-{os.environ.get('RANK', os.getpid())}"
+        write_json(self.path / "crash" / f"step-{step:08d}{process}.json", details)
 
     def keep_pictures(self, epoch: int, pictures: dict[str, Tensor]) -> None:
         """Write pictures, (3, H, W) in [0, 1], as ``pictures/<name>-<epoch>.png``; the owner does."""
         if self._lock is None:
             return
         for name, picture in pictures.items():
-            path = self.path / PICTURES_NAME / f"{name}-{epoch:04d}.png"
-            path.parent.mkdir(exist_ok=True)
             pixels = picture.mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
-            Image.fromarray(pixels).save(path)
+            with atomic(self.files.pictures / f"{name}-{epoch:04d}.png") as partial:
+                Image.fromarray(pixels).save(partial, "PNG")
 
     def _take_lock(self) -> int:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".probe-{os.getpid()}"
+            probe = self.path / ".probe"
             probe.write_text("")
             probe.unlink()
             descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -162,24 +184,13 @@ class RunFolder:
         return ResourceError(f"{self.path}: cannot write there ({error.strerror}); choose another --out")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON; see `write_whole`."""
-    write_whole(path, json.dumps(value, indent=1) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file through a rename, so that a reader never sees half of it; raises `ResourceError`."""
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ResourceError(f"{path.absolute()}: cannot write ({error.strerror}); free some space") from None
-
-
 def _flat(identity: dict[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in identity.items() if key != "config"}, **identity.get("config", {})}
+
+
+def _circumstances(session: dict[str, Any]) -> dict[str, Any]:
+    """Return what a session ran with that can change the last digits of a result."""
+    return {"processes": session.get("processes", 1), **session.get("versions", {})}
 
 
 def _try_lock(descriptor: int) -> bool:

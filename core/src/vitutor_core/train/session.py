@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from vitutor_core.config import identity_fields
 from vitutor_core.data.build import build_data
 from vitutor_core.data.types import Data, DataInfo
-from vitutor_core.errors import ResourceError
+from vitutor_core.distill.taught import TaughtLoader, with_stored_logits
+from vitutor_core.distributed import Processes, processes
+from vitutor_core.errors import DataError
 from vitutor_core.models.weights import (
     ModelCard,
     save_model,
@@ -27,12 +28,12 @@ from vitutor_core.models.weights import (
     weights_sha256,
 )
 from vitutor_core.provenance import git_state, machine, versions
+from vitutor_core.runs import RunRecord
 from vitutor_core.schema import RunConfig
-from vitutor_core.train.distributed import Processes, processes
 from vitutor_core.train.loop import fit
+from vitutor_core.train.memory import advise_for_evaluation, advise_for_training
 from vitutor_core.train.method import Method
-from vitutor_core.train.publish import EMA_WEIGHTS_NAME, METHOD_NAME, WEIGHTS_NAME
-from vitutor_core.train.run_folder import RunFolder, write_json
+from vitutor_core.train.run_folder import RunFolder
 
 BuildMethod = Callable[[Any, DataInfo], Method]
 
@@ -51,8 +52,8 @@ class RunLabel:
 
 def train(
     config: RunConfig, build_method: BuildMethod, *, label: RunLabel, out: Path, measure: bool = True
-) -> dict[str, Any]:
-    """Train one run into the folder ``out``, resuming what is there, and return the content of its metrics.json.
+) -> RunRecord:
+    """Train one run into the folder ``out``, resuming what is there, and return its record.
 
     ``measure`` takes the method's own figures at the end, too; without it they are left to `train.evaluation`.
     """
@@ -64,75 +65,56 @@ def train(
         try:
             torch.manual_seed(config.seed)
             method = build_method(config, data.info)
-            identity = _identity(config, label, data.info, method)
-            run.claim(identity, _session(label))
+            data = with_stored_logits(data, method.logit_teachers, config, group)
+            if method.traits.classifies and data.info.num_classes < 2:
+                raise DataError(f"{data.info.name}: its one class is {data.info.class_names[0]}; to classify takes two")
+            identity = _identity(config, label, data, method)
+            run.claim(identity, _session(label, group))
             group.barrier()
             if run.is_finished:
-                return _read(run)
-            metrics, averaged = _fit(method, data, config, run, group, identity)
-            if measure:
-                metrics = metrics | method.final_metrics(data.evaluation)
+                return RunRecord.read(run.path)
+            with advise_for_training(config, group.device):
+                (metrics, correct), averaged = fit(method, data, config, run=run, processes=group, identity=identity)
+            if measure and method.traits.measures:
+                with advise_for_evaluation(config):
+                    metrics = metrics | method.report(evaluation=data.evaluation).metrics
         finally:
             data.train.close()
         if group.is_main:
             card = _card(config, data.info, label, metrics)
-            save_model(run.path / WEIGHTS_NAME, method.inference_model(), card)
+            save_model(run.files.weights, method.inference_model(), card)
             if averaged is not None:
-                save_model(run.path / EMA_WEIGHTS_NAME, averaged, card)
-            if has_own_metrics(method) and len(method.state_dict()) > len(method.inference_model().state_dict()):
-                save_tensors(run.path / METHOD_NAME, method.state_dict(), {})
-            result = _result(config, data, label, metrics, identity, method)
-            write_json(run.path / "metrics.json", result | {"seconds": round(time.monotonic() - started, 1)})
+                save_model(run.files.ema_weights, averaged, card)
+            if method.traits.measures and len(method.state_dict()) > len(method.inference_model().state_dict()):
+                save_tensors(run.files.method, method.state_dict())
+            seconds = round(time.monotonic() - started, 1)
+            record = _record(config, data, label, metrics, identity, method)
+            RunRecord.of(**record, correct=correct, processes=group.world_size, seconds=seconds).write(run.path)
         group.barrier()
-    return _read(run)
+        return RunRecord.read(run.path)
 
 
-def has_own_metrics(method: Method) -> bool:
-    """Return whether a method measures more than accuracy at the end."""
-    return type(method).final_metrics is not Method.final_metrics
-
-
-def _read(run: RunFolder) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((run.path / "metrics.json").read_text())
-    return result
-
-
-def _fit(
-    method: Method, data: Data, config: RunConfig, run: RunFolder, group: Processes, identity: dict[str, Any]
-) -> tuple[dict[str, float], nn.Module | None]:
-    try:
-        return fit(method, data, config, run=run, processes=group, identity=identity)
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        peak = torch.cuda.max_memory_allocated() / 2**30 if group.device.type == "cuda" else 0.0
-        train_config = config.train
-        raise ResourceError(
-            f"out of memory with batch {train_config.batch_size}, {data.info.image_size} px, "
-            f"{train_config.precision}, peak {peak:.1f} GiB; train.accumulate={2 * train_config.accumulate} "
-            "halves the memory and keeps the effective batch, in a new --out"
-        ) from None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # On a CPU, torch says so in a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _identity(config: RunConfig, label: RunLabel, info: DataInfo, method: Method) -> dict[str, Any]:
-    return {
+def _identity(config: RunConfig, label: RunLabel, data: Data, method: Method) -> dict[str, Any]:
+    info = data.info
+    identity = {
         "method": label.paper,
         "data": info.fingerprint,
         "classes": hashlib.sha256("\n".join(info.class_names).encode()).hexdigest(),
         "teachers": {role: teacher["sha256"] for role, teacher in method.teachers().items()},
         "config": identity_fields(config),
-    } | ({"start": weights_sha256(starting_weights(start))} if (start := config.student.weights) is not None else {})
+    }
+    if data.contents:
+        identity["image files"] = data.contents
+    if config.student.weights is not None:
+        identity["start"] = weights_sha256(starting_weights(config.student.weights))
+    return identity
 
 
-def _session(label: RunLabel) -> dict[str, Any]:
+def _session(label: RunLabel, group: Processes) -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat("T", "seconds"),
         "command": label.command,
+        "processes": group.world_size,
         "git": git_state(),
         "versions": versions(label.paper),
         "machine": machine(),
@@ -155,7 +137,7 @@ def _card(config: RunConfig, info: DataInfo, label: RunLabel, metrics: dict[str,
     )
 
 
-def _result(
+def _record(
     config: RunConfig, data: Data, label: RunLabel, metrics: dict[str, float], identity: dict[str, Any], method: Method
 ) -> dict[str, Any]:
     text = json.dumps(identity, sort_keys=True)
@@ -169,11 +151,13 @@ def _result(
         "updates": config.train.epochs * data.train.steps_per_epoch,
         "train_images": data.info.num_train,
         "fraction": config.data.fraction,
-        "own_metrics": has_own_metrics(method),
+        "own_metrics": method.traits.measures,
+        "events": method.report().events,
         "code": label.code,
         "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16],
         "data_fingerprint": data.info.fingerprint,
         "teachers": method.teachers(),
-        **{name: value for name, value in _session(label).items() if name != "started"},
+        "stored_logits": data.train.facts if isinstance(data.train, TaughtLoader) else None,
+        "command": label.command,
         "config": config.model_dump(mode="json"),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -39,5 +40,7 @@ class StopRequest:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.signal_number is not None:
+            for child in multiprocessing.active_children():  # workers are deaf to signals that ask
+                child.kill()
             os._exit(128 + number)
         self.signal_number = number

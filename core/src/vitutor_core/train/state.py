@@ -10,13 +10,14 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils.model_ema import ModelEmaV3
 
 from vitutor_core.data.types import Batch
+from vitutor_core.distributed import Processes
+from vitutor_core.evaluate.accuracy import Measured
 from vitutor_core.models.weights import load_strictly
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import checkpoint, optim
-from vitutor_core.train.distributed import Processes
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock, Method
-from vitutor_core.train.run_folder import RunFolder, write_json
+from vitutor_core.train.run_folder import RunFolder
 
 
 @dataclass
@@ -31,6 +32,7 @@ class TrainState:
     best_step: int = 0
     best_top1: float = -1.0
     last_metrics: dict[str, float] = field(default_factory=dict)
+    last_correct: dict[str, str] = field(default_factory=dict)
     meter_sums: dict[str, float] = field(default_factory=dict)
     curves: list[dict[str, Any]] = field(default_factory=list)
 
@@ -51,10 +53,16 @@ class TrainState:
             identity,
         )
         if found is not None:
-            state._restore(found, method, run, clock)
+            state._restore(found, method)
+        run.warn_if_short(state.size(method))
         return state
 
-    def _restore(self, found: checkpoint.Checkpoint, method: Method, run: RunFolder, clock: Clock) -> None:
+    def size(self, method: Method) -> int:
+        """Estimate the bytes of a checkpoint, with two moments per weight."""
+        copies = 3 if self.ema is None else 4
+        return copies * sum(int(value.nbytes) for value in method.state_dict().values())
+
+    def _restore(self, found: checkpoint.Checkpoint, method: Method) -> None:
         load_strictly(method, found.tensors("method"), where=str(found.path))
         optim.load_optimizer_tensors(self.optimizer, method, found.tensors("optimizer"))
         if self.ema is not None:
@@ -62,7 +70,6 @@ class TrainState:
         for name, value in found.state.items():
             setattr(self, name, value)
         self.step = found.step
-        self.curves = run.read_curves(self.step // clock.steps_per_epoch)
 
     def save(self, run: RunFolder, method: Method, meter: Meter, processes: Processes) -> None:
         """Save a checkpoint (first process only) and drop the older ones, except the best."""
@@ -74,26 +81,23 @@ class TrainState:
             }
             if self.ema is not None:
                 tensors["ema"] = dict(self.ema.module.state_dict())
-            names = ("best_step", "best_top1", "last_metrics", "meter_sums")
+            names = ("best_step", "best_top1", "last_metrics", "last_correct", "meter_sums", "curves")
             values = {name: getattr(self, name) for name in names}
-            # Curves first: those of epochs after a checkpoint are cut on resumption, missing ones would stay missing.
             run.write_curves(self.curves)
             checkpoint.save(run.checkpoints, self.step, tensors, values, self.identity)
             checkpoint.prune(run.checkpoints, keep={self.best_step})
         processes.barrier()
 
-    def end_epoch(self, line: dict[str, Any], metrics: dict[str, float]) -> None:
+    def end_epoch(self, line: dict[str, Any], measured: Measured) -> None:
         """Append an epoch to the curves and note whether it is the best so far."""
         self.curves.append(line)
-        self.last_metrics = metrics
+        self.last_metrics, self.last_correct = measured
         if "top1" in line and line["top1"] > self.best_top1:
             self.best_step, self.best_top1 = self.step, line["top1"]
 
     def write_crash(self, run: RunFolder, meter: Meter, micro_batches: tuple[Batch, ...]) -> None:
         """Write what is known of a non-finite step; checkpoints are left alone."""
-        folder = run.path / "crash"
-        folder.mkdir(exist_ok=True)
         indices = [index for batch in micro_batches for index in batch.indices.tolist()]
         losses = [str(float(loss)) for loss in meter.recent]
         details = {"step": self.step, "sample_indices": indices, "last_losses": losses}
-        write_json(folder / f"step-{self.step:08d}.json", details)
+        run.write_crash(self.step, details)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitutor_core.data.types import Batch, DataInfo
-from vitutor_core.models.weights import create_model
+from vitutor_core.models.weights import create_student
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.method import Clock, Method, StepOutput
 
@@ -23,12 +23,8 @@ class Supervised(Method):
     @classmethod
     def build(cls, config: RunConfig, info: DataInfo) -> Self:
         """Build the model that ``config.student`` names, for the data's classes and size."""
-        return cls(
-            create_model(
-                config.student, num_classes=info.num_classes, image_size=info.image_size, channels=info.channels
-            )
-        )
+        return cls(create_student(config.student, info))
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         loss = F.cross_entropy(self.student(batch.images), batch.targets)
-        return StepOutput(loss, {})
+        return StepOutput(loss)

@@ -12,9 +12,9 @@ from torch import nn
 
 from vitutor_core.data import keyed
 from vitutor_core.data.types import Batch
+from vitutor_core.distributed import Processes, effective_precision
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
-from vitutor_core.train.distributed import Processes, effective_precision
 from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock, Method, StepOutput
@@ -48,7 +48,7 @@ class Updater:
         state, method, clip_norm = self.state, self.method, self.config.optim.clip_norm
         optim.set_learning_rate(state.schedule, clock)
         state.optimizer.zero_grad(set_to_none=True)
-        rule = method.update_rule() or _backward_once
+        rule = method.update_rule() or backward_once
         no_sync: NoSync = getattr(self._wrapped, "no_sync", nullcontext)
         for number, batch in enumerate(micro_batches):
             # Dropout is a function of the step, as the data are: a resumed run needs no generator state.
@@ -75,10 +75,11 @@ class Updater:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             output: StepOutput = self._wrapped(batch, clock)
         self.guard.check(output.loss, "loss")
-        return output
+        return output._replace(parts={name: part.detach() for name, part in output.parts.items()})
 
 
-def _backward_once(forward: Callable[[], StepOutput], *, scale: float, no_sync: NoSync) -> StepOutput:
+def backward_once(forward: Callable[[], StepOutput], *, scale: float, no_sync: NoSync) -> StepOutput:
+    """Differentiate the loss: the update rule of methods that have none of their own."""
     output = forward()
     (output.loss * scale).backward()  # type: ignore[no-untyped-call]
     return output

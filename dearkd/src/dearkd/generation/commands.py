@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import click
 from dearkd.generation.config import GenerationConfig
 from vitutor_core.cli import options
 from vitutor_core.cli.stage import left_out
+from vitutor_core.config import setting
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.planned import read_planned
 from vitutor_core.paper import Paper, load
@@ -32,9 +32,7 @@ def generate_command(paper: Paper) -> click.Command:
     )
     @click.option("--jobs", type=click.IntRange(min=1), help="Processes side by side.  [default: cores; 1 on a GPU]")
     @options.work
-    @click.option(
-        "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: RESULTS/generated/NAME]"
-    )
+    @click.option("--out", type=options.PathOption(file_okay=False), help="Folder.  [default: RESULTS/generated/NAME]")
     def generate(
         name: str,
         scale: str,
@@ -67,7 +65,7 @@ def generate_command(paper: Paper) -> click.Command:
 
         if config.teacher.recipe is not None and config.teacher.weights is None:
             weights = trained_teacher(scale, config.teacher.recipe, results / "teachers")
-            config = config.changed([f"teacher.weights={json.dumps(str(weights))}"])
+            config = config.changed([setting("teacher.weights", str(weights))])
         check_target(out)
         folder, title = work / paper.package / scale, f"generate-{name}"
         generation = Generation(config, title, folder)
@@ -101,7 +99,7 @@ def diversity_command(paper: Paper) -> click.Command:
     @options.results
     @click.option(
         "--features",
-        type=click.Path(exists=True, path_type=Path),
+        type=options.PathOption(exists=True),
         help="Run whose model gives the feature space, trained on real images.  [default: row vit, seed 0]",
     )
     @click.option(

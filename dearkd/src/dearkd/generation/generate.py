@@ -26,16 +26,17 @@ from dearkd.generation.batch import GeneratedBatch, generate_batch
 from dearkd.generation.config import GenerationConfig
 from dearkd.generation.teacher import open_competitor, open_teacher
 from vitutor_core.config import identity_fields
+from vitutor_core.distributed import choose_device
 from vitutor_core.errors import ConfigError, DataError, ResourceError
+from vitutor_core.files import check_replaceable, discard, file_sha256, replace_folder, write_json, write_text
 from vitutor_core.provenance import git_state, machine, versions
-from vitutor_core.train.distributed import choose_device
 from vitutor_core.train.progress import RunProgress
-from vitutor_core.train.run_folder import write_json, write_whole
 
 MANIFEST = "manifest.json"
 """Every image with target, teacher's prediction, confidence and SHA-256; the same for the same images."""
 RECORD = "generation.json"
 """What made them: config, networks, versions, command."""
+_OWN = (RECORD, MANIFEST, "train/*/*.png")
 
 
 class Generation:
@@ -69,12 +70,11 @@ class Generation:
         if (self.folder / MANIFEST).exists():
             return []
         own = range(shard[0] - 1, self.config.num_batches, shard[1])
-        return [index for index in own if not self._record(index).exists()]
+        return [index for index in own if self._batch(index) is None]
 
     def run(self, batches: Sequence[int]) -> None:
         """Generate batches; raises `ResourceError` if they cannot be written."""
         each, noted = self.config.iterations, time.monotonic()
-        (self.folder / "batches").mkdir(parents=True, exist_ok=True)
         with RunProgress(f"generating, {self.config.num_images} images in all", len(batches) * each) as progress:
             for number, index in enumerate(batches):
 
@@ -83,7 +83,7 @@ class Generation:
                     progress.update(number * each + done, _note(figures))
                     if time.monotonic() - noted > 1:
                         noted = time.monotonic()
-                        write_whole(self._record(index).with_suffix(".iteration"), str(done))
+                        write_text(self._record(index).with_suffix(".iteration"), str(done))
 
                 batch = generate_batch(
                     self._teacher.model,
@@ -100,32 +100,40 @@ class Generation:
         """Return the iterations of all finished batches and, to a second, of those that processes work at."""
         done = (self.config.num_batches - len(self.missing())) * self.config.iterations
         for path in self.folder.glob("batches/*.iteration"):
-            with contextlib.suppress(FileNotFoundError):  # the batch has just been finished
+            with contextlib.suppress(FileNotFoundError, ValueError):  # the batch has just been finished
                 done += int(path.read_text())
         return done
 
     def publish(self, out: Path, details: dict[str, Any]) -> dict[str, Any]:
-        """Move the finished set to ``out`` by one rename, with manifest and record, and return the record.
+        """Copy the finished set to ``out``, with manifest and record, delete it here, and return the record.
 
-        ``details`` (scale, command) are recorded. Raises `ConfigError` if ``out`` holds something else, and
-        `ResourceError` if it cannot be written.
+        ``details`` (scale, command) are recorded. Raises as `replace_folder` does.
         """
-        check_target(out)
-        try:
-            if not (self.folder / MANIFEST).exists():
-                self._summarise(details)
-            shutil.rmtree(self.folder / "batches", ignore_errors=True)
-            shutil.rmtree(out, ignore_errors=True)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(self.folder, out)
-        except OSError as error:
-            raise ResourceError(f"{out.absolute()}: cannot write ({error.strerror}); free some space") from None
+        if not (self.folder / MANIFEST).exists():
+            self._summarise(details)
+        with replace_folder(out, *_OWN) as partial:
+            left_out = shutil.ignore_patterns("batches")
+            shutil.copytree(self.folder, partial, dirs_exist_ok=True, ignore=left_out, copy_function=shutil.copyfile)
+        discard(self.folder)
         return read_record(out)
 
     def published(self, out: Path) -> dict[str, Any] | None:
-        """Return the record at ``out`` if it is of this very set."""
-        record = read_record(out) if (out / MANIFEST).exists() else None
-        return record if record is not None and record["fingerprint"] == self.fingerprint else None
+        """Return the record at ``out`` if it is of this very set, and every image is as the manifest says."""
+        if not (out / MANIFEST).exists() or not (out / RECORD).exists():
+            return None
+        record = read_record(out)
+        if record["fingerprint"] != self.fingerprint or not _is_intact(out):
+            return None
+        discard(self.folder)  # of a command that was killed after publishing
+        return record
+
+    def _batch(self, index: int) -> dict[str, Any] | None:
+        """Return what a finished batch consists of, or None."""
+        try:
+            batch: dict[str, Any] = json.loads(self._record(index).read_text())
+            return batch if batch["images"] and batch["log"] else None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
 
     def _record(self, index: int) -> Path:
         return self.folder / "batches" / f"{index:06d}.json"
@@ -155,7 +163,7 @@ class Generation:
         self._record(index).with_suffix(".iteration").unlink(missing_ok=True)
 
     def _summarise(self, details: dict[str, Any]) -> None:
-        records = [json.loads(self._record(index).read_text()) for index in range(self.config.num_batches)]
+        records = [batch for index in range(self.config.num_batches) if (batch := self._batch(index)) is not None]
         images = [image for record in records for image in record["images"]]
         last = [record["log"][-1] for record in records]
         record = {
@@ -186,8 +194,7 @@ def encode_png(pixels: Tensor) -> bytes:
 
 def check_target(out: Path) -> None:
     """Raise `ConfigError` if ``out`` holds anything but a set of generated images, which would be replaced."""
-    if out.exists() and not (out / RECORD).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out.absolute()}: holds something else than generated images; choose another --out")
+    check_replaceable(out, *_OWN)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -199,6 +206,14 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{path.absolute()}: no readable record; make the images with 'dearkd generate'") from None
     return record
+
+
+def _is_intact(out: Path) -> bool:
+    try:
+        images = json.loads((out / MANIFEST).read_text())["images"]
+        return all(file_sha256(out / image["file"]) == image["sha256"] for image in images)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _check_names(class_names: tuple[str, ...]) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,14 +17,14 @@ from dearkd.generation.diversity import (
     same_class_pairs,
 )
 from dearkd.generation.generate import MANIFEST, read_record
+from vitutor_core.config import setting
 from vitutor_core.data.resample import eval_fit
 from vitutor_core.data.sources import open_source
+from vitutor_core.distributed import choose_device
+from vitutor_core.files import write_text
 from vitutor_core.models.weights import load_model, weights_sha256
-from vitutor_core.provenance import git_state, machine, versions
+from vitutor_core.runs import RunDir, RunRecord, weights_file
 from vitutor_core.schema import DataConfig
-from vitutor_core.train.distributed import choose_device
-from vitutor_core.train.publish import WEIGHTS_NAME
-from vitutor_core.train.run_folder import write_json, write_whole
 
 
 def measure_sets(
@@ -49,7 +47,7 @@ def measure_sets(
     device = choose_device(config.runtime.device)
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
-    model, card = load_model(features / WEIGHTS_NAME if features.is_dir() else features)
+    model, card = load_model(weights_file(features))
     judge = {"name": card.name, "sha256": weights_sha256(model.state_dict()), "top1": card.metrics.get("top1")}
     distances = {"feature_distance": feature_distance(model.to(device).eval(), card.mean, card.std)}
     perceptual = lpips_if_available(device) if lpips == "auto" else lpips_distance(lpips, device) if lpips else None
@@ -59,34 +57,28 @@ def measure_sets(
     sets = {"real": None} | {path.parent.name: path.parent for path in sorted(images.glob(f"*/{MANIFEST}"))}
     for name, folder in sets.items():
         started = time.monotonic()
-        where = [] if folder is None else [f"train_from={json.dumps(str(folder.absolute()))}"]
+        where = [] if folder is None else [setting("train_from", str(folder.absolute()))]
         split = open_source(data.changed(where)).train
         pairs = same_class_pairs(split.labels, config.diversity_pairs, config.seed)
         metrics = {metric: mean_distance(split, pairs, fit, distance, device) for metric, distance in distances.items()}
         made = read_record(folder) if folder is not None else None
         if made is not None:
             metrics["teacher_top1"] = made["teacher_accuracy"]
-        result = {
-            "row": f"images_{name}",
-            "scale": scale,
-            "seed": config.seed,
-            "metrics": metrics,
-            "train_images": len(split.labels),
-            "fingerprint": made["fingerprint"] if made is not None else split.content_hash[:16],
-            "data_fingerprint": split.content_hash,
-            "teachers": {"features": judge} | (made["networks"] if made is not None else {}),
-            "command": command,
-            "config": made["config"] if made is not None else {"data": data.model_dump(mode="json")},
-        }
-        _write(out / f"images_{name}", result, seconds=time.monotonic() - started)
+        record = RunRecord.of(
+            paper="dearkd",
+            row=f"images_{name}",
+            scale=scale,
+            seed=config.seed,
+            metrics=metrics,
+            train_images=len(split.labels),
+            fingerprint=made["fingerprint"] if made is not None else split.content_hash[:16],
+            data_fingerprint=split.content_hash,
+            teachers={"features": judge} | (made["networks"] if made is not None else {}),
+            command=command,
+            config=made["config"] if made is not None else {"data": data.model_dump(mode="json")},
+            seconds=round(time.monotonic() - started, 1),
+        )
+        run = RunDir(out / record.row / f"seed-{config.seed}")
+        write_text(run.curves, "epoch\n")  # it has none
+        record.write(run.path)
         yield name, metrics
-
-
-def _write(folder: Path, result: dict[str, Any], *, seconds: float) -> None:
-    """Write a set's figures as the result of a run without training, which has no epochs and no curves."""
-    run = folder / f"seed-{result['seed']}"
-    run.mkdir(parents=True, exist_ok=True)
-    circumstances = {"git": git_state(), "versions": versions("dearkd"), "machine": machine()}
-    untrained = {"paper": "dearkd", "epochs": 0, "updates": 0, "fraction": 1.0}
-    write_whole(run / "curves.csv", "epoch\n")
-    write_json(run / "metrics.json", untrained | result | circumstances | {"seconds": round(seconds, 1)})

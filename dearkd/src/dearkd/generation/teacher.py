@@ -21,8 +21,8 @@ from vitutor_core.distill.teacher import load_teacher
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.taps import forward_taps
 from vitutor_core.models.weights import read_card
+from vitutor_core.runs import weights_file
 from vitutor_core.schema import TeacherConfig
-from vitutor_core.train.publish import WEIGHTS_NAME
 
 
 def open_teacher(config: GenerationConfig, device: torch.device) -> tuple[FrozenTeacher, DataInfo]:
@@ -61,9 +61,8 @@ def open_competitor(
 
 def describe(config: TeacherConfig) -> DataInfo:
     """Return what a teacher's weights say of its data: from its model card, else from timm's record of the weights."""
-    path = Path(config.weights) if config.weights is not None else None
-    if path is not None:
-        card = read_card(path / WEIGHTS_NAME if path.is_dir() else path)
+    if config.weights is not None:
+        card = read_card(weights_file(Path(config.weights)))
         if card is not None:
             return _info(card.class_names, config.image_size or card.image_size, card.mean, card.std)
     cfg: Any = timm.get_pretrained_cfg(config.model.name) if config.model is not None else None

@@ -7,7 +7,6 @@ import math
 from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from mae_lite_distill.config import MAELiteConfig, MoCoConfig
@@ -18,8 +17,9 @@ from mae_lite_distill.models.heads import mlp_head
 from mae_lite_distill.models.positions import freeze_positions
 from mae_lite_distill.views import TwoViews
 from vitutor_core.data.types import Batch, DataInfo
-from vitutor_core.models.weights import create_model
-from vitutor_core.train.method import Clock, StepOutput
+from vitutor_core.distributed import gather_rows, synchronise_batch_norm, world
+from vitutor_core.models.weights import create_student
+from vitutor_core.train.method import Clock, StepOutput, Traits
 
 
 class ContrastivePretraining(Pretraining):
@@ -29,7 +29,7 @@ class ContrastivePretraining(Pretraining):
     both views are cut here, because the loaders give one view of an image.
     """
 
-    decays_all = True
+    traits = Traits(classifies=False, decays_all=True, measures=True)
 
     def __init__(self, student: nn.Module, config: MoCoConfig, info: DataInfo) -> None:
         super().__init__(student)
@@ -38,9 +38,7 @@ class ContrastivePretraining(Pretraining):
         self.predictor = mlp_head((config.features, config.hidden, config.features))
         for part in (self.projector, self.predictor):
             _init_linear(part)
-        if dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl":
-            synchronised: Any = nn.SyncBatchNorm.convert_sync_batchnorm
-            self.projector, self.predictor = synchronised(self.projector), synchronised(self.predictor)
+        self.projector, self.predictor = map(synchronise_batch_norm, (self.projector, self.predictor))
         self.key_student: Any = copy.deepcopy(student).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self._config = config
@@ -50,9 +48,7 @@ class ContrastivePretraining(Pretraining):
     @classmethod
     def build(cls, config: MAELiteConfig, info: DataInfo) -> Self:
         """Build the encoder and its heads; raises `ConfigError` for a model that is no plain ViT."""
-        student = create_model(
-            config.student, num_classes=info.num_classes, image_size=info.image_size, channels=info.channels
-        )
+        student = create_student(config.student, info)
         check_encoder(student, f"student {config.student.name}")
         init_encoder(student)
         return cls(student, config.moco, info)
@@ -67,11 +63,12 @@ class ContrastivePretraining(Pretraining):
         queries = [self.predictor(part) for part in self._project(self.student, self.projector, views)]
         with torch.no_grad():
             keys = self._project(self.key_student, self.key_projector, views)
+        first_row = world()[0] * len(keys[0])
         terms = [
-            contrastive_loss(query, gathered, temperature=self._config.temperature, first=place)
-            for query, (gathered, place) in zip(queries, map(_gather, reversed(keys)), strict=True)
+            contrastive_loss(query, gather_rows(key, even=True), temperature=self._config.temperature, first=first_row)
+            for query, key in zip(queries, reversed(keys), strict=True)
         ]
-        return StepOutput(terms[0] + terms[1], {"contrast_loss": terms[0] + terms[1]})
+        return StepOutput(terms[0] + terms[1], parts={"contrast_loss": terms[0] + terms[1]})
 
     def _project(self, vit: Any, projector: nn.Module, views: Tensor) -> list[Tensor]:
         """Return the projections (B, C) of both views; each view has batch statistics of its own, as released."""
@@ -112,12 +109,3 @@ def _init_linear(module: nn.Module) -> None:
             nn.init.xavier_uniform_(part.weight)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-
-
-def _gather(keys: Tensor) -> tuple[Tensor, int]:
-    """Return the keys of all processes, and the place of this process's among them."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return keys, 0
-    parts = [torch.empty_like(keys) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, keys.contiguous())
-    return torch.cat(parts), dist.get_rank() * len(keys)

@@ -21,9 +21,11 @@ from mae_lite_distill.models.positions import freeze_positions
 from vitutor_core.data.types import Batch, DataInfo, EvalLoader
 from vitutor_core.distill import FrozenTeacher
 from vitutor_core.distill.teacher import load_teacher
+from vitutor_core.distributed import sum_over_processes
 from vitutor_core.errors import ConfigError
-from vitutor_core.models.weights import create_model
-from vitutor_core.train.method import Clock, StepOutput
+from vitutor_core.models.modes import evaluation_mode
+from vitutor_core.models.weights import create_student
+from vitutor_core.train.method import Clock, Report, StepOutput
 
 _EVALUATION_SEED = 0
 """Of the masks of evaluation images, the same in every evaluation of every run."""
@@ -56,9 +58,7 @@ class MaskedPretraining(Pretraining):
     def build(cls, config: MAELiteConfig, info: DataInfo) -> Self:
         """Build encoder, decoder and, where one is named, the teacher; raises `ConfigError` where they do not fit."""
         mae = config.mae
-        student: Any = create_model(
-            config.student, num_classes=info.num_classes, image_size=info.image_size, channels=info.channels
-        )
+        student: Any = create_student(config.student, info)
         check_encoder(student, f"student {config.student.name}")
         if int(student.patch_embed.num_patches * (1 - mae.mask_ratio)) == 0:
             raise ConfigError(f"mae.mask_ratio: keeps none of {student.patch_embed.num_patches} patches")
@@ -107,7 +107,7 @@ class MaskedPretraining(Pretraining):
                 ours, theirs, list(self.head_maps), quantity=config.distill_quantity
             )
             loss = loss + config.distill_weight * parts["attention_loss"]
-        return StepOutput(loss, parts)
+        return StepOutput(loss, parts=parts)
 
     @torch.no_grad()
     def _teacher_logits(self, teacher: FrozenTeacher, images: Tensor, masking: Masking) -> list[Tensor]:
@@ -129,27 +129,29 @@ class MaskedPretraining(Pretraining):
         return {"mae": self._teacher.facts} if self._teacher is not None else {}
 
     @torch.no_grad()
-    def diagnostics(self, images: Tensor) -> dict[str, float]:
-        """Return the reconstruction loss on evaluation images."""
-        masking, predictions = self._reconstruct(images)
-        patches = patchify(images, self._patch)
-        loss = pixel_loss(predictions, patches, masking.removed, normalise=self._config.normalise_pixels)
-        return {"eval_reconstruction_loss": loss.item()}
-
-    def final_metrics(self, evaluation: EvalLoader) -> dict[str, float]:
-        """Return the reconstruction loss over the evaluation images, and what `Pretraining` measures."""
+    def report(self, probe: Tensor | None = None, evaluation: EvalLoader | None = None) -> Report:
+        """Return ``eval_reconstruction_loss``; of the probe also pictures, of the whole set what `Pretraining` does."""
+        if probe is not None:
+            return Report({"eval_reconstruction_loss": self._evaluation_loss(probe)}, self._pictures(probe[:8]))
+        if evaluation is None:
+            return Report()
         device = self.student.pos_embed.device
         totals = torch.zeros(2, dtype=torch.float64, device=device)
         for images, _ in evaluation:
-            loss = self.diagnostics(images.to(device))["eval_reconstruction_loss"]
+            loss = self._evaluation_loss(images.to(device))
             totals += torch.tensor([loss * len(images), len(images)], dtype=torch.float64, device=device)
-        self.sum_over_processes(totals)
-        return super().final_metrics(evaluation) | {"eval_reconstruction_loss": (totals[0] / totals[1]).item()}
+        sum_over_processes(totals)
+        features = super().report(evaluation=evaluation)
+        return Report(features.metrics | {"eval_reconstruction_loss": (totals[0] / totals[1]).item()})
 
-    @torch.no_grad()
-    def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """Return rows of images, without the removed patches, and with them as predicted: (3, 3 H, 8 W) in [0, 1]."""
-        images = images[:8]
+    def _evaluation_loss(self, images: Tensor) -> float:
+        masking, predictions = self._reconstruct(images)
+        patches = patchify(images, self._patch)
+        loss = pixel_loss(predictions, patches, masking.removed, normalise=self._config.normalise_pixels)
+        return loss.item()
+
+    def _pictures(self, images: Tensor) -> dict[str, Tensor]:
+        """Return rows of images, without the removed patches, and with them as predicted: (3, 3 H, B W) in [0, 1]."""
         masking, predictions = self._reconstruct(images)
         patches = patchify(images, self._patch)
         if self._config.normalise_pixels:
@@ -167,12 +169,9 @@ class MaskedPretraining(Pretraining):
         """Return the fixed masking of evaluation images, and the predictions for all patches, in evaluation mode."""
         generator = torch.Generator(images.device).manual_seed(_EVALUATION_SEED)
         masking = self._mask(images, generator=generator)
-        was_training = self.training
-        self.eval()
-        encoded = encode(self.student, images, masking, tokens_after=self._config.decouple_after)
-        predictions = self.decoder(encoded.tokens, masking)
-        self.train(was_training)
-        return masking, predictions
+        with evaluation_mode(self):
+            encoded = encode(self.student, images, masking, tokens_after=self._config.decouple_after)
+            return masking, self.decoder(encoded.tokens, masking)
 
 
 def init_encoder(vit: Any) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from vitutor_core.data.types import EvalLoader
 from vitutor_core.evaluate.neighbours import neighbour_accuracy
-from vitutor_core.train.method import Method
+from vitutor_core.models.modes import evaluation_mode
+from vitutor_core.train.method import Method, Report, Traits
 
 
 class Pretraining(Method):
     """Base of the pre-trainings. The student is published with an untrained head, so it is no classifier yet."""
 
-    classifies = False
+    traits = Traits(classifies=False, measures=True)
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
@@ -28,20 +28,16 @@ class Pretraining(Method):
         return set()
 
     @torch.no_grad()
-    def final_metrics(self, evaluation: EvalLoader) -> dict[str, float]:
-        """Return ``knn_top1``, and the number of images."""
-        self.student.eval()
+    def report(self, probe: Tensor | None = None, evaluation: EvalLoader | None = None) -> Report:
+        """Return ``knn_top1`` over the evaluation images, and their number."""
+        if evaluation is None:
+            return Report()
         device = self.student.pos_embed.device
-        found = [(self._features(images.to(device)), labels.to(device)) for images, labels in evaluation]
+        with evaluation_mode(self.student):
+            found = [(self._features(images.to(device)), labels.to(device)) for images, labels in evaluation]
         features, labels = (torch.cat(column) for column in zip(*found, strict=True))
-        return neighbour_accuracy(features, labels)
+        return Report(neighbour_accuracy(features, labels))
 
     def _features(self, images: Tensor) -> Tensor:
         features: Tensor = self.student.forward_head(self.student.forward_features(images), pre_logits=True)
         return features
-
-    @staticmethod
-    def sum_over_processes(totals: Tensor) -> None:
-        """Sum a tensor over all processes, in place."""
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(totals)

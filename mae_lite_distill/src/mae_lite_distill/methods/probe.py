@@ -45,7 +45,7 @@ class LinearProbe(Method):
         with torch.no_grad():
             features = self.student.forward_head(self.student.forward_features(batch.images), pre_logits=True)
         loss = F.cross_entropy(self.classify(self.normalise(features)), batch.targets)
-        return StepOutput(loss, {})
+        return StepOutput(loss)
 
     @torch.no_grad()
     def inference_model(self) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mae_lite_distill.config import MAELiteConfig
 from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import CheckpointError, ConfigError
-from vitutor_core.models.weights import create_model, starting_weights
+from vitutor_core.models.weights import create_student, starting_weights
 
 # What differs between a pre-trained encoder and a classifier: the norm before or after pooling, and the head.
 _AROUND = ("norm.", "fc_norm.", "head.")
@@ -24,12 +24,7 @@ def build_from_encoder(config: MAELiteConfig, info: DataInfo) -> nn.Module:
     Raises `ConfigError` where the start is missing, and `CheckpointError` for weights of another model.
     """
     start = config.student
-    model = create_model(
-        start.model_copy(update={"weights": None, "start_row": None}),
-        num_classes=info.num_classes,
-        image_size=info.image_size,
-        channels=info.channels,
-    )
+    model = create_student(start.model_copy(update={"weights": None, "start_row": None}), info)
     if start.weights is not None:
         load_encoder(model, starting_weights(start.weights), keep_blocks=config.method.keep_blocks, where=start.weights)
     elif start.start_row is not None:

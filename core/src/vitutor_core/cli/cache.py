@@ -1,0 +1,67 @@
+"""Store teachers' logits ahead of the runs that learn from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vitutor_core.cli import options
+from vitutor_core.config import nearest
+from vitutor_core.errors import ConfigError
+from vitutor_core.paper import installed_papers, load
+
+
+@click.command("cache")
+@click.argument("paper")
+@options.scale
+@options.recipe
+@options.preset
+@click.option("--row", help="A row of the paper's tables.")
+@options.seed
+@options.settings
+@click.option(
+    "--teachers",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("teachers"),
+    show_default=True,
+    help="Folder with one run per teacher recipe; a missing one is trained there.",
+)
+def cache(
+    paper: str,
+    scale: str,
+    recipe: Path | None,
+    preset: str | None,
+    row: str | None,
+    seed: int | None,
+    settings: tuple[str, ...],
+    teachers: Path,
+) -> None:
+    """Store in cache.folder what the teachers say of the batches of a run of PAPER.
+
+    Runs with the same images, augmentation, batch size and seed of the views then need no teacher for its logits; so
+    do those of other rows and, with data.view_seed set, of other seeds. Interrupted, the command goes on after the
+    last whole epoch.
+    """
+    papers = installed_papers()
+    if paper not in papers:
+        raise ConfigError(f"no paper '{paper}' is installed{nearest(paper, papers)}; installed: {', '.join(papers)}")
+    chosen = papers[paper]
+    seeded = (*settings, *(() if seed is None else (f"seed={seed}",)))
+    config = chosen.resolve(scale, recipe, row, seeded, preset=preset)
+    if config.cache.folder is None:
+        config = config.changed(["cache.folder=cache"])
+    from vitutor_core.cli.teacher import with_teachers
+    from vitutor_core.train.ahead import store_logits
+
+    config = with_teachers(config, scale, teachers)
+
+    def starting(epochs: int, gigabytes: float) -> None:
+        click.echo(f"{epochs} epochs, at most {gigabytes:.3g} GB in {config.cache.folder}")
+
+    def epoch_done(epoch: int) -> None:
+        click.echo(f"epoch {epoch + 1}/{config.train.epochs}", err=True)
+
+    facts = store_logits(config, load(chosen.method).build, starting=starting, epoch_done=epoch_done)
+    kept = facts["epochs_written"] + facts["epochs_read"]
+    click.echo(f"{kept} epochs stored ({facts['epochs_read']} were there), {facts['epochs_computed']} beyond max_gb")

@@ -1,0 +1,135 @@
+"""Shards as one Arrow file that is mapped into memory.
+
+Parquet is compressed, so a row cannot be read by itself. The shards of a split are copied once, in a few megabytes of
+memory, to a file of plain Arrow. Of its mapping, only pages that were just read are in memory; they are the page
+cache's, so all processes of a machine share them and the system takes them back when it needs to.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vitutor_core.errors import DataError, ResourceError
+
+CONTENT_HASH = b"content_hash"
+"""Key of the schema's metadata: SHA-256 of the shards' SHA-256s."""
+_CANNOT = "{folder}: cannot write a copy of {shards} there: {problem}; let VITUTOR_CACHE name a folder with room for it"
+_ROWS = 256
+_LARGE = 2**30
+
+
+def mapped(shards: Sequence[Path], image: str, label: str, kind: Any) -> Path:
+    """Return the Arrow file of ``shards``, made if need be.
+
+    Its columns are ``image``, of large_binary, and ``label``, of the Arrow type ``kind``. It lies in
+    ``$VITUTOR_CACHE``, else beside the shards or, where these are read-only, in the user's cache, and is found again by
+    the shards' paths, sizes and times.
+
+    Raises `DataError` if a shard cannot be read, and `ResourceError` if the file cannot be written.
+    """
+    stats = [(str(shard), shard.stat()) for shard in shards]
+    key = json.dumps([image, label, str(kind), [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]])
+    folder = _cache_of(shards[0].parent)
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
+    if _is_whole(path):
+        return path
+    size = sum(stat.st_size for _, stat in stats)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(folder / ".lock"):
+            if _is_whole(path):  # another process made it
+                return path
+            if size > shutil.disk_usage(folder).free:
+                problem = f"less than {size / 2**30:.1f} GiB are free"
+                raise ResourceError(_CANNOT.format(folder=folder, shards=shards[0].parent, problem=problem))
+            if size > _LARGE:
+                warnings.warn(f"{shards[0].parent}: copied once to {path}, {size / 2**30:.1f} GiB", stacklevel=2)
+            _write(path, shards, image, label, kind)
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise ResourceError(_CANNOT.format(folder=folder, shards=shards[0].parent, problem=problem)) from None
+    return path
+
+
+def _cache_of(shards: Path) -> Path:
+    beside = shards / ".arrow"
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vitutor"
+    own = beside if os.access(beside if beside.exists() else shards, os.W_OK) else user
+    return Path(os.environ.get("VITUTOR_CACHE") or own).expanduser().absolute()
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether the file is there with its end, where Arrow keeps the table of contents."""
+    import pyarrow as pa
+
+    try:
+        open_mapped(path)
+    except (pa.ArrowException, OSError):
+        return False
+    return True
+
+
+@cache
+def open_mapped(path: Path) -> Any:
+    """Return the `pyarrow.Table` of a file of `mapped`; its columns lie in the mapped file."""
+    import pyarrow as pa
+
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def _write(path: Path, shards: Sequence[Path], image: str, label: str, kind: Any) -> None:
+    import pyarrow as pa
+
+    digest = hashlib.sha256()
+    for shard in shards:
+        with shard.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        schema = pa.schema([("image", pa.large_binary()), ("label", kind)], metadata={CONTENT_HASH: digest.hexdigest()})
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for columns in _batches(shards, image, label, kind):
+                writer.write_batch(pa.record_batch(columns, schema=schema))
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _batches(shards: Sequence[Path], image: str, label: str, kind: Any) -> Iterator[list[Any]]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    for shard in shards:
+        try:
+            with pq.ParquetFile(shard, buffer_size=2**20, pre_buffer=False) as file:
+                for batch in file.iter_batches(_ROWS, columns=[image, label], use_threads=False):
+                    images, labels = batch[image], batch[label]
+                    if pa.types.is_struct(images.type):
+                        images = pc.struct_field(images, "bytes")
+                    if pa.types.is_dictionary(labels.type):
+                        labels = labels.dictionary_decode()
+                    yield [images.cast(pa.large_binary()), labels.cast(kind)]
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{shard}: cannot read the shard: {reason}; download it again") from None
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Let one process at a time in; those that wait find the file made."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

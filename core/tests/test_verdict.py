@@ -1,0 +1,125 @@
+"""What is said of differences; all numbers are synthetic, and expected values are worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.tests.report_samples import build, demo_paper, pair_of, write_row, write_run
+from vitutor_core.errors import DataError
+from vitutor_core.evaluate.accuracy import pack
+from vitutor_core.report.paper import PaperResults
+from vitutor_core.report.render import to_markdown
+from vitutor_core.report.results import load_results
+from vitutor_core.report.significance import smallest_effect
+from vitutor_core.report.verdict import judge
+
+
+@pytest.fixture
+def paper(tmp_path: Path) -> PaperResults:
+    return demo_paper(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict", "sentence"),
+    [
+        ([95.0, 96.0, 97.0], "confirmed", "OURS is 5.0 +- 0.8 points above plain model, as in the paper: confirmed."),
+        (
+            [85.0, 86.0, 87.0],
+            "contradicted",
+            "OURS is 5.0 +- 0.8 points below plain model, unlike in the paper: contradicted.",
+        ),
+        (
+            [92.0, 93.0, 94.0],
+            "inconclusive",
+            "OURS minus plain model: +2.0 +- 0.8 points, inconclusive (it takes 3.1 points to be seen).",
+        ),
+        ([95.0], "not run", "OURS minus plain model: not run with several seeds (+4.0 points from one)."),
+    ],
+)
+def test_verdict_follows_the_numbers(
+    paper: PaperResults, tmp_path: Path, values: list[float], verdict: str, sentence: str
+) -> None:
+    """The baseline is 91 +- 1 with three seeds: t has 4 degrees of freedom, and two standard errors are not enough."""
+    write_row(tmp_path, "plain", [90.0, 91.0, 92.0])
+    write_row(tmp_path, "ours", values)
+    table = build(paper, tmp_path)
+    pair = pair_of(table, "ours", "plain")
+    assert (pair["verdict"], pair["sentence"]) == (verdict, sentence)
+    assert f"1 {verdict}" in table["summary"] or verdict == "not run"
+    chance = "about 0.05 verdicts in one table" if len(values) > 1 else "about 0 verdicts in 0 tables"
+    assert chance in table["summary"]
+
+
+def test_verdicts_of_a_table_share_its_five_percent(paper: PaperResults, tmp_path: Path) -> None:
+    """Student's t is 3.0 and 2.9 at 4 degrees of freedom: p = 0.040 and 0.044, of which only one alone is enough."""
+    write_row(tmp_path, "plain", [90.0, 91.0, 92.0])
+    for row, t in (("ours", 3.0), ("part", 2.9)):
+        write_row(tmp_path, row, [value + t * math.sqrt(2 / 3) for value in (90.0, 91.0, 92.0)])
+    table = build(paper, tmp_path)
+    ours, part = (pair_of(table, row, "plain") for row in ("ours", "part"))
+    assert (ours["ours"]["p"], ours["p_holm"]) == (pytest.approx(0.0399, abs=1e-4), pytest.approx(0.0798, abs=2e-4))
+    assert ours["verdict"] == part["verdict"] == "inconclusive"
+    # Both were held against 2.5 %.
+    assert ours["smallest"] == part["smallest"] == pytest.approx(float(smallest_effect(math.sqrt(2 / 3), 4, 0.025)))
+
+
+def test_a_difference_that_the_paper_does_not_print() -> None:
+    found = [{"mean": mean, "standard_error": 1.0, "df": 4.0, "p": 1e-4} for mean in (5.0, -5.0)]
+    pairs = [(printed, one) for printed in (None, 0.0) for one in found]
+    assert [one["verdict"] for one in judge(pairs)] == ["above", "below"] * 2
+
+
+def test_equal_rows_are_not_different(paper: PaperResults, tmp_path: Path) -> None:
+    write_row(tmp_path, "plain", [90.0, 90.0])
+    write_row(tmp_path, "ours", [90.0, 90.0])
+    pair = pair_of(build(paper, tmp_path), "ours", "plain")
+    assert (pair["verdict"], pair["smallest"]) == ("inconclusive", None)
+
+
+def write_answers(root: Path, row: str, answers: list[list[int]], **data: str) -> None:
+    for seed, right in enumerate(answers):
+        top1 = 100 * sum(right) / len(right)
+        packed = pack(torch.tensor(right, dtype=torch.bool))
+        changes = {"metrics": {"top1": top1, "images": float(len(right))}, "correct": {"top1": packed}}
+        write_run(root, row, seed, top1, changes | {"config": {"data": data}})
+
+
+def test_rows_are_compared_image_by_image(paper: PaperResults, tmp_path: Path) -> None:
+    """The numbers of `test_paired_by_hand`; on other images the same answers are not comparable one by one."""
+    write_answers(tmp_path, "plain", [[0, 0, 1, 1], [0, 0, 1, 0]])
+    write_answers(tmp_path, "ours", [[1, 1, 1, 0], [1, 1, 1, 0]])
+    write_answers(tmp_path, "part", [[1, 1, 1, 0], [1, 1, 1, 0]], source="other")
+    table = build(paper, tmp_path)
+    found = pair_of(table, "ours", "plain")["ours"]
+    assert (found["standard_error"], found["over"]) == (pytest.approx(37.5), "seeds and images")
+    assert pair_of(table, "part", "plain")["ours"]["over"] == "seeds"
+    assert any("the errors of some differences" in note for note in table["notes"])
+
+
+def test_answers_that_do_not_give_the_accuracy(tmp_path: Path) -> None:
+    write_answers(tmp_path, "plain", [[0, 0, 1, 1]])
+    path = tmp_path / "demo" / "plain" / "seed-0" / "metrics.json"
+    for wrong in ("70", "3000", "no"):
+        path.write_text(path.read_text().replace(json.loads(path.read_text())["correct"]["top1"], wrong))
+        with pytest.raises(DataError, match=r"evaluate this row again$"):
+            load_results(tmp_path, "demo")
+
+
+def test_a_smoke_test_has_numbers_and_no_verdicts(paper: PaperResults, tmp_path: Path) -> None:
+    for row, values in (("plain", [90.0, 91.0, 92.0]), ("ours", [95.0, 96.0, 97.0])):
+        for seed, value in enumerate(values):
+            write_run(tmp_path, row, seed, value, {"scale": "digits"})
+    table = build(paper, tmp_path)
+    pair = pair_of(table, "ours", "plain")
+    assert (pair["ours"]["mean"], pair["verdict"]) == (5.0, None)
+    assert pair["sentence"] == "OURS minus plain model: +5.0 +- 0.8 points."
+    text = to_markdown(table)
+    assert "Scale digits (smoke test)" in text
+    assert "| OURS minus plain model | +2.3 | +5.0 +- 0.8 |\n" in text
+    for word in ("confirmed", "contradicted", "inconclusive", "verdict |"):
+        assert word not in text
