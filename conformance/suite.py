@@ -31,6 +31,7 @@ from safetensors.torch import load_file
 from conformance import ranks
 from conformance.cost import cpu_seconds
 from vitutor_core.cli.teacher import with_teachers
+from vitutor_core.config import setting
 from vitutor_core.data.build import build_data
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.types import Batch
@@ -103,7 +104,7 @@ class MethodConformance:
 
     def train_command(self, out: Path, teachers: Path, *settings: str) -> list[str]:
         named = [(path, teacher.recipe) for path, teacher in teachers_of(self.config()) if teacher.recipe is not None]
-        given = [f"{path}.weights={json.dumps(str(teachers / recipe))}" for path, recipe in named]
+        given = [setting(f"{path}.weights", str(teachers / recipe)) for path, recipe in named]
         options = [option for setting in (*self.micro, *settings, *given) for option in ("--set", setting)]
         row = [] if self.row is None else ["--row", self.row]
         return self.command("train", *row, *options, "--out", str(out))

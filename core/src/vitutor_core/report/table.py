@@ -59,7 +59,9 @@ def build_table(paper: PaperResults, rows: Rows) -> Json:
 def measured_on(runs: Iterable[Run]) -> str:
     """Name the scale of the runs and the size of their images."""
     results = [run.result for run in runs]
-    sizes = sorted({int(data["image_size"]) for result in results if (data := result.config.get("data"))})
+    sizes = sorted(
+        {int(data["image_size"]) for result in results if "image_size" in (data := result.config.get("data") or {})}
+    )
     return ", ".join((results[0].scale, *([f"{' and '.join(map(str, sizes))} px"] if sizes else [])))
 
 
