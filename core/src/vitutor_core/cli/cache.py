@@ -22,7 +22,7 @@ from vitutor_core.paper import installed_papers, load
 @options.settings
 @click.option(
     "--teachers",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=options.PathOption(file_okay=False),
     default=Path("teachers"),
     show_default=True,
     help="Folder with one run per teacher recipe; a missing one is trained there.",
@@ -47,8 +47,7 @@ def cache(
     if paper not in papers:
         raise ConfigError(f"no paper '{paper}' is installed{nearest(paper, papers)}; installed: {', '.join(papers)}")
     chosen = papers[paper]
-    seeded = (*settings, *(() if seed is None else (f"seed={seed}",)))
-    config = chosen.resolve(scale, recipe, row, seeded, preset=preset)
+    config = chosen.resolve(scale, recipe, row, options.with_seed(settings, seed), preset=preset)
     if config.cache.folder is None:
         config = config.changed(["cache.folder=cache"])
     from vitutor_core.cli.teacher import with_teachers

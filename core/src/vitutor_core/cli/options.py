@@ -85,6 +85,11 @@ def seed_numbers(text: str) -> tuple[int, ...]:
         raise ConfigError(f"--seeds {text}: {error}") from None
 
 
+def with_seed(settings: tuple[str, ...], seed: int | None) -> tuple[str, ...]:
+    """Return the settings of --set with that of --seed."""
+    return settings if seed is None else (*settings, f"seed={seed}")
+
+
 def command_line(program: str) -> str:
     """Return the command that was given, as one would type it."""
     return shlex.join([program, *sys.argv[1:]])

@@ -34,10 +34,6 @@ def paper_group(paper: Paper, summary: str) -> click.Group:
     return group
 
 
-def _settings(settings: tuple[str, ...], seed: int | None) -> tuple[str, ...]:
-    return settings if seed is None else (*settings, f"seed={seed}")
-
-
 def _train(paper: Paper) -> click.Command:
     @click.command("train")
     @options.scale
@@ -59,7 +55,7 @@ def _train(paper: Paper) -> click.Command:
         out: Path,
     ) -> None:
         """Train one run into OUT; the same command again resumes it."""
-        config = paper.resolve(scale, recipe, row, _settings(settings, seed), preset=preset)
+        config = paper.resolve(scale, recipe, row, options.with_seed(settings, seed), preset=preset)
         from vitutor_core.cli.teacher import with_teachers
         from vitutor_core.train.progress import QUIET
         from vitutor_core.train.session import RunLabel
@@ -147,7 +143,7 @@ def _config(paper: Paper) -> click.Command:
         settings: tuple[str, ...],
     ) -> None:
         """Print the resolved config as JSON, and its fingerprint."""
-        resolved = paper.resolve(scale, recipe, row, _settings(settings, seed), preset=preset)
+        resolved = paper.resolve(scale, recipe, row, options.with_seed(settings, seed), preset=preset)
         click.echo(resolved.model_dump_json(indent=2))
         click.echo(f"fingerprint {resolved.fingerprint()}", err=True)
 
@@ -230,10 +226,10 @@ def _evaluate(paper: Paper) -> click.Command:
 
 def _robustness(paper: Paper) -> click.Command:
     @click.command("robustness")
-    @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+    @click.argument("run", type=options.PathOption(exists=True, file_okay=False))
     @click.option(
         "--images",
-        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        type=options.PathOption(exists=True, file_okay=False),
         help="A folder per class, some or all of the model's.  [default: RUN's own images, corrupted]",
     )
     @click.option("--sets", help=f"Sets of ImageNet below VITUTOR_DATA_ROOT, of {', '.join(SHIFTED_SETS)}; by commas.")
@@ -241,7 +237,7 @@ def _robustness(paper: Paper) -> click.Command:
     @options.stage_plan
     @click.option(
         "--out",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=options.PathOption(file_okay=False),
         help="RUN is what `reproduce` published of a row: write the figures of each of its runs there.",
     )
     def robustness(

@@ -15,6 +15,7 @@ import click
 from vitutor_core.cli import options
 from vitutor_core.cli.entry import printable
 from vitutor_core.errors import DataError, ResourceError
+from vitutor_core.files import write_text
 from vitutor_core.paper import Paper, load
 from vitutor_core.runs import RunDir, RunRecord
 
@@ -26,12 +27,10 @@ def predict_command(paper: Paper | None = None) -> click.Command:
     """Return the command, for the models of a ``paper`` or for all."""
 
     @click.command("predict")
-    @click.argument("model", metavar="RUN|FILE", type=click.Path(exists=True, path_type=Path))
+    @click.argument("model", metavar="RUN|FILE", type=options.PathOption(exists=True))
     @click.argument("images", nargs=-1, required=True)
     @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes per image.")
-    @click.option(
-        "--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write there, a line for each image."
-    )
+    @click.option("--csv", "table", type=options.PathOption(dir_okay=False), help="Write there, a line for each image.")
     @options.ema
     @click.option("--batch", type=click.IntRange(1, 2**20), default=256, show_default=True, help="Images at once.")
     @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -103,8 +102,6 @@ def _line(prediction: Prediction) -> str:
 
 
 def _write(table: Path, lines: Iterable[Prediction], top: int) -> None:
-    from vitutor_core.files import write_text
-
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *(f"{name}_{rank}" for rank in range(1, top + 1) for name in ("class", "probability"))])
