@@ -18,7 +18,7 @@ from vitutor_core.data.streamed import StreamedEvalLoader, StreamedTrainLoader, 
 from vitutor_core.data.subsets import fingerprint, subset_indices
 from vitutor_core.data.types import Data, DataInfo, EvalLoader, Source, Split, TrainLoader
 from vitutor_core.errors import ConfigError
-from vitutor_core.schema import AugmentConfig, RunConfig
+from vitutor_core.schema import AugmentConfig, DataConfig, RunConfig, RuntimeConfig
 
 
 class Planned(NamedTuple):
@@ -98,26 +98,29 @@ def build_data(
         train = StreamedTrainLoader(
             source.train, indices, transform, order=order, finish=finish, runtime=config.runtime, device=device
         )
-    evaluation = eval_loader(source.evaluation, own, config, normalise=normalise, device=device, progress=progress)
+    evaluation = eval_loader(
+        source.evaluation, own, config.data, config.runtime, normalise=normalise, device=device, progress=progress
+    )
     return Data(info, train, evaluation, contents)
 
 
 def eval_loader(
     split: Split,
     indices: NDArray[np.int64],
-    config: RunConfig,
+    config: DataConfig,
+    runtime: RuntimeConfig,
     *,
     normalise: Normalise,
     device: torch.device,
     progress: Progress | None = None,
 ) -> EvalLoader:
     """Make the loader of the images ``indices`` of ``split`` as they are evaluated."""
-    if config.data.loader == "streamed":
-        transform = eval_transform(config.data)
-        return StreamedEvalLoader(split, indices, transform, normalise=normalise, runtime=config.runtime, device=device)
-    images = load_eval(split, indices, config.data, device=device, progress=progress)
+    if config.loader == "streamed":
+        transform = eval_transform(config)
+        return StreamedEvalLoader(split, indices, transform, normalise=normalise, runtime=runtime, device=device)
+    images = load_eval(split, indices, config, device=device, progress=progress)
     labels = torch.from_numpy(split.labels[indices]).to(device)
-    return ResidentEvalLoader(images, labels, config.runtime.eval_batch_size, normalise)
+    return ResidentEvalLoader(images, labels, runtime.eval_batch_size, normalise)
 
 
 def check_augment(config: AugmentConfig) -> None:

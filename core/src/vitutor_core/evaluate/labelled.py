@@ -38,7 +38,8 @@ def evaluate_elsewhere(weights: Path, config: RunConfig, *, source: str | None, 
         raise ConfigError(f"{weights.absolute()}: its head is not trained, so that it has no accuracy; fine-tune it")
     images = labelled_images(config.data, card.class_names, source=source, split=split)
     normalise = Normalise(card.mean, card.std, device)
-    loader = eval_loader(images, np.arange(len(images.labels)), config, normalise=normalise, device=device)
+    everything = np.arange(len(images.labels))
+    loader = eval_loader(images, everything, config.data, config.runtime, normalise=normalise, device=device)
     precision = effective_precision(config.train.precision, device)
     options: dict[str, Any] = {"num_classes": len(card.class_names), "device": device, "precision": precision}
     return measure(model.to(device), None, loader, **options)

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitutor_core.data.build import eval_loader
 from vitutor_core.data.folder import class_folders
 from vitutor_core.data.mixing import Normalise
-from vitutor_core.data.resident import ResidentEvalLoader, load_eval
 from vitutor_core.data.sources import open_source
-from vitutor_core.data.streamed import StreamedEvalLoader, eval_transform
 from vitutor_core.data.types import EvalLoader, Split
 from vitutor_core.distributed import choose_device
 from vitutor_core.errors import DataError
@@ -99,13 +98,9 @@ def _accuracies(
 
 
 def _loader(split: Split, data: DataConfig, normalise: Normalise, device: torch.device) -> EvalLoader:
-    runtime, everything = RuntimeConfig(), np.arange(len(split.labels))
-    if data.loader == "resident":  # there are 75 passes over corrupted images
-        pixels = load_eval(split, everything, data, device=device)
-        labels = torch.from_numpy(split.labels).to(device)
-        return ResidentEvalLoader(pixels, labels, runtime.eval_batch_size, normalise)
-    transform = eval_transform(data)
-    return StreamedEvalLoader(split, everything, transform, normalise=normalise, runtime=runtime, device=device)
+    # Resident images are decoded once, and there are 75 passes over corrupted ones.
+    everything = np.arange(len(split.labels))
+    return eval_loader(split, everything, data, RuntimeConfig(), normalise=normalise, device=device)
 
 
 def _data_config(run: Path) -> DataConfig:
