@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vitutor_core.errors import ResourceError
+from vitutor_core.models.weights import weights_sha256
 from vitutor_core.schema import CacheConfig
 
 
@@ -39,7 +40,7 @@ class LogitStore:
                 metadata = file.metadata()
         except (OSError, SafetensorError):
             return None
-        if metadata.get("sha256") != _sha256(tensors):
+        if metadata.get("sha256") != weights_sha256(tensors):
             path.unlink(missing_ok=True)
             return None
         return StoredLogits(tensors, self._num_classes, float(metadata["divergence"]))
@@ -49,7 +50,8 @@ class LogitStore:
         size = sum(tensor.nbytes for tensor in tensors.values())
         if _bytes_below(self._root) + size > self.config.max_gb * 1e9:
             return False
-        content = save(tensors, {"sha256": _sha256(tensors), "divergence": repr(divergence)})
+        content = save(tensors, {"sha256": weights_sha256(tensors), "divergence": repr(divergence)})
+        # Unlike `files.atomic`, with a name of its own: runs side by side may store the same epoch at once.
         path, partial = self._path(epoch), self._path(epoch).with_suffix(f".{os.getpid()}.tmp")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -100,14 +102,6 @@ def decode(stored: Mapping[str, Tensor], num_classes: int) -> Tensor:
         return stored["logits"].float()
     rest = stored["rest"].float()[:, None].expand(-1, num_classes)
     return rest.scatter(1, stored["classes"].long(), stored["values"].float())
-
-
-def _sha256(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _bytes_below(folder: Path) -> int:
