@@ -19,12 +19,15 @@ from typing import Any
 import torch
 
 from benchmarks.record import ratio, report
-from vitutor_core.data.build import build_data
+from vitutor_core.cli.preflight import save_untrained
+from vitutor_core.cli.teacher import teacher_config
+from vitutor_core.config import setting
+from vitutor_core.data.build import build_data, plan_data
 from vitutor_core.data.types import Data
 from vitutor_core.distill.taught import with_stored_logits
 from vitutor_core.distributed import Processes
+from vitutor_core.graph.needs import teachers_of
 from vitutor_core.paper import installed_papers, load
-from vitutor_core.recipe import recipe_path, resolve
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.meter import Meter
@@ -78,30 +81,13 @@ class Training:
 
 def with_untrained_teachers(config: RunConfig, folder: Path) -> RunConfig:
     """Fill in teachers that have the architecture of the recipe's and random weights."""
-    from vitutor_core.graph.needs import teachers_of
-    from vitutor_core.models.weights import ModelCard, create_student, save_model
-
     found = []
     for path, teacher in teachers_of(config):
-        recipe = resolve(RunConfig, recipe_path("vitutor_core", "small"), row=teacher.recipe)
         file = folder / f"{teacher.recipe}.safetensors"
         if not file.exists():
-            info = build_data(recipe, device=CPU.device).info
             torch.manual_seed(1)
-            card = ModelCard(
-                name=recipe.student.name,
-                kwargs={**recipe.student.kwargs, "in_chans": 3},
-                class_names=info.class_names,
-                image_size=info.image_size,
-                mean=info.mean,
-                std=info.std,
-                crop_ratio=recipe.data.crop_ratio,
-                interpolation=recipe.data.interpolation,
-                method="supervised",
-                metrics={},
-            )
-            save_model(file, create_student(recipe.student, info), card)
-        found.append(f"{path}.weights={file}")
+            save_untrained(file, teacher_config(config, "small", str(teacher.recipe)), plan_data(config).info)
+        found.append(setting(f"{path}.weights", str(file)))
     return config.changed(found)
 
 
