@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitutor_core.config import nearest
 from vitutor_core.errors import ConfigError
 from vitutor_core.recipe import read_recipe, recipe_path, resolve
 
@@ -74,7 +75,9 @@ def installed_papers() -> dict[str, Paper]:
 
 def installed_paper(package: str) -> Paper:
     """Return one installed paper; raises `ConfigError` where it is not installed."""
-    for entry in entry_points(group=GROUP, name=package):
-        paper: Paper = entry.load()
-        return paper
-    raise ConfigError(f"paper '{package}' is not installed; pip install ./{package}")
+    entries = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if package not in entries:
+        hint = nearest(package, entries) or f"; pip install ./{package}"
+        raise ConfigError(f"paper '{package}' is not installed{hint}")
+    paper: Paper = entries[package].load()
+    return paper

@@ -7,9 +7,7 @@ from pathlib import Path
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.config import nearest
-from vitutor_core.errors import ConfigError
-from vitutor_core.paper import installed_papers, load
+from vitutor_core.paper import installed_paper, load
 
 
 @click.command("cache")
@@ -43,10 +41,7 @@ def cache(
     do those of other rows and, with data.view_seed set, of other seeds. Interrupted, the command goes on after the
     last whole epoch.
     """
-    papers = installed_papers()
-    if paper not in papers:
-        raise ConfigError(f"no paper '{paper}' is installed{nearest(paper, papers)}; installed: {', '.join(papers)}")
-    chosen = papers[paper]
+    chosen = installed_paper(paper)
     config = chosen.resolve(scale, recipe, row, options.with_seed(settings, seed), preset=preset)
     if config.cache.folder is None:
         config = config.changed(["cache.folder=cache"])

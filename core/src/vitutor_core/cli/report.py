@@ -11,10 +11,9 @@ from typing import Any
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.config import nearest
-from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.errors import DataError
 from vitutor_core.files import write_json, write_text
-from vitutor_core.paper import installed_papers
+from vitutor_core.paper import installed_paper
 
 _SEAL = "sha256"
 
@@ -109,10 +108,7 @@ def publish(paper: str, results: Path, target: Path, readme: Path | None) -> Non
 
 
 def _paper_results(paper: str) -> Path:
-    installed = installed_papers()
-    if paper not in installed:
-        raise ConfigError(f"paper '{paper}' is not installed{nearest(paper, installed)}")
-    return Path(str(files(paper))) / "paper_results.yaml"
+    return Path(str(files(installed_paper(paper).package))) / "paper_results.yaml"
 
 
 def _read_table(results: Path, paper: str) -> dict[str, Any]:
