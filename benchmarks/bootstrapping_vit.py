@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.record import interleave, ratio, report
 from bootstrapping_vit.cli import PAPER
 from bootstrapping_vit.method import BootstrappingViT
-from bootstrapping_vit.models.conv import shared_conv, window
+from bootstrapping_vit.models.conv import head_window, shared_conv
 from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.train.method import Clock
 
@@ -28,11 +28,11 @@ BATCH = 16
 
 def dense_phi(num_heads: int, side: int) -> Tensor:
     """Return Phi of all heads, (n, H n), for a square map."""
-    place, n = window(num_heads), side * side
+    window, n = head_window(num_heads), side * side
     phi = torch.zeros(n, num_heads, n)
     rows, columns = torch.arange(n) // side, torch.arange(n) % side
     for head in range(num_heads):
-        down, right = head // place.side - place.top, head % place.side - place.left
+        down, right = head // window.side - window.top, head % window.side - window.left
         row, column = rows + down, columns + right
         inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
         phi[inside.nonzero()[:, 0], head, (row * side + column)[inside]] = 1

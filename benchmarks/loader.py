@@ -25,8 +25,8 @@ from torchvision import transforms
 from benchmarks.record import interleave, ratio, report
 from vitutor_core.data.augment import Augment
 from vitutor_core.data.mixing import Finish
-from vitutor_core.data.order import Order
 from vitutor_core.data.resident import ResidentTrainLoader
+from vitutor_core.data.sampler import KeyedSampler
 from vitutor_core.data.streamed import allow_zero_bits
 from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.schema import RunConfig
@@ -71,7 +71,7 @@ def ours(side: int, batch: int, augment: dict[str, Any]) -> Iterator[tuple[Batch
     info = DataInfo("random", tuple("0123456789"), side, 3, MEAN, STD, STORED, 0, "")
     images = torch.from_numpy(pixels(STORED, side)).permute(0, 3, 1, 2).contiguous()
     finish = Finish(config, info, torch.arange(STORED) % 10, rank=0)
-    order = Order(STORED, seed=0, batch_size=batch)
+    order = KeyedSampler(STORED, seed=0, batch_size=batch)
     loader = ResidentTrainLoader(images, order, Augment(config.data, config.augment, MEAN, cpu), finish)
     return itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
 

@@ -17,7 +17,7 @@ from bootstrapping_vit.models.conv import Conv, shared_conv, tapped_conv
 from bootstrapping_vit.models.pair import share_weights
 from bootstrapping_vit.models.sparse import EntmaxAttention
 from bootstrapping_vit.models.vit import build_vit
-from vitutor_core.models.taps import forward_taps
+from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.train import optim
 from vitutor_core.train.method import Clock, StepOutput
 from vitutor_core.train.sam import SharpnessAware
@@ -281,7 +281,7 @@ def test_shared_pair(golden):
 
     case.check(agent.eval()(case["x"]), "logits_agent_eval")
     agent.train()
-    found = [forward_taps(model, case["x"], features=[0, 1]) for model in (vit, agent)]
+    found = [read_intermediates(model, case["x"], features=[0, 1]) for model in (vit, agent)]
     case.check(found[0].logits, "logits_vit")
     case.check(found[1].logits, "logits_agent_train")
     features = []

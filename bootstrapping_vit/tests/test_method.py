@@ -16,7 +16,7 @@ from bootstrapping_vit.config import ObjectiveConfig
 from bootstrapping_vit.losses import feature_loss, mutual_term
 from bootstrapping_vit.method import BootstrappingViT
 from vitutor_core.errors import ConfigError
-from vitutor_core.models.taps import forward_taps
+from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.train.method import Clock
 from vitutor_core.train.sam import SharpnessAware
 from vitutor_core.train.session import RunLabel, train
@@ -40,7 +40,9 @@ def reached(method, loss):
 def test_a_step_is_the_formulas(pair, batch, mode):
     method = pair(f"method.mode={mode}", "method.align=false")
     output = method(batch, clock(4))
-    vit, agent = (forward_taps(model, batch.images, features=range(3)) for model in (method.student, method.agent))
+    vit, agent = (
+        read_intermediates(model, batch.images, features=range(3)) for model in (method.student, method.agent)
+    )
     label, distill = mutual_term(vit.logits, agent.logits, batch.targets, temperature=4.0)
     hints = sum(feature_loss(ours, theirs) for ours, theirs in zip(vit.features, agent.features, strict=True))
     l_vit = label + distill + 10 * 0.75 * hints

@@ -13,13 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from bootstrapping_vit.models.agent import AgentCNN
-from bootstrapping_vit.models.conv import Conv, shared_conv, tapped_conv, window
+from bootstrapping_vit.models.conv import Conv, head_window, shared_conv, tapped_conv
 from bootstrapping_vit.models.pair import share_weights, shared_tensors
 from bootstrapping_vit.models.sparse import EntmaxAttention
 from bootstrapping_vit.models.vit import build_vit
 from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate.complexity import complexity
-from vitutor_core.models.taps import forward_taps
+from vitutor_core.models.intermediates import read_intermediates
 
 S, B = "bootstrapping_vit_s_patch16_224", "bootstrapping_vit_b_patch16_224"
 AGENT_S, AGENT_B = "bootstrapping_agent_s", "bootstrapping_agent_b"
@@ -81,7 +81,7 @@ SIDES = {
 def test_sides_of_the_layers(name):
     model, kwargs, sides = SIDES[name]
     agent = on_meta(model, num_classes=10, **kwargs)
-    taps = forward_taps(agent, torch.empty(2, 3, 224, 224, device="meta"), features=range(len(sides)))
+    taps = read_intermediates(agent, torch.empty(2, 3, 224, 224, device="meta"), features=range(len(sides)))
     assert [tuple(map_.shape) for map_ in taps.features] == [(2, agent.embed_dim, side, side) for side in sides]
     if not agent.tap_after_down:
         assert [224 // info["reduction"] for info in agent.feature_info] == sides
@@ -97,7 +97,7 @@ def test_the_res_stem_starts_at_twice_the_grid_of_the_vit(patch, side):
 def test_taps_are_those_of_plain_forward():
     agent = AgentCNN(patch_size=4, embed_dim=9, depth=3, down=(0,), stem_width=4, num_classes=5).eval()
     images = torch.randn(2, 3, 16, 16)
-    taps = forward_taps(agent, images, features=["blocks.2", 0])
+    taps = read_intermediates(agent, images, features=["blocks.2", 0])
     assert torch.equal(taps.logits, agent(images))
     x = agent.blocks[0](agent.stem(images))
     assert torch.equal(taps.features[1], x)
@@ -151,7 +151,7 @@ def test_six_taps_are_a_kernel_without_its_bottom_row():
     x = torch.randn(2, 3, 5, 7, dtype=torch.float64)
     kernel = torch.cat([conv.weight.view(3, 3, 2, 3), torch.zeros(3, 3, 1, 3)], dim=2)
     torch.testing.assert_close(conv(x), F.conv2d(x, kernel, conv.bias, padding=1))
-    assert window(6).bottom == 0
+    assert head_window(6).bottom == 0
 
 
 def attention_weights(dim):
@@ -260,12 +260,12 @@ def test_official_initialisation():
         assert spread(block.mlp.fc1.bias) == pytest.approx(1, rel=0.1)
         assert spread(block.mlp.fc2.bias) == pytest.approx(1, rel=0.2)
     with torch.no_grad():
-        features = forward_taps(vit, torch.randn(2, 3, 224, 224), features=range(6)).features
+        features = read_intermediates(vit, torch.randn(2, 3, 224, 224), features=range(6)).features
     assert all(27 < spread(map_) < 29 for map_ in features)
     agent = timm.create_model(AGENT_S, num_classes=10, init="official")
     assert spread(agent.stem[4].bias) == pytest.approx(1, rel=0.2)
     with torch.no_grad():
-        features = forward_taps(agent, torch.randn(2, 3, 224, 224), features=range(6)).features
+        features = read_intermediates(agent, torch.randn(2, 3, 224, 224), features=range(6)).features
     assert all(2 < spread(map_) < 4 for map_ in features)
     assert spread(timm.create_model(AGENT_S, init="official", **BASE).stem.weight) == pytest.approx(1, rel=0.01)
 
@@ -277,7 +277,7 @@ def test_standard_initialisation(name):
     biases = {key: value for key, value in model.named_parameters() if key.endswith("bias") and "head" not in key}
     assert not any(value.any() for value in biases.values())
     with torch.no_grad():
-        features = forward_taps(model, torch.randn(2, 3, 224, 224), features=range(6)).features
+        features = read_intermediates(model, torch.randn(2, 3, 224, 224), features=range(6)).features
     assert all(0.1 < spread(map_) < 3 for map_ in features)
 
 
@@ -299,7 +299,7 @@ def test_entmax_attention_between_softmax_and_sparsemax():
     x = 3 * torch.randn(2, 7, 12)
     torch.testing.assert_close(sparse(x), plain(x), rtol=0, atol=5e-3)
     model = build_vit(embed_dim=12, depth=2, num_heads=3, img_size=16, patch_size=4, attention="entmax", num_classes=2)
-    (probabilities,) = forward_taps(model, 5 * torch.randn(1, 3, 16, 16), attentions=[0]).attentions
+    (probabilities,) = read_intermediates(model, 5 * torch.randn(1, 3, 16, 16), attentions=[0]).attentions
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(1, 3, 17))
     assert (probabilities == 0).any()
     assert model.blocks[0].attn.alpha.item() == 1.5

@@ -13,8 +13,8 @@ from vitutor_core.data import boxes, pixelops
 from vitutor_core.data.augment import Augment, flip, jitter_factors, pad_crop
 from vitutor_core.data.erasing import AREA, ASPECT, RandomErasing
 from vitutor_core.data.mixing import Mix, Normalise
-from vitutor_core.data.order import Views
 from vitutor_core.data.resample import resize_and_crop, resized_crop
+from vitutor_core.data.sampler import SampleKeys
 from vitutor_core.schema import AugmentConfig, DataConfig
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ MEAN = (0.5, 0.4, 0.3)
 
 
 def views(count, *, epoch=0):
-    return Views(0, epoch, np.arange(count), np.arange(count) % 3)
+    return SampleKeys(0, epoch, np.arange(count), np.arange(count) % 3)
 
 
 def random_images(count, side, *, seed=0):
@@ -200,19 +200,19 @@ def test_pixels_do_not_depend_on_the_batch(settings, interpolation):
     whole = pipeline(images, keys)
     assert torch.equal(whole, whole.float().round().clamp(0, 255).to(whole.dtype))
     for rows in (np.array([5]), np.array([60, 7, 33]), np.arange(95, -1, -2)):
-        part = Views(keys.seed, keys.epoch, keys.indices[rows], keys.repeats[rows])
+        part = SampleKeys(keys.seed, keys.epoch, keys.indices[rows], keys.repeats[rows])
         assert torch.equal(pipeline(images[rows], part), whole[rows])
 
 
 @pytest.mark.parametrize("settings", list(SETTINGS.values())[1:], ids=list(SETTINGS)[1:])
 def test_pixels_depend_on_the_key(settings):
     pipeline, image = augment(**settings), random_images(1, 16).expand(64, -1, -1, -1)
-    first = pipeline(image, Views(0, 0, np.arange(64), np.zeros(64, dtype=np.int64)))
+    first = pipeline(image, SampleKeys(0, 0, np.arange(64), np.zeros(64, dtype=np.int64)))
     for key in (
-        Views(1, 0, np.arange(64), np.zeros(64, dtype=np.int64)),
-        Views(0, 1, np.arange(64), np.zeros(64, dtype=np.int64)),
-        Views(0, 0, np.arange(64) + 64, np.zeros(64, dtype=np.int64)),
-        Views(0, 0, np.arange(64), np.ones(64, dtype=np.int64)),
+        SampleKeys(1, 0, np.arange(64), np.zeros(64, dtype=np.int64)),
+        SampleKeys(0, 1, np.arange(64), np.zeros(64, dtype=np.int64)),
+        SampleKeys(0, 0, np.arange(64) + 64, np.zeros(64, dtype=np.int64)),
+        SampleKeys(0, 0, np.arange(64), np.ones(64, dtype=np.int64)),
     ):
         same = (pipeline(image, key) == first).flatten(1).all(1)
         assert same.float().mean() < 0.7
@@ -277,7 +277,7 @@ def test_random_erasing():
     assert noise.std() == pytest.approx(1, abs=0.05)
     erased = changed.flatten(1).any(1)
     assert erased.float().mean() == pytest.approx(0.25, abs=5 * math.sqrt(0.1875 / count))
-    part = Views(0, 0, keys.indices[100:], keys.repeats[100:])
+    part = SampleKeys(0, 0, keys.indices[100:], keys.repeats[100:])
     assert torch.equal(erase(images[100:].clone(), part), result[100:])
 
 

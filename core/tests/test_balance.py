@@ -10,14 +10,14 @@ import pytest
 
 from conformance.suite import Crash
 from core.tests.train_samples import before_update, crash, run, same, tiny_config, weights
-from vitutor_core.data.order import Order, join
+from vitutor_core.data.sampler import KeyedSampler, join
 
 LABELS = np.repeat(np.arange(3), [40, 9, 2])[np.random.default_rng(0).permutation(51)]
 
 
 def epoch_of(number, *, batch_size=17, **options):
     """Return the views of an epoch of one process."""
-    order = Order(51, seed=3, batch_size=batch_size, **options)
+    order = KeyedSampler(51, seed=3, batch_size=batch_size, **options)
     return join([views for _, parts in order.steps(number) for views in parts])
 
 
@@ -43,7 +43,7 @@ def test_the_order_is_keyed():
     first = epoch_of(0, balanced=LABELS)
     assert np.array_equal(first.indices, epoch_of(0, balanced=LABELS).indices)
     assert not np.array_equal(first.indices, epoch_of(1, balanced=LABELS).indices)
-    order = Order(51, seed=3, batch_size=17, balanced=LABELS)
+    order = KeyedSampler(51, seed=3, batch_size=17, balanced=LABELS)
     (_, (last,)) = next(iter(order.steps(0, start_step=2)))
     assert np.array_equal(last.indices, first.indices[34:])
     halves = [epoch_of(0, batch_size=6, balanced=LABELS, rank=rank, world_size=2) for rank in range(2)]

@@ -10,15 +10,15 @@ import timm
 import torch
 
 from core.tests.train_samples import TINY
-from vitutor_core.config import identity
+from vitutor_core.config import fingerprinted
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.weights import ModelCard, create_model, save_model
 from vitutor_core.schema import ModelConfig, RunConfig, TeacherConfig
 
 
 class Config(RunConfig):
-    agent: ModelConfig = identity(help="another model")
-    teachers: dict[str, TeacherConfig] = identity(help="teachers")
+    agent: ModelConfig = fingerprinted(help="another model")
+    teachers: dict[str, TeacherConfig] = fingerprinted(help="teachers")
 
 
 VALUES = TINY | {

@@ -20,7 +20,7 @@ from vitutor_core.cli.entry import run
 from vitutor_core.cli.main import vitutor
 from vitutor_core.cli.options import PathOption
 from vitutor_core.cli.teacher import with_teachers
-from vitutor_core.config import identity
+from vitutor_core.config import fingerprinted
 from vitutor_core.errors import CheckpointError, DataError
 from vitutor_core.models.weights import read_card
 from vitutor_core.recipe import resolve
@@ -288,7 +288,7 @@ def test_a_reader_who_goes_away_gets_no_traceback():
 
 
 class Student(RunConfig):
-    teacher: TeacherConfig | None = identity(None, help="a teacher")
+    teacher: TeacherConfig | None = fingerprinted(None, help="a teacher")
 
 
 def student(toy_paper, *settings):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vitutor_core.config import identity, identity_fields, leaves, nearest, parse_yaml
+from vitutor_core.config import fingerprinted, fingerprinted_fields, leaves, nearest, parse_yaml
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.needs import teacher_recipes
 from vitutor_core.recipe import read_recipe, resolve
@@ -47,14 +47,14 @@ def test_a_preset_comes_before_the_row(recipe):
 
 
 class TwoTeachers(RunConfig):
-    teachers: dict[str, TeacherConfig] = identity({}, help="teachers by role")
+    teachers: dict[str, TeacherConfig] = fingerprinted({}, help="teachers by role")
 
 
 def test_a_mapping_of_sections_has_leaves_of_its_own(recipe):
     settings = ["teachers.cnn={recipe: cnn}", "teachers.inn={recipe: inn}"]
     config = resolve(TwoTeachers, recipe, settings=settings)
     paths = {path: (tag, value) for path, tag, value in leaves(config) if path.startswith("teachers")}
-    assert paths["teachers.inn.recipe"] == ("identity", "inn")
+    assert paths["teachers.inn.recipe"] == ("fingerprinted", "inn")
     assert paths["teachers.cnn.weights"] == ("runtime", None)
     assert config.changed(["teachers.cnn.weights=x"]).fingerprint() == config.fingerprint()
     assert config.changed(["teachers.cnn.recipe=x"]).fingerprint() != config.fingerprint()
@@ -129,14 +129,14 @@ def test_yaml_cannot_build_objects():
 
 def test_every_leaf_is_tagged_and_described(recipe):
     for path, tag, _ in leaves(resolve(RunConfig, recipe)):
-        assert tag in {"identity", "runtime"}, path
+        assert tag in {"fingerprinted", "runtime"}, path
 
 
-def test_fingerprint_follows_identity_fields_alone(recipe):
+def test_fingerprint_follows_fingerprinted_fields_alone(recipe):
     base = resolve(RunConfig, recipe)
     assert resolve(RunConfig, recipe, settings=["runtime.workers=7"]).fingerprint() == base.fingerprint()
     assert resolve(RunConfig, recipe, settings=["optim.lr=2e-3"]).fingerprint() != base.fingerprint()
-    assert "runtime.workers" not in identity_fields(base)
+    assert "runtime.workers" not in fingerprinted_fields(base)
 
 
 def test_round_trip_and_frozen(recipe):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.cvt import Block, ConvAttention, CvT, Embedding, StdNorm
-from vitutor_core.models.taps import forward_taps
+from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.models.weights import create_model
 from vitutor_core.schema import ModelConfig
 
@@ -198,7 +198,7 @@ def test_maps_and_logits(flavour):
     assert [map_.shape for map_ in maps] == [(2, 8, 8, 12), (2, 12, 4, 6), (2, 24, 2, 3)]
     assert [info["reduction"] for info in model.feature_info] == [4, 8, 16]
     assert torch.equal(model.forward_head(tokens), model(images))
-    taps = forward_taps(model, images, features=[-1, "stages.0"])
+    taps = read_intermediates(model, images, features=[-1, "stages.0"])
     assert torch.equal(taps.features[0], maps[-1])
     assert torch.equal(taps.features[1], maps[0])
     assert torch.equal(taps.tokens, tokens)

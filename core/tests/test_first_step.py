@@ -14,12 +14,12 @@ from torch import nn
 from core.tests.train_samples import run, same, small_digits, tiny_config
 from vitutor_core.cli import preflight
 from vitutor_core.cli import teacher as teachers
-from vitutor_core.config import identity
+from vitutor_core.config import fingerprinted
 from vitutor_core.data.build import plan_data
 from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.distill.teacher import load_teacher
 from vitutor_core.errors import ConfigError
-from vitutor_core.models.taps import forward_taps
+from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.schema import RunConfig, TeacherConfig
 from vitutor_core.train import dry
 from vitutor_core.train.method import Clock, StepOutput
@@ -90,8 +90,8 @@ def test_the_method_and_the_generators_stay_as_they_are(small: int, monkeypatch:
 
 
 class Config(RunConfig):
-    teacher: TeacherConfig = identity(TeacherConfig(recipe="cnn"), help="a teacher")
-    feature: str = identity("layer2", help="its feature")
+    teacher: TeacherConfig = fingerprinted(TeacherConfig(recipe="cnn"), help="a teacher")
+    feature: str = fingerprinted("layer2", help="its feature")
 
 
 class Taught(Supervised):
@@ -104,7 +104,7 @@ class Taught(Supervised):
         return method
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
-        forward_taps(self._teacher.model, self._teacher.adapt(batch.images), features=[self._feature])
+        read_intermediates(self._teacher.model, self._teacher.adapt(batch.images), features=[self._feature])
         return super().forward(batch, clock)
 
 

@@ -95,7 +95,7 @@ CHANGES = {
     "a docstring in a metric": (f"{CORE}evaluate/accuracy.py", ("over all processes", "over every process"), set()),
     "the update": (f"{CORE}train/update.py", "\n_X = 1\n", {"teacher@cnn", *ROWS, *EVALUATIONS}),
     "the average of weights": (f"{CORE}train/state.py", "\n_X = 1\n", {"teacher@cnn", *ROWS, *EVALUATIONS}),
-    "the order of samples": (f"{CORE}data/order.py", "\n_X = 1\n", {"teacher@cnn", *ROWS, *EVALUATIONS}),
+    "the order of samples": (f"{CORE}data/sampler.py", "\n_X = 1\n", {"teacher@cnn", *ROWS, *EVALUATIONS}),
     "the contract": (f"{CORE}train/method.py", "\n_X = 1\n", {"teacher@cnn", *ROWS, *EVALUATIONS}),
     "plain supervision": (
         f"{CORE}train/supervised.py",

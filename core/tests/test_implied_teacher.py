@@ -10,7 +10,7 @@ from PIL import Image
 
 from core.tests.train_samples import TINY
 from vitutor_core.cli import teacher
-from vitutor_core.config import identity
+from vitutor_core.config import fingerprinted
 from vitutor_core.errors import CheckpointError, ConfigError, DataError, InterruptedRun, ResourceError, named
 from vitutor_core.paper import installed_papers, teacher_recipe
 from vitutor_core.recipe import read_recipe, recipe_path, resolve, scales_of
@@ -18,7 +18,7 @@ from vitutor_core.schema import RunConfig, TeacherConfig
 
 
 class Config(RunConfig):
-    teacher: TeacherConfig = identity(TeacherConfig(recipe="cnn"), help="a teacher")
+    teacher: TeacherConfig = fingerprinted(TeacherConfig(recipe="cnn"), help="a teacher")
 
 
 def config(*settings: str) -> Config:

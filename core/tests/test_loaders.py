@@ -11,7 +11,7 @@ from core.tests.loader_samples import CPU, LOADERS, assert_same, builder, config
 from vitutor_core.data import build, keyed, resident
 from vitutor_core.data.build import build_data
 from vitutor_core.data.digits import digits_source
-from vitutor_core.data.order import Order, join
+from vitutor_core.data.sampler import KeyedSampler, join
 from vitutor_core.data.streamed import train_transform
 from vitutor_core.errors import ConfigError, ResourceError
 
@@ -32,12 +32,12 @@ def built():
     yield from builder()
 
 
-# Order
+# The sampler
 
 
 @pytest.mark.parametrize("num_views", [None, 50, 170, 400])
 def test_order_follows_the_definition(num_views):
-    order = Order(50, seed=3, batch_size=12, num_views=num_views, accumulate=2, repeats=3, rank=1, world_size=2)
+    order = KeyedSampler(50, seed=3, batch_size=12, num_views=num_views, accumulate=2, repeats=3, rank=1, world_size=2)
     assert (order.steps_per_epoch, order.micro_batch_size) == ((num_views or 50) // 12, 3)
     entries = [
         (sample, number * 3 + repeat)
@@ -56,13 +56,13 @@ def test_order_follows_the_definition(num_views):
 
 
 def test_no_view_comes_twice():
-    order = Order(20, seed=0, batch_size=10, num_views=130, repeats=2)
+    order = KeyedSampler(20, seed=0, batch_size=10, num_views=130, repeats=2)
     whole = join([views for _, (views,) in order.steps(0)])
     assert len(set(zip(whole.indices, whole.repeats, strict=True))) == 130
 
 
 def test_an_epoch_without_repeats_sees_every_sample_once():
-    order = Order(48, seed=0, batch_size=12)
+    order = KeyedSampler(48, seed=0, batch_size=12)
     seen = np.concatenate([views.indices for _, (views,) in order.steps(0)])
     assert np.array_equal(np.sort(seen), np.arange(48))
 
@@ -165,7 +165,7 @@ def test_streamed_images_are_those_of_timms_transform(built):
     data, source = built(settings), digits_source()
     subset = build.subset_indices(source.train.labels, settings.data)
     transform = train_transform(settings.data, settings.augment, data.info)
-    order = Order(200, seed=4, batch_size=8, repeats=2)
+    order = KeyedSampler(200, seed=4, batch_size=8, repeats=2)
     mean, std = (torch.tensor(values)[:, None, None] for values in (source.mean, source.std))
     for (batch,), (_, (views,)) in zip(data.train.epoch(1), order.steps(1), strict=True):
         for image, index, repeat in zip(batch.images, views.indices, views.repeats, strict=True):

@@ -10,7 +10,6 @@ from PIL import Image, ImageOps
 from timm.data import auto_augment as timm_ops
 
 from vitutor_core.data import pixelops
-from vitutor_core.data.order import Views
 from vitutor_core.data.randaugment import (
     AFFINE,
     FIXED_TABLE,
@@ -23,6 +22,7 @@ from vitutor_core.data.randaugment import (
     fixed_tables,
     parse,
 )
+from vitutor_core.data.sampler import SampleKeys
 from vitutor_core.errors import ConfigError
 
 FILL = (128, 100, 77)
@@ -43,7 +43,7 @@ def from_pil(image):
 
 
 def views(count):
-    return Views(0, 0, np.arange(count), np.zeros(count, dtype=np.int64))
+    return SampleKeys(0, 0, np.arange(count), np.zeros(count, dtype=np.int64))
 
 
 # The configuration string

@@ -14,7 +14,7 @@ from conformance.suite import assert_equal_weights
 from core.tests.toy_paper import COMMAND, environment, write_toy_paper
 from vitutor_core.cli import reproduce
 from vitutor_core.cli.reproduce import Folders, Row, reproduce_row
-from vitutor_core.config import identity
+from vitutor_core.config import fingerprinted
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.paper import Paper
 from vitutor_core.recipe import resolve
@@ -189,7 +189,7 @@ def test_a_failing_seed_ends_the_row_with_its_code(toy, tmp_path, processes):
 
 
 class Taught(RunConfig):
-    teacher: TeacherConfig = identity(TeacherConfig(recipe="cnn"), help="a teacher")
+    teacher: TeacherConfig = fingerprinted(TeacherConfig(recipe="cnn"), help="a teacher")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from vitutor_core.cli.data import data
-from vitutor_core.config import identity, setting
+from vitutor_core.config import fingerprinted, setting
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.params import Params, change_params
 from vitutor_core.schema import RunConfig, TeacherConfig
@@ -23,8 +23,8 @@ ODD = [*(f"in/a{mark}b" for mark in MARKS), *(f"{mark}x" for mark in STARTS), *B
 
 
 class Taught(RunConfig):
-    teacher: TeacherConfig | None = identity(None, help="one")
-    teachers: dict[str, TeacherConfig] = identity({}, help="several")
+    teacher: TeacherConfig | None = fingerprinted(None, help="one")
+    teachers: dict[str, TeacherConfig] = fingerprinted({}, help="several")
 
 
 def config() -> Taught:

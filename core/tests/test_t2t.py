@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate.complexity import complexity
+from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.models.t2t import TokenPerformer, TokensToToken, sinusoid_positions
-from vitutor_core.models.taps import forward_taps
 from vitutor_core.models.weights import create_model, takes_image_size
 from vitutor_core.schema import ModelConfig
 
@@ -170,7 +170,7 @@ def test_the_exponentials_are_in_single_precision_under_autocast(dtype):
 def test_grid_and_taps():
     torch.manual_seed(0)
     model, images = timm.create_model("t2t_vit_14", **TINY, **NATIVE).eval(), torch.randn(2, 3, 16, 16)
-    taps = forward_taps(model, images, features=[-1], attentions=[0])
+    taps = read_intermediates(model, images, features=[-1], attentions=[0])
     (map_,) = model.forward_intermediates(images, indices=[-1], intermediates_only=True)
     assert map_.shape == (2, 12, 4, 4)
     # Where attention is read, it is computed unfused.

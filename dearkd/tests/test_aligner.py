@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dearkd.models import Aligner
-from vitutor_core.models import forward_taps
+from vitutor_core.models import read_intermediates
 
 
 def count(module: nn.Module) -> int:
@@ -88,11 +88,11 @@ def test_class_token_does_not_matter():
     model.blocks[0].register_forward_hook(lambda _m, _i, output: seen.update(tokens=output))
     images = torch.randn(1, 3, 16, 16)
     aligner = Aligner(24, 6, (8, 8))
-    expected = aligner(forward_taps(model, images, features=(0,)).features[0])
+    expected = aligner(read_intermediates(model, images, features=(0,)).features[0])
     handle = model.blocks[0].register_forward_hook(
         lambda _m, _i, output: torch.cat([torch.full_like(output[:, :1], 1e3), output[:, 1:]], dim=1)
     )
-    changed = forward_taps(model, images, features=(0,))
+    changed = read_intermediates(model, images, features=(0,))
     handle.remove()
     assert torch.equal(aligner(changed.features[0]), expected)
     assert (changed.tokens[:, 0] - model.forward_features(images)[:, 0]).abs().max() > 0.1

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dearkd.losses import hidden_loss, logit_loss
 from dearkd.models import MHCA, Aligner, DearKDVisionTransformer, relative_bias
-from vitutor_core.models import forward_taps
+from vitutor_core.models import read_intermediates
 
 MICRO = {
     "img_size": 16,
@@ -179,11 +179,11 @@ def test_exported_weights_load_with_plain_timm(tmp_path, images):
 
 def test_taps(images):
     model = micro()
-    taps = forward_taps(model, images, features=(0, "blocks.2"))
+    taps = read_intermediates(model, images, features=(0, "blocks.2"))
     assert torch.equal(taps.logits, model(images))
     assert torch.equal(taps.tokens, model.forward_features(images))
     assert [map_.shape for map_ in taps.features] == [(2, 24, 4, 4)] * 2
-    attentions = forward_taps(model, images, attentions=(0, 3)).attentions
+    attentions = read_intermediates(model, images, attentions=(0, 3)).attentions
     assert [attention.shape for attention in attentions] == [(2, 4, 17, 17)] * 2
     for attention in attentions:
         torch.testing.assert_close(attention.sum(-1), torch.ones(2, 4, 17), rtol=0, atol=1e-5)
@@ -208,7 +208,7 @@ def test_training_step_compiles_to_one_graph(images):
     targets = torch.tensor([1, 3])
 
     def loss(images):
-        taps = forward_taps(model, images, features=(0,))
+        taps = read_intermediates(model, images, features=(0,))
         return F.cross_entropy(taps.logits, targets) + taps.features[0].square().mean()
 
     expected = loss(images)
@@ -231,7 +231,7 @@ def reached(model: nn.Module) -> set[str]:
 
 def test_hidden_loss_reaches_the_paired_block_and_no_later_one(images):
     model, aligner = micro().train(), Aligner(24, 6, (8, 8))
-    (features,) = forward_taps(model, images, features=(1,)).features
+    (features,) = read_intermediates(model, images, features=(1,)).features
     hidden_loss([aligner(features)], [torch.rand(2, 6, 8, 8)]).backward()
     assert reached(model) == {"embed", "blocks.0", "blocks.1"}
     for block in model.blocks[:2]:
@@ -242,7 +242,7 @@ def test_hidden_loss_reaches_the_paired_block_and_no_later_one(images):
 
 def test_logit_loss_reaches_every_block_but_not_the_class_head(images):
     model, head_dist = micro().train(), nn.Linear(24, 5)
-    tokens = forward_taps(model, images).tokens
+    tokens = read_intermediates(model, images).tokens
     logit_loss(head_dist(tokens[:, model.num_prefix_tokens :].mean(1)), torch.randn(2, 5)).backward()
     assert reached(model) == {"embed", *(f"blocks.{index}" for index in range(4)), "norm"}
     assert model.head.weight.grad is None

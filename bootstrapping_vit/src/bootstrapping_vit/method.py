@@ -21,8 +21,8 @@ from bootstrapping_vit.models.pair import share_weights, shared_tensors
 from vitutor_core.data.types import Batch, DataInfo, EvalLoader
 from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate.accuracy import evaluate
+from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.models.modes import evaluation_mode
-from vitutor_core.models.taps import forward_taps
 from vitutor_core.models.weights import create_student
 from vitutor_core.train.method import Clock, Method, Report, StepOutput, Traits, UpdateRule
 from vitutor_core.train.sam import SharpnessAware
@@ -61,8 +61,8 @@ class BootstrappingViT(Method):
         if self.agent is None:
             return StepOutput(F.cross_entropy(self.student(batch.images), batch.targets))
         terms = self._terms
-        vit = forward_taps(self.student, batch.images, features=self._layers)
-        agent = forward_taps(self.agent, batch.images, features=self._layers)
+        vit = read_intermediates(self.student, batch.images, features=self._layers)
+        agent = read_intermediates(self.agent, batch.images, features=self._layers)
         of_vit, of_agent = (
             mutual_term(own.logits, other.logits, batch.targets, temperature=terms.temperature)
             for own, other in ((vit, agent), (agent, vit))
@@ -110,7 +110,10 @@ class BootstrappingViT(Method):
     def _check_features(self, info: DataInfo) -> None:
         images = torch.zeros(1, info.channels, info.image_size, info.image_size)
         with evaluation_mode(self), torch.no_grad():
-            maps = [forward_taps(model, images, features=self._layers).features for model in (self.student, self.agent)]
+            maps = [
+                read_intermediates(model, images, features=self._layers).features
+                for model in (self.student, self.agent)
+            ]
         try:
             for ours, theirs in zip(*maps, strict=True):
                 feature_loss(ours, theirs, adapter=self._terms.adapter)

@@ -7,26 +7,28 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from vitutor_core.config import Config, identity, setting
+from vitutor_core.config import Config, fingerprinted, setting
 from vitutor_core.schema import LARGE, Layer, RunConfig, TeacherConfig, Temperature, Weight
 
 
 class ObjectiveConfig(Config):
     """Terms and weights of eq. 1; docs/fidelity/coadvise.md says why these are the defaults."""
 
-    label_weight: float = identity(1.0, help="lambda_0, weight of the label term", ge=0, le=LARGE)
-    weights: dict[str, Weight] = identity({}, help="lambda of each teacher's term by role; 1 where not given")
-    temperatures: dict[str, Temperature] = identity({}, help="tau of each teacher's term by role; 1 where not given")
-    direction: Literal["teacher_student", "student_teacher"] = identity(
+    label_weight: float = fingerprinted(1.0, help="lambda_0, weight of the label term", ge=0, le=LARGE)
+    weights: dict[str, Weight] = fingerprinted({}, help="lambda of each teacher's term by role; 1 where not given")
+    temperatures: dict[str, Temperature] = fingerprinted(
+        {}, help="tau of each teacher's term by role; 1 where not given"
+    )
+    direction: Literal["teacher_student", "student_teacher"] = fingerprinted(
         "teacher_student", help="of the divergence: KL(teacher || student), or the order in which eq. 1 is written"
     )
-    label_tokens: Literal["class", "all"] = identity(
+    label_tokens: Literal["class", "all"] = fingerprinted(
         "class", help="tokens that learn from labels: the class token, or, without teachers, all of them"
     )
-    order: tuple[str, ...] | None = identity(
+    order: tuple[str, ...] | None = fingerprinted(
         None, help="roles of the teachers, in the order of the student's tokens; null: as in `teachers`"
     )
-    corruption_severities: tuple[Layer, ...] = identity(
+    corruption_severities: tuple[Layer, ...] = fingerprinted(
         (), help="severities (1 to 5) at which the corruption error is measured after the last epoch; empty: not at all"
     )
 
@@ -34,8 +36,8 @@ class ObjectiveConfig(Config):
 class CoadviseConfig(RunConfig):
     """Everything that a Co-advise run needs. A student with one output takes all terms there."""
 
-    teachers: dict[str, TeacherConfig] = identity({}, help="the frozen teachers by role; none: plain training")
-    method: ObjectiveConfig = identity(ObjectiveConfig(), help="the paper's objective")
+    teachers: dict[str, TeacherConfig] = fingerprinted({}, help="the frozen teachers by role; none: plain training")
+    method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="the paper's objective")
 
     @model_validator(mode="after")
     def _terms_and_teachers_fit(self) -> Self:

@@ -1,6 +1,6 @@
 """Frozen configs: apply ``--set a.b=c``, validate, fingerprint.
 
-A config is a tree of `Config` models. Every leaf is declared with `identity` (it changes the result of a run,
+A config is a tree of `Config` models. Every leaf is declared with `fingerprinted` (it changes the result of a run,
 so it is part of the fingerprint) or `runtime` (it may change between a run and its resumption).
 This module and the schemas import neither torch nor timm, so that a typo is reported at once.
 """
@@ -26,9 +26,9 @@ from vitutor_core.errors import ConfigError
 _REQUIRED: Any = ...
 
 
-def identity(default: Any = _REQUIRED, *, help: str, **constraints: Any) -> Any:
+def fingerprinted(default: Any = _REQUIRED, *, help: str, **constraints: Any) -> Any:
     """Declare a field that determines the result of a run; it enters the fingerprint."""
-    return _tagged("identity", default, help, constraints)
+    return _tagged("fingerprinted", default, help, constraints)
 
 
 def runtime(default: Any = _REQUIRED, *, help: str, **constraints: Any) -> Any:
@@ -66,8 +66,8 @@ class Config(BaseModel):
         return self.from_mapping(values, where="settings")
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the SHA-256 of the identity fields."""
-        text = json.dumps(identity_fields(self), sort_keys=True, separators=(",", ":"))
+        """16 hexadecimal digits of the SHA-256 of the fingerprinted fields."""
+        text = json.dumps(fingerprinted_fields(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -86,8 +86,8 @@ def leaves(config: Config, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
             yield prefix + name, str(extra["tag"]) if isinstance(extra, dict) else "", dumped[name]
 
 
-def identity_fields(config: Config) -> dict[str, Any]:
-    """Map the dotted path of each identity field to its JSON value."""
+def fingerprinted_fields(config: Config) -> dict[str, Any]:
+    """Map the dotted path of each fingerprinted field to its JSON value."""
     return {path: value for path, tag, value in leaves(config) if tag != "runtime"}
 
 

@@ -36,7 +36,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def atomic(target: Path) -> Iterator[Path]:
-    """Yield a path to write a file or to make a folder at, which takes the place of ``target`` when it is whole.
+    """Yield a path to write a file or to make a folder at, which replaces ``target`` when it is whole.
 
     It lies beside the target, is flushed to disk and then renamed. Where anything fails, the target stays as it was.
 
@@ -69,7 +69,7 @@ def atomic(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replace_folder(target: Path, marker: str, *others: str) -> Iterator[Path]:
-    """Yield a new folder to fill, which then takes the place of ``target``; see `check_replaceable` and `atomic`."""
+    """Yield a new folder to fill, which then replaces ``target``; see `check_replaceable` and `atomic`."""
     check_replaceable(target, marker, *others)
     with atomic(target) as partial:
         partial.mkdir()
@@ -83,7 +83,7 @@ def check_replaceable(target: Path, marker: str, *others: str) -> None:
     (patterns of paths below the folder). A folder without a file may be replaced as well.
 
     Raises:
-        ConfigError: it holds something else, or is no folder.
+        ConfigError: it holds something else, or is not a directory.
 
     """
     if target.exists() and not target.is_dir():
@@ -175,8 +175,8 @@ def _umask() -> int:
 
 
 def _not_written(target: Path, error: OSError) -> str:
-    place = target.parent
-    while not place.exists():
-        place = place.parent
-    room = f"free some space, {shutil.disk_usage(place).free:,} bytes are left" if error.errno in _FULL else ""
-    return f"{target}: cannot write ({error.strerror or error}); {room or 'choose another place'}"
+    folder = target.parent
+    while not folder.exists():
+        folder = folder.parent
+    room = f"free some space, {shutil.disk_usage(folder).free:,} bytes are left" if error.errno in _FULL else ""
+    return f"{target}: cannot write ({error.strerror or error}); {room or 'choose another folder'}"

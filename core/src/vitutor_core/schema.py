@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vitutor_core.config import Config, identity, runtime
+from vitutor_core.config import Config, fingerprinted, runtime
 
 MANY = 10**9
 """Of images, updates or iterations."""
@@ -35,56 +35,58 @@ KwargValue = Value | tuple[Value, ...]
 class DataConfig(Config):
     """Where the images come from and which of them are used."""
 
-    source: str = identity(
+    source: str = fingerprinted(
         "digits",
         help="digits | cifar10 | cifar100 | torchvision:NAME | domainnet:DOMAIN | folder:PATH | hub:ID | parquet:PATH "
         "| timm:NAME",
     )
-    image_column: str | None = identity(None, help="column of images in shards; null: image, img, pixel_values or jpg")
-    label_column: str | None = identity(
+    image_column: str | None = fingerprinted(
+        None, help="column of images in shards; null: image, img, pixel_values or jpg"
+    )
+    label_column: str | None = fingerprinted(
         None, help="column of labels in shards; null: label, labels, target, fine_label or cls"
     )
-    class_list: str | tuple[str, ...] | None = identity(
+    class_list: str | tuple[str, ...] | None = fingerprinted(
         None, help="keep these classes: imagenet100, a file with a class name in each line, or the names"
     )
     train_from: str | None = runtime(
-        None, help="train on PATH/train/<class>/... instead, classes matched by name (identity: names, manifest)"
+        None, help="train on PATH/train/<class>/... instead, classes matched by name (fingerprinted: names, manifest)"
     )
-    image_size: ImageSize = identity(help="side of the student's input, in pixels")
-    eval_split: str | None = identity(
+    image_size: ImageSize = fingerprinted(help="side of the student's input, in pixels")
+    eval_split: str | None = fingerprinted(
         None, help="evaluate on this split of a folder or of shards, such as test; null: the first of val, ..., test"
     )
-    holdout: float | None = identity(
+    holdout: float | None = fingerprinted(
         None,
         help="evaluate on this share of each class's training images, which are not trained on, instead of the "
         "source's evaluation split; before class_list, train_from and subsets",
         gt=0,
         lt=1,
     )
-    holdout_seed: Seed = identity(0, help="seed of the draw of held-out images")
-    fraction: float = identity(1.0, help="share of each class that is used for training", gt=0, le=1)
-    per_class: int | None = identity(None, help="training images per class, instead of a fraction", ge=1, le=MANY)
-    long_tail: float | None = identity(
+    holdout_seed: Seed = fingerprinted(0, help="seed of the draw of held-out images")
+    fraction: float = fingerprinted(1.0, help="share of each class that is used for training", gt=0, le=1)
+    per_class: int | None = fingerprinted(None, help="training images per class, instead of a fraction", ge=1, le=MANY)
+    long_tail: float | None = fingerprinted(
         None, help="imbalance: the smallest class keeps this share of the largest, geometrically", gt=0, le=1
     )
-    subset_seed: Seed = identity(0, help="seed of the subset; the same seed gives nested fractions")
-    subset_draw: Literal["keyed", "numpy"] = identity(
+    subset_seed: Seed = fingerprinted(0, help="seed of the subset; the same seed gives nested fractions")
+    subset_draw: Literal["keyed", "numpy"] = fingerprinted(
         "keyed",
         help="keyed: by subset_seed; numpy: NumPy's generator seeded with the class, as released with arXiv 2112.03552",
     )
-    balance: Literal["none", "sampling"] = identity(
+    balance: Literal["none", "sampling"] = fingerprinted(
         "none",
         help="sampling: an epoch, of the same length, has as many images of each class, so those of small classes come "
         "more often; none: each image once",
     )
-    view_seed: Seed | None = identity(
+    view_seed: Seed | None = fingerprinted(
         None,
         help="seed of order, augmentation and mixing, apart from that of the weights; runs that share it share a "
         "teacher's cached logits, and vary less; null: the run's seed",
     )
-    crop_ratio: CropRatio = identity(1.0, help="evaluation: resize to size / ratio, then crop the centre")
-    interpolation: Interpolation = identity("bilinear", help="resampling of every resize")
-    loader: Literal["resident", "streamed"] = identity(
+    crop_ratio: CropRatio = fingerprinted(1.0, help="evaluation: resize to size / ratio, then crop the centre")
+    interpolation: Interpolation = fingerprinted("bilinear", help="resampling of every resize")
+    loader: Literal["resident", "streamed"] = fingerprinted(
         "resident", help="resident: uint8 on the device, augmented in batch; streamed: timm's transforms in workers"
     )
 
@@ -100,42 +102,48 @@ class DataConfig(Config):
 class AugmentConfig(Config):
     """Augmentation of the training images, in the order in which it is applied."""
 
-    pad_crop: int = identity(0, help="zero-pad by this many pixels, then crop at random; 0: off", ge=0, le=1024)
-    crop_scale: tuple[Share, Share] | None = identity(None, help="area range of the random resized crop, or null")
-    crop_aspect: tuple[Aspect, Aspect] = identity((0.75, 4 / 3), help="aspect range of the random resized crop")
-    flip: float = identity(0.0, help="probability of a horizontal flip", ge=0, le=1)
-    color_jitter: float = identity(0.0, help="strength of brightness, contrast and saturation jitter", ge=0, le=10)
-    rand_augment: str | None = identity(None, help="timm's RandAugment string, e.g. rand-m9-mstd0.5-inc1, or null")
-    random_erasing: float = identity(0.0, help="probability of erasing a rectangle with pixel noise", ge=0, le=1)
-    mixup: float = identity(0.0, help="Mixup's Beta parameter; 0: off", ge=0, le=1000)
-    cutmix: float = identity(0.0, help="CutMix's Beta parameter; 0: off", ge=0, le=1000)
-    mix_probability: float = identity(1.0, help="probability that a batch is mixed", ge=0, le=1)
-    mix_switch: float = identity(0.5, help="probability of CutMix where both are on", ge=0, le=1)
-    label_smoothing: float = identity(0.0, help="label smoothing of the training targets", ge=0, lt=1)
-    repeats: int = identity(1, help="repeated augmentation: views of one image in an epoch", ge=1, le=100)
+    pad_crop: int = fingerprinted(0, help="zero-pad by this many pixels, then crop at random; 0: off", ge=0, le=1024)
+    crop_scale: tuple[Share, Share] | None = fingerprinted(None, help="area range of the random resized crop, or null")
+    crop_aspect: tuple[Aspect, Aspect] = fingerprinted((0.75, 4 / 3), help="aspect range of the random resized crop")
+    flip: float = fingerprinted(0.0, help="probability of a horizontal flip", ge=0, le=1)
+    color_jitter: float = fingerprinted(0.0, help="strength of brightness, contrast and saturation jitter", ge=0, le=10)
+    rand_augment: str | None = fingerprinted(None, help="timm's RandAugment string, e.g. rand-m9-mstd0.5-inc1, or null")
+    random_erasing: float = fingerprinted(0.0, help="probability of erasing a rectangle with pixel noise", ge=0, le=1)
+    mixup: float = fingerprinted(0.0, help="Mixup's Beta parameter; 0: off", ge=0, le=1000)
+    cutmix: float = fingerprinted(0.0, help="CutMix's Beta parameter; 0: off", ge=0, le=1000)
+    mix_probability: float = fingerprinted(1.0, help="probability that a batch is mixed", ge=0, le=1)
+    mix_switch: float = fingerprinted(0.5, help="probability of CutMix where both are on", ge=0, le=1)
+    label_smoothing: float = fingerprinted(0.0, help="label smoothing of the training targets", ge=0, lt=1)
+    repeats: int = fingerprinted(1, help="repeated augmentation: views of one image in an epoch", ge=1, le=100)
 
 
 class ModelConfig(Config):
     """A model by its timm name."""
 
-    name: str = identity(help="any name timm.create_model takes, with its pretrained tag if it matters")
-    kwargs: dict[str, KwargValue] = identity({}, help="further arguments of timm.create_model")
-    pretrained: bool = identity(False, help="start from the weights that timm names")
-    start_row: str | None = identity(None, help="start from this row's student of the same seed (reproduce finds it)")
+    name: str = fingerprinted(help="any name timm.create_model takes, with its pretrained tag if it matters")
+    kwargs: dict[str, KwargValue] = fingerprinted({}, help="further arguments of timm.create_model")
+    pretrained: bool = fingerprinted(False, help="start from the weights that timm names")
+    start_row: str | None = fingerprinted(
+        None, help="start from this row's student of the same seed (reproduce finds it)"
+    )
     weights: str | None = runtime(
         None,
-        help="start from a run folder or safetensors file (identity: sha256); its head only if the classes are as many",
+        help="start from a run folder or safetensors file (fingerprinted: its sha256); its head only for equal classes",
     )
 
 
 class TeacherConfig(Config):
     """Where a frozen teacher comes from; exactly one of the four sources."""
 
-    recipe: str | None = identity(None, help="a row of the core's teacher recipe at this scale, trained if need be")
-    row: str | None = identity(None, help="another row of the same paper: its seed 0 (reproduce finds it)")
-    model: ModelConfig | None = identity(None, help="a timm model; with `weights`, its architecture")
-    weights: str | None = runtime(None, help="a run folder, or a safetensors file for `model` (identity: its sha256)")
-    image_size: ImageSize | None = identity(None, help="input side of the teacher; null: the student's")
+    recipe: str | None = fingerprinted(
+        None, help="a row of the core's teacher recipe at this scale, trained if need be"
+    )
+    row: str | None = fingerprinted(None, help="another row of the same paper: its seed 0 (reproduce finds it)")
+    model: ModelConfig | None = fingerprinted(None, help="a timm model; with `weights`, its architecture")
+    weights: str | None = runtime(
+        None, help="a run folder, or a safetensors file for `model` (fingerprinted: its sha256)"
+    )
+    image_size: ImageSize | None = fingerprinted(None, help="input side of the teacher; null: the student's")
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
@@ -149,26 +157,26 @@ class TeacherConfig(Config):
 class OptimConfig(Config):
     """Optimiser and learning-rate schedule, both timm's."""
 
-    name: str = identity("adamw", help="any optimiser of timm's factory")
-    lr: float = identity(help="learning rate; see lr_reference_batch", gt=0, le=LARGE)
-    lr_reference_batch: int | None = identity(
+    name: str = fingerprinted("adamw", help="any optimiser of timm's factory")
+    lr: float = fingerprinted(help="learning rate; see lr_reference_batch", gt=0, le=LARGE)
+    lr_reference_batch: int | None = fingerprinted(
         None, help="if set, the peak learning rate is lr * batch_size / lr_reference_batch", ge=1, le=MANY
     )
-    weight_decay: float = identity(
+    weight_decay: float = fingerprinted(
         0.05, help="weight decay; none on biases, norms, positions and tokens", ge=0, le=LARGE
     )
-    betas: tuple[Beta, Beta] | None = identity(None, help="Adam's betas; null: the optimiser's default")
-    momentum: float = identity(0.9, help="momentum of SGD", ge=0, lt=1)
-    layer_decay: float | None = identity(None, help="layer-wise learning-rate decay of the student", gt=0, le=1)
-    clip_norm: float | None = identity(None, help="clip the gradient norm", gt=0, le=LARGE)
-    schedule: Literal["cosine", "constant"] = identity("cosine", help="shape of the learning rate after warm-up")
-    schedule_unit: Literal["epoch", "update"] = identity("epoch", help="how often the learning rate changes")
-    warmup_epochs: float = identity(0.0, help="linear warm-up, in epochs", ge=0, le=EPOCHS)
-    warmup_prefix: bool = identity(
+    betas: tuple[Beta, Beta] | None = fingerprinted(None, help="Adam's betas; null: the optimiser's default")
+    momentum: float = fingerprinted(0.9, help="momentum of SGD", ge=0, lt=1)
+    layer_decay: float | None = fingerprinted(None, help="layer-wise learning-rate decay of the student", gt=0, le=1)
+    clip_norm: float | None = fingerprinted(None, help="clip the gradient norm", gt=0, le=LARGE)
+    schedule: Literal["cosine", "constant"] = fingerprinted("cosine", help="shape of the learning rate after warm-up")
+    schedule_unit: Literal["epoch", "update"] = fingerprinted("epoch", help="how often the learning rate changes")
+    warmup_epochs: float = fingerprinted(0.0, help="linear warm-up, in epochs", ge=0, le=EPOCHS)
+    warmup_prefix: bool = fingerprinted(
         False, help="the cosine starts after the warm-up; false: it runs from the first epoch"
     )
-    warmup_lr: float = identity(1e-6, help="learning rate at the start of the warm-up", ge=0, le=LARGE)
-    min_lr: float = identity(
+    warmup_lr: float = fingerprinted(1e-6, help="learning rate at the start of the warm-up", ge=0, le=LARGE)
+    min_lr: float = fingerprinted(
         1e-5, help="learning rate at the end of the cosine; not scaled with the batch", ge=0, le=LARGE
     )
 
@@ -176,24 +184,26 @@ class OptimConfig(Config):
 class TrainConfig(Config):
     """Length of the run and how a step is computed."""
 
-    epochs: int = identity(help="epochs; see epoch_length", ge=1, le=EPOCHS)
-    schedule_epochs: int | None = identity(
+    epochs: int = fingerprinted(help="epochs; see epoch_length", ge=1, le=EPOCHS)
+    schedule_epochs: int | None = fingerprinted(
         None,
         help="length of the learning-rate schedule, where the run stops before its end; null: epochs",
         ge=1,
         le=EPOCHS,
     )
-    epoch_length: Literal["subset", "full"] = identity(
+    epoch_length: Literal["subset", "full"] = fingerprinted(
         "subset",
         help="full: an epoch has as many updates as on the full training set, so a fraction f of it is seen 1/f times",
     )
-    batch_size: int = identity(help="images per update, over all processes and accumulation steps", ge=1, le=2**20)
-    accumulate: int = identity(1, help="micro-batches per update", ge=1, le=2**16)
-    precision: Literal["fp32", "bf16"] = identity(
+    batch_size: int = fingerprinted(help="images per update, over all processes and accumulation steps", ge=1, le=2**20)
+    accumulate: int = fingerprinted(1, help="micro-batches per update", ge=1, le=2**16)
+    precision: Literal["fp32", "bf16"] = fingerprinted(
         "fp32", help="bf16: autocast with fp32 weights, on GPUs; CPUs compute in fp32"
     )
-    compile: bool = identity(False, help="torch.compile the training step")
-    ema_decay: float | None = identity(None, help="decay of the weight average of the student; null: none", gt=0, lt=1)
+    compile: bool = fingerprinted(False, help="torch.compile the training step")
+    ema_decay: float | None = fingerprinted(
+        None, help="decay of the weight average of the student; null: none", gt=0, lt=1
+    )
 
     @model_validator(mode="after")
     def _stops_within_the_schedule(self) -> Self:
@@ -209,8 +219,10 @@ class CacheConfig(Config):
         None, help="keep them there, and reuse what is there; null: ask the teachers each time"
     )
     max_gb: float = runtime(10.0, help="what the folder may hold, in GB; what goes beyond is not stored", gt=0, le=1e6)
-    dtype: Literal["fp32", "fp16"] = identity("fp32", help="fp32: exactly the teacher's logits; fp16: half the space")
-    top_k: int | None = identity(
+    dtype: Literal["fp32", "fp16"] = fingerprinted(
+        "fp32", help="fp32: exactly the teacher's logits; fp16: half the space"
+    )
+    top_k: int | None = fingerprinted(
         None, help="keep the k largest and what the others share; null: all of them", ge=1, le=1_000_000
     )
 
@@ -247,13 +259,13 @@ class RuntimeConfig(Config):
 class RunConfig(Config):
     """Everything that one training run needs, whatever the method."""
 
-    seed: Seed = identity(0, help="seed of the weights, the data order, the augmentation and dropout")
-    data: DataConfig = identity(help="data")
-    augment: AugmentConfig = identity(AugmentConfig(), help="augmentation")
-    student: ModelConfig = identity(help="the model that is trained")
-    optim: OptimConfig = identity(help="optimiser and schedule")
-    train: TrainConfig = identity(help="length and precision")
-    cache: CacheConfig = identity(CacheConfig(), help="stored teacher outputs")
+    seed: Seed = fingerprinted(0, help="seed of the weights, the data order, the augmentation and dropout")
+    data: DataConfig = fingerprinted(help="data")
+    augment: AugmentConfig = fingerprinted(AugmentConfig(), help="augmentation")
+    student: ModelConfig = fingerprinted(help="the model that is trained")
+    optim: OptimConfig = fingerprinted(help="optimiser and schedule")
+    train: TrainConfig = fingerprinted(help="length and precision")
+    cache: CacheConfig = fingerprinted(CacheConfig(), help="stored teacher outputs")
     runtime: RuntimeConfig = runtime(RuntimeConfig(), help="what may change on resume")
 
     @property

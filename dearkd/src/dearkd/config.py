@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from vitutor_core.config import Config, identity
+from vitutor_core.config import Config, fingerprinted
 from vitutor_core.schema import EPOCHS, LARGE, Layer, RunConfig, TeacherConfig
 
 
@@ -18,33 +18,35 @@ class ObjectiveConfig(Config):
     why these are the defaults.
     """
 
-    alpha_loss: float = identity(
+    alpha_loss: float = fingerprinted(
         0.5, help="weight of the label term in eq. 6; 1 - alpha_loss weights the logit term", ge=0, le=1
     )
-    beta_loss: float = identity(1.0, help="weight of the hidden loss in eq. 6", ge=0, le=LARGE)
-    distill: Literal["none", "pooled", "token"] = identity(
+    beta_loss: float = fingerprinted(1.0, help="weight of the hidden loss in eq. 6", ge=0, le=LARGE)
+    distill: Literal["none", "pooled", "token"] = fingerprinted(
         "pooled",
         help="where the teacher's hard label goes: pooled content tokens (DearKD), or DeiT's distillation token",
     )
-    share_head: bool = identity(False, help="pooled: use the class head instead of a head of its own")
-    pairs: tuple[tuple[Layer, str], ...] = identity(
+    share_head: bool = fingerprinted(False, help="pooled: use the class head instead of a head of its own")
+    pairs: tuple[tuple[Layer, str], ...] = fingerprinted(
         ((4, "s2"), (8, "s3")), help="student block (from 1) and teacher stage of each hidden loss; empty: none"
     )
-    two_stage: bool = identity(True, help="drop the teacher after stage1_epochs; false: keep it to the end")
-    stage1_epochs: int | None = identity(
+    two_stage: bool = fingerprinted(True, help="drop the teacher after stage1_epochs; false: keep it to the end")
+    stage1_epochs: int | None = fingerprinted(
         None, help="epochs with the teacher; null: five sixths of all", ge=1, le=EPOCHS
     )
-    freeze_rpe: bool = identity(False, help="stop training alpha and delta in stage II")
-    target_norm: Literal["none", "channel_std"] = identity("none", help="normalisation of the teacher's maps")
-    aligner_act: Literal["relu", "none"] = identity("relu", help="none: for teachers whose maps have negative values")
-    channel_map: Literal["pointwise", "grouped"] = identity("pointwise", help="how the aligner changes channels")
+    freeze_rpe: bool = fingerprinted(False, help="stop training alpha and delta in stage II")
+    target_norm: Literal["none", "channel_std"] = fingerprinted("none", help="normalisation of the teacher's maps")
+    aligner_act: Literal["relu", "none"] = fingerprinted(
+        "relu", help="none: for teachers whose maps have negative values"
+    )
+    channel_map: Literal["pointwise", "grouped"] = fingerprinted("pointwise", help="how the aligner changes channels")
 
 
 class DearKDConfig(RunConfig):
     """Everything that a DearKD run needs."""
 
-    teacher: TeacherConfig | None = identity(None, help="the frozen CNN teacher; null: plain training")
-    method: ObjectiveConfig = identity(ObjectiveConfig(), help="the paper's objective")
+    teacher: TeacherConfig | None = fingerprinted(None, help="the frozen CNN teacher; null: plain training")
+    method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="the paper's objective")
 
     @model_validator(mode="after")
     def _teacher_where_needed(self) -> Self:

@@ -24,8 +24,8 @@ from vitutor_core.data.types import Batch, DataInfo, EvalLoader
 from vitutor_core.distill import FrozenTeacher
 from vitutor_core.distill.teacher import load_teacher
 from vitutor_core.errors import ConfigError
+from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.models.modes import evaluation_mode
-from vitutor_core.models.taps import forward_taps
 from vitutor_core.models.weights import create_student
 from vitutor_core.train.method import Clock, Method, Report, StepOutput
 
@@ -80,7 +80,7 @@ class DearKD(Method):
             loss = F.cross_entropy(self.student(batch.images), batch.targets)
             return StepOutput(loss, parts={"label_loss": loss})
         pairs = self._terms.pairs if self.aligners is not None else ()
-        student = forward_taps(self.student, batch.images, features=[block - 1 for block, _ in pairs])
+        student = read_intermediates(self.student, batch.images, features=[block - 1 for block, _ in pairs])
         stages = [stage for _, stage in pairs]
         teacher = self._teacher(batch.images, features=stages, logits=batch.taught.get(TEACHER))
         label_logits, dist_logits = self._heads(student.tokens)
@@ -144,11 +144,11 @@ class DearKD(Method):
         if not isinstance(vit, VisionTransformer):
             return {}
         with evaluation_mode(vit):
-            taps = forward_taps(vit, images, attentions=range(len(vit.blocks)))
+            outputs = read_intermediates(vit, images, attentions=range(len(vit.blocks)))
         grid, patch = vit.patch_embed.grid_size, vit.patch_embed.patch_size[0]
         distances = [
             attention_distance(attention, grid, vit.num_prefix_tokens, patch_size_px=patch).mean().item()
-            for attention in taps.attentions
+            for attention in outputs.attentions
         ]
         return {f"attention_distance_block{index}": distance for index, distance in enumerate(distances)}
 

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from vitutor_core.config import Config, identity
+from vitutor_core.config import Config, fingerprinted
 from vitutor_core.schema import EPOCHS, LARGE, RunConfig
 
 
@@ -16,27 +16,31 @@ class LossConfig(Config):
     docs/fidelity/drloc.md says where the released code differs.
     """
 
-    pairs: int = identity(64, help="m, pairs of tokens per image and grid", ge=1, le=2**16)
-    variant: Literal["l1", "ce", "reg"] = identity(
+    pairs: int = fingerprinted(64, help="m, pairs of tokens per image and grid", ge=1, le=2**16)
+    variant: Literal["l1", "ce", "reg"] = fingerprinted(
         "l1", help="l1: regress the offset; ce: classify it; reg: mean and variance of a distribution over offsets"
     )
-    signed: bool = identity(False, help="signed offsets, first minus second, instead of distances")
-    unit: Literal["k", "k-1", "cells"] = identity(
+    signed: bool = fingerprinted(False, help="signed offsets, first minus second, instead of distances")
+    unit: Literal["k", "k-1", "cells"] = fingerprinted(
         "k", help="l1: the unit of targets. k: the paper's; cells: the released code's; k-1: its unused option"
     )
-    reduction: Literal["mean", "sum", "mean_axes"] = identity(
+    reduction: Literal["mean", "sum", "mean_axes"] = fingerprinted(
         "mean",
         help="over images mean or sum, over pairs mean, over axes sum; mean_axes: l1 takes their mean, too",
     )
-    reg_alpha: float = identity(0.002, help="reg: weight of log sigma", ge=0, le=LARGE)
-    grids: Literal["final", "blocks"] | tuple[str, ...] = identity(
+    reg_alpha: float = fingerprinted(0.002, help="reg: weight of log sigma", ge=0, le=LARGE)
+    grids: Literal["final", "blocks"] | tuple[str, ...] = fingerprinted(
         "final", help="the final grid; the grid of every block, each with a head of its own; or modules by name"
     )
-    after_norm: bool = identity(False, help="take the final grid behind the backbone's final norm")
-    max_side: int | None = identity(7, help="pool grids with a longer side until they fit; null: never", ge=2, le=1024)
-    pool: Literal["2x2", "3x3"] = identity("2x2", help="average pooling of stride 2: the paper's, the released code's")
-    hidden: int = identity(512, help="width of the head's hidden layers", ge=1, le=2**16)
-    head_init: Literal["trunc_normal", "default"] = identity(
+    after_norm: bool = fingerprinted(False, help="take the final grid behind the backbone's final norm")
+    max_side: int | None = fingerprinted(
+        7, help="pool grids with a longer side until they fit; null: never", ge=2, le=1024
+    )
+    pool: Literal["2x2", "3x3"] = fingerprinted(
+        "2x2", help="average pooling of stride 2: the paper's, the released code's"
+    )
+    hidden: int = fingerprinted(512, help="width of the head's hidden layers", ge=1, le=2**16)
+    head_init: Literal["trunc_normal", "default"] = fingerprinted(
         "trunc_normal", help="initial weights of the head: of standard deviation 0.02, or torch's"
     )
 
@@ -44,17 +48,17 @@ class LossConfig(Config):
 class ObjectiveConfig(LossConfig):
     """The loss, and its weight beside cross-entropy."""
 
-    weight: float = identity(0.5, help="lambda; 0: plain training without a head, the baseline", ge=0, le=LARGE)
-    weight_schedule: Literal["constant", "ramp"] = identity(
+    weight: float = fingerprinted(0.5, help="lambda; 0: plain training without a head, the baseline", ge=0, le=LARGE)
+    weight_schedule: Literal["constant", "ramp"] = fingerprinted(
         "constant", help="constant: the paper's; ramp: up over warmup_epochs, then down to 0, as in the released code"
     )
-    warmup_epochs: int = identity(20, help="ramp: epochs until lambda is reached", ge=1, le=EPOCHS)
+    warmup_epochs: int = fingerprinted(20, help="ramp: epochs until lambda is reached", ge=1, le=EPOCHS)
 
 
 class DRLocConfig(RunConfig):
     """Everything that a DRLoc run needs."""
 
-    method: ObjectiveConfig = identity(ObjectiveConfig(), help="the paper's objective")
+    method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="the paper's objective")
 
     @model_validator(mode="after")
     def _grids_and_norm(self) -> Self:

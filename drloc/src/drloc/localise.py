@@ -14,8 +14,8 @@ from drloc.models.grid import as_grid, block_names, pool_grid
 from drloc.models.head import OffsetClassHead, OffsetHead, init_head
 from drloc.pairs import offsets, pair_tokens, sample_pairs, scale
 from vitutor_core.errors import ConfigError
+from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.models.modes import evaluation_mode
-from vitutor_core.models.taps import forward_taps
 
 
 class Localisation(NamedTuple):
@@ -55,15 +55,15 @@ class DRLoc(nn.Module):
         super().__init__()
         self.config = config or LossConfig()
         grids = self.config.grids
-        self._places: tuple[int | str, ...] = (-1,)
+        self._positions: tuple[int | str, ...] = (-1,)
         if grids != "final":
-            self._places = block_names(model) if grids == "blocks" else tuple(grids)
+            self._positions = block_names(model) if grids == "blocks" else tuple(grids)
         with evaluation_mode(model), torch.no_grad():
             images = next(model.parameters()).new_zeros(1, *(input_size or _input_size(model)))
             shapes = [tuple(grid.shape[1:]) for grid in self.grids(model, images)[1]]
-        for place, (_, height, width) in zip(self._places, shapes, strict=True):
+        for position, (_, height, width) in zip(self._positions, shapes, strict=True):
             if min(height, width) < 2:
-                raise ConfigError(f"drloc: the grid {place} is {height} x {width}: no offsets to predict")
+                raise ConfigError(f"drloc: the grid {position} is {height} x {width}: no offsets to predict")
         self.heads = nn.ModuleList(self._head(*shape) for shape in shapes)
 
     def forward(self, model: nn.Module, images: Tensor, generator: torch.Generator | None = None) -> Output:
@@ -77,17 +77,17 @@ class DRLoc(nn.Module):
     def grids(self, model: Any, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Run ``model`` once on images (B, C, H, W); return logits (B, K) and pooled grids (B, d, h, w)."""
         config = self.config
-        taps = forward_taps(model, images, features=() if config.after_norm else self._places)
+        outputs = read_intermediates(model, images, features=() if config.after_norm else self._positions)
         if config.after_norm:
-            found = [as_grid(model, taps.tokens)]
+            found = [as_grid(model, outputs.tokens)]
         else:
             # timm gives the features that it lists as (B, d, h, w) whatever the model's own layout.
             listed = {-1, *(entry["module"] for entry in model.feature_info)}
             found = [
-                feature if place in listed else as_grid(model, feature)
-                for place, feature in zip(self._places, taps.features, strict=True)
+                feature if position in listed else as_grid(model, feature)
+                for position, feature in zip(self._positions, outputs.features, strict=True)
             ]
-        return taps.logits, [pool_grid(grid, max_side=config.max_side, kind=config.pool) for grid in found]
+        return outputs.logits, [pool_grid(grid, max_side=config.max_side, kind=config.pool) for grid in found]
 
     def localise(self, grids: Sequence[Tensor], generator: torch.Generator | None = None) -> Localisation:
         """Return the loss on grids (B, d, H, W), one per head, that are already at hand."""

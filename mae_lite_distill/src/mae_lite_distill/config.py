@@ -6,18 +6,18 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from vitutor_core.config import Config, identity
+from vitutor_core.config import Config, fingerprinted
 from vitutor_core.schema import LARGE, Layer, RunConfig, Share, TeacherConfig, Weight
 
 
 class ObjectiveConfig(Config):
     """What a run is for; docs/fidelity/mae_lite_distill.md says where the numbers come from."""
 
-    objective: Literal["mae", "moco", "supervised", "probe"] = identity(
+    objective: Literal["mae", "moco", "supervised", "probe"] = fingerprinted(
         "supervised",
         help="mae, moco: pre-train an encoder; supervised: train or fine-tune it; probe: train a linear head on it",
     )
-    keep_blocks: int | None = identity(
+    keep_blocks: int | None = fingerprinted(
         None,
         help="supervised: keep the first k pre-trained blocks, the others start fresh; null: keep all",
         ge=0,
@@ -28,20 +28,20 @@ class ObjectiveConfig(Config):
 class MAEConfig(Config):
     """Masked pre-training (section 2), and the distillation of attention maps during it (eq. 3)."""
 
-    mask_ratio: float = identity(0.75, help="share of the patches that the encoder does not see", gt=0, lt=1)
-    normalise_pixels: bool = identity(True, help="predict patches of mean 0 and variance 1")
-    decoder_width: int = identity(96, help="width of the decoder", ge=4, le=2**16)
-    decoder_depth: int = identity(1, help="blocks of the decoder", ge=1, le=1000)
-    decoder_heads: int = identity(3, help="attention heads of the decoder", ge=1, le=1024)
-    distill_layers: tuple[Layer, ...] = identity(
+    mask_ratio: float = fingerprinted(0.75, help="share of the patches that the encoder does not see", gt=0, lt=1)
+    normalise_pixels: bool = fingerprinted(True, help="predict patches of mean 0 and variance 1")
+    decoder_width: int = fingerprinted(96, help="width of the decoder", ge=4, le=2**16)
+    decoder_depth: int = fingerprinted(1, help="blocks of the decoder", ge=1, le=1000)
+    decoder_heads: int = fingerprinted(3, help="attention heads of the decoder", ge=1, le=1024)
+    distill_layers: tuple[Layer, ...] = fingerprinted(
         (), help="blocks (from 1) whose attention is distilled, each against the teacher's block of the same number"
     )
-    distill_weight: float = identity(1.0, help="weight alpha of the attention loss", gt=0, le=LARGE)
-    distill_quantity: Literal["logits", "probs"] = identity(
+    distill_weight: float = fingerprinted(1.0, help="weight alpha of the attention loss", gt=0, le=LARGE)
+    distill_quantity: Literal["logits", "probs"] = fingerprinted(
         "logits", help="attention before the softmax, as released, or after it"
     )
-    head_map_init: Literal["random", "identity"] = identity("random", help="start of the map between heads")
-    decouple_after: int | None = identity(
+    head_map_init: Literal["random", "identity"] = fingerprinted("random", help="start of the map between heads")
+    decouple_after: int | None = fingerprinted(
         None,
         help="decoupled distillation: the decoder sees the tokens after this block, and an extra block behind the "
         "last gives the logits that the one layer of distill_layers teaches; null: off",
@@ -53,28 +53,28 @@ class MAEConfig(Config):
 class MoCoConfig(Config):
     """Contrastive pre-training by MoCo-v3; the defaults are the released ones."""
 
-    temperature: float = identity(0.2, help="temperature of the contrastive loss", gt=0, le=LARGE)
-    momentum: float = identity(0.99, help="momentum of the key encoder at the start; it rises to 1", ge=0, lt=1)
-    hidden: int = identity(4096, help="hidden width of projector and predictor", ge=1, le=2**17)
-    features: int = identity(256, help="features that are compared", ge=1, le=2**17)
-    crop_scale: tuple[Share, Share] = identity((0.08, 1.0), help="area range of the random resized crop of a view")
-    flip: float = identity(0.5, help="probability of a horizontal flip", ge=0, le=1)
-    jitter: tuple[Weight, Weight, Weight, Weight] = identity(
+    temperature: float = fingerprinted(0.2, help="temperature of the contrastive loss", gt=0, le=LARGE)
+    momentum: float = fingerprinted(0.99, help="momentum of the key encoder at the start; it rises to 1", ge=0, lt=1)
+    hidden: int = fingerprinted(4096, help="hidden width of projector and predictor", ge=1, le=2**17)
+    features: int = fingerprinted(256, help="features that are compared", ge=1, le=2**17)
+    crop_scale: tuple[Share, Share] = fingerprinted((0.08, 1.0), help="area range of the random resized crop of a view")
+    flip: float = fingerprinted(0.5, help="probability of a horizontal flip", ge=0, le=1)
+    jitter: tuple[Weight, Weight, Weight, Weight] = fingerprinted(
         (0.4, 0.4, 0.2, 0.1), help="strength of the jitter of brightness, contrast, saturation and hue"
     )
-    jitter_probability: float = identity(0.8, help="probability of the colour jitter", ge=0, le=1)
-    blur: tuple[Share, Share] = identity((1.0, 0.1), help="probability of blurring the first and the second view")
-    grey: float = identity(0.2, help="probability of a grey view", ge=0, le=1)
-    solarise: float = identity(0.2, help="probability of solarising the second view", ge=0, le=1)
+    jitter_probability: float = fingerprinted(0.8, help="probability of the colour jitter", ge=0, le=1)
+    blur: tuple[Share, Share] = fingerprinted((1.0, 0.1), help="probability of blurring the first and the second view")
+    grey: float = fingerprinted(0.2, help="probability of a grey view", ge=0, le=1)
+    solarise: float = fingerprinted(0.2, help="probability of solarising the second view", ge=0, le=1)
 
 
 class MAELiteConfig(RunConfig):
     """Everything that a MAE-Lite run needs."""
 
-    teacher: TeacherConfig | None = identity(None, help="the frozen MAE teacher of the distillation; null: none")
-    method: ObjectiveConfig = identity(ObjectiveConfig(), help="what the run is for")
-    mae: MAEConfig = identity(MAEConfig(), help="masked pre-training")
-    moco: MoCoConfig = identity(MoCoConfig(), help="contrastive pre-training")
+    teacher: TeacherConfig | None = fingerprinted(None, help="the frozen MAE teacher of the distillation; null: none")
+    method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="what the run is for")
+    mae: MAEConfig = fingerprinted(MAEConfig(), help="masked pre-training")
+    moco: MoCoConfig = fingerprinted(MoCoConfig(), help="contrastive pre-training")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

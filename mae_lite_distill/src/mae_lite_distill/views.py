@@ -55,8 +55,8 @@ class TwoViews:
     def _jitter(self, x: Tensor, draws: Tensor) -> Tensor:
         """Jitter in a fixed order; torchvision shuffles brightness, contrast, saturation and hue."""
         operations = (pixelops.brightness, pixelops.contrast, pixelops.color)
-        for place, operation in enumerate(operations):
-            x = operation(x, 1 + self._config.jitter[place] * (2 * draws[:, place] - 1))
+        for index, operation in enumerate(operations):
+            x = operation(x, 1 + self._config.jitter[index] * (2 * draws[:, index] - 1))
         return shift_hue(x, self._config.jitter[3] * (2 * draws[:, 3] - 1))
 
 
@@ -89,7 +89,7 @@ def shift_hue(images: Tensor, shifts: Tensor) -> Tensor:
     hue = hue + 6 * shifts[:, None, None]
     # Each channel is a trapezium over the circle of hues, 120 degrees from the next.
     channels = [
-        value - (value - low) * torch.minimum(place, 4 - place).clamp(0, 1)
-        for place in ((hue + offset) % 6 for offset in (5, 3, 1))
+        value - (value - low) * torch.minimum(index, 4 - index).clamp(0, 1)
+        for index in ((hue + offset) % 6 for offset in (5, 3, 1))
     ]
     return pixelops.round_to_pixels(torch.stack(channels, dim=1))

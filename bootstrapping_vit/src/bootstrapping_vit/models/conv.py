@@ -30,7 +30,7 @@ class Window(NamedTuple):
         return self.side - 1 - self.left
 
 
-def window(num_heads: int) -> Window:
+def head_window(num_heads: int) -> Window:
     """Return the window of ``num_heads`` taps, k = ceil(sqrt(H)).
 
     9 heads fill a 3x3 kernel; 6 heads fill its upper two rows, so the bottom row is missing. The released code refuses
@@ -62,14 +62,14 @@ class Conv(nn.Module):
 
 def tapped_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve (B, d_in, h, w) with one matrix per tap, ``weight`` (d_out, d_in, H)."""
-    place = window(weight.shape[2])
-    missing = place.rows * place.side - weight.shape[2]
+    window = head_window(weight.shape[2])
+    missing = window.rows * window.side - weight.shape[2]
     if missing:
         weight = F.pad(weight, (0, missing))
-    kernel = weight.reshape(*weight.shape[:2], place.rows, place.side)
-    if (place.top, place.left) == (place.bottom, place.right):
-        return F.conv2d(x, kernel, bias, padding=(place.top, place.left))
-    return F.conv2d(F.pad(x, (place.left, place.right, place.top, place.bottom)), kernel, bias)
+    kernel = weight.reshape(*weight.shape[:2], window.rows, window.side)
+    if (window.top, window.left) == (window.bottom, window.right):
+        return F.conv2d(x, kernel, bias, padding=(window.top, window.left))
+    return F.conv2d(F.pad(x, (window.left, window.right, window.top, window.bottom)), kernel, bias)
 
 
 def shared_conv(x: Tensor, value: Tensor, out: Tensor, bias: Tensor, num_heads: int) -> Tensor:
@@ -92,11 +92,11 @@ def shared_conv(x: Tensor, value: Tensor, out: Tensor, bias: Tensor, num_heads: 
 
 def shift_heads(values: Tensor, num_heads: int) -> Tensor:
     """Apply Phi_h to the h-th of ``num_heads`` equal groups of channels of (B, d, h, w)."""
-    place = window(num_heads)
+    window = head_window(num_heads)
     height, width = values.shape[2:]
-    padded = F.pad(values, (place.left, place.right, place.top, place.bottom))
+    padded = F.pad(values, (window.left, window.right, window.top, window.bottom))
     moved = []
     for head, channels in enumerate(padded.chunk(num_heads, dim=1)):
-        row, column = divmod(head, place.side)
+        row, column = divmod(head, window.side)
         moved.append(channels[:, :, row : row + height, column : column + width])
     return torch.cat(moved, dim=1)

@@ -81,9 +81,9 @@ def _measures(model: Any, layers: Layers, quirks: Quirks) -> dict[str, Tensor]:
     if layers.attentions:
         pixels = RELEASED_PIXELS_PER_PATCH if quirks.released else float(model.patch_embed.patch_size[0])
         epsilon = RELEASED_EPSILON if quirks.released else 0.0
-        place = layers.grid, layers.num_prefix
-        distances = [attention_distance(attention, *place, patch_size_px=pixels) for attention in layers.attentions]
-        entropies = [attention_entropy(attention, *place, epsilon=epsilon) for attention in layers.attentions]
+        tokens = layers.grid, layers.num_prefix
+        distances = [attention_distance(attention, *tokens, patch_size_px=pixels) for attention in layers.attentions]
+        entropies = [attention_entropy(attention, *tokens, epsilon=epsilon) for attention in layers.attentions]
         measures |= {"distance": torch.stack(distances), "entropy": torch.stack(entropies)}
     return measures
 

@@ -30,7 +30,7 @@ def _cka(cka: Json, folder: Path) -> Picture:
         left.grid(visible=False)
         figure.colorbar(shown, ax=left)
         length = min(len(cka["rows"]), len(cka["columns"]))
-        right.plot(range(length), [values[place][place] for place in range(length)], color=COLOURS[2], marker="o")
+        right.plot(range(length), [values[index][index] for index in range(length)], color=COLOURS[2], marker="o")
         right.set(title="same layer of both", ylim=(0, 1.05))
         _tick(right.set_xticks, cka["rows"][:length])
 
@@ -54,9 +54,9 @@ def _fourier(models: Json, folder: Path) -> Picture:
             axes.set(title=label, xlabel="frequency, in cycles per map")
             axes.legend(fontsize=6, frameon=False, ncols=2)
         panels[0].set_ylabel("relative log amplitude")
-        for place, (label, part) in enumerate(models.items()):
+        for index, (label, part) in enumerate(models.items()):
             ends = [[value for value in curve if value is not None][-1] for curve in part["fourier"]]
-            last.plot(range(len(ends)), ends, color=COLOURS[1 + place], marker="o", label=label)
+            last.plot(range(len(ends)), ends, color=COLOURS[1 + index], marker="o", label=label)
         last.set_title("highest minus lowest")
         _tick(last.set_xticks, max((part["layers"] for part in models.values()), key=len))
         last.legend(fontsize=7, frameon=False)

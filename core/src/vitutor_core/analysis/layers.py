@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.models.modes import evaluation_mode
-from vitutor_core.models.taps import forward_taps
 
 
 class Layers(NamedTuple):
@@ -45,7 +45,7 @@ def read_layers(model: nn.Module, images: Tensor, *, untrained_norm: bool = Fals
         if is_plain_vit(model):
             return _read_vit(model, images, untrained_norm=untrained_norm)
         names = [str(entry["module"]) for entry in getattr(model, "feature_info", ())]
-        maps = forward_taps(model, images, features=range(len(names))).features
+        maps = read_intermediates(model, images, features=range(len(names))).features
         return Layers(tuple(names), maps, maps, (), (0, 0), 0)
 
 
@@ -67,7 +67,7 @@ def _read_vit(model: Any, images: Tensor, *, untrained_norm: bool) -> Layers:
     with ExitStack() as stack:
         for module in (*(block.norm1 for block in model.blocks), model.norm):
             stack.callback(module.register_forward_hook(hook).remove)
-        attentions = forward_taps(model, images, attentions=range(len(model.blocks))).attentions
+        attentions = read_intermediates(model, images, attentions=range(len(model.blocks))).attentions
     normed[-1] = (
         F.layer_norm(streams[-1], streams[-1].shape[-1:], eps=1e-6) if untrained_norm else _final(model, normed)
     )

@@ -64,12 +64,12 @@ def analyze(
     from vitutor_core.cli.models import load_any
     from vitutor_core.distributed import choose_device
 
-    place = choose_device(device)
+    chosen = choose_device(device)
     loaded = [load_any(path) for path in models]
-    networks = [(label, model.to(place)) for label, (model, _) in zip(_labels(models), loaded, strict=True)]
+    networks = [(label, model.to(chosen)) for label, (model, _) in zip(_labels(models), loaded, strict=True)]
     cards = [card for _, card in loaded]
     data = _batches(source or _source_of(models[0]), cards, images=images, batch=batch, seed=seed, shuffle=not released)
-    moved = (tuple(part.to(place) for part in parts) for parts in data)
+    moved = (tuple(part.to(chosen) for part in parts) for parts in data)
     found = analyse(networks, moved, Quirks(released=released, true_nyquist=true_nyquist))
     pictures = draw_analysis(found, out)
     names = [{"file": p.path.name, "title": p.title, "caption": p.caption, "alt": p.alt} for p in pictures]

@@ -39,4 +39,4 @@ def doctor() -> None:
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _MINIMUM_TORCH:
         raise ConfigError(f"torch {torch.__version__} has known holes in loading files; install 2.10 or newer")
     if root is not None and not Path(root).is_dir():
-        raise ConfigError(f"VITUTOR_DATA_ROOT: {Path(root).absolute()} is no folder")
+        raise ConfigError(f"VITUTOR_DATA_ROOT: {Path(root).absolute()} is not a directory")

@@ -55,7 +55,7 @@ def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:
         if error.errno not in _NO_PLACE:
             raise
         where = "" if error.filename is None else f"{Path(error.filename).absolute()}: "
-        _fail(f"{who}{where}cannot write ({error.strerror}); choose another place", ResourceError.exit_code)
+        _fail(f"{who}{where}cannot write ({error.strerror}); choose another folder", ResourceError.exit_code)
     except VitutorError as error:
         if os.environ.get("VITUTOR_DEBUG") == "1":
             traceback.print_exc()

@@ -54,14 +54,14 @@ def predict_command(paper: Paper | None = None) -> click.Command:
         from vitutor_core.evaluate.predict import predict as predictions
         from vitutor_core.train.progress import RunProgress
 
-        place = choose_device(device)
+        chosen = choose_device(device)
         network, card = load_any(model, ema=ema)
-        precision = effective_precision(_precision(model), place)
+        precision = effective_precision(_precision(model), chosen)
         lines: list[Prediction] = []
         problems = []
         shows_progress = len(paths) > batch and (table is not None or not sys.stdout.isatty())
         with RunProgress("predicting", len(paths), enabled=shows_progress) as progress:
-            found = predictions(network, card, paths, top=top, batch_size=batch, device=place, precision=precision)
+            found = predictions(network, card, paths, top=top, batch_size=batch, device=chosen, precision=precision)
             for done, prediction in enumerate(found, start=1):
                 if prediction.problem is not None:
                     problems.append(prediction.problem)

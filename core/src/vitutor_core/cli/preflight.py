@@ -28,13 +28,13 @@ def check_run(config: RunConfig, method: str, teachers: Mapping[str, RunConfig])
     choose_device(config.runtime.device)
     info = plan_data(config).info
     with tempfile.TemporaryDirectory() as folder:
-        places = []
+        settings = []
         for path, teacher in teachers.items():
             file = Path(folder) / f"{path}.safetensors"
             with named(f"{path}, the teacher"):
                 save_untrained(file, teacher, info)
-            places.append(setting(f"{path}.weights", str(file)))
-        built: Method = load(method).build(config.changed(places), info)
+            settings.append(setting(f"{path}.weights", str(file)))
+        built: Method = load(method).build(config.changed(settings), info)
         check_first_step(built, config, info)
 
 

@@ -15,7 +15,7 @@ import click
 
 from vitutor_core.cli.launch import Job, default_jobs, run_jobs
 from vitutor_core.cli.teacher import with_teachers
-from vitutor_core.config import differences, identity_fields, setting
+from vitutor_core.config import differences, fingerprinted_fields, setting
 from vitutor_core.data.locate import locate
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.files import discard, file_sha256, write_json
@@ -173,7 +173,7 @@ def inputs_of(config: RunConfig, code: str, results: Path) -> dict[str, Any]:
     data = results / "data" / source_name(config.data.source)
     inputs: dict[str, Any] = {
         "code": code,
-        "config": identity_fields(config),
+        "config": fingerprinted_fields(config),
         "weights": {path: file_sha256(weights_file(Path(where))) for path, where in weights.items()},
         "data": file_sha256(data) if data.exists() else None,
     }

@@ -12,7 +12,7 @@ import click
 
 from vitutor_core.cli import options
 from vitutor_core.cli.stage import left_out
-from vitutor_core.config import differences, identity_fields, setting
+from vitutor_core.config import differences, fingerprinted_fields, setting
 from vitutor_core.errors import CheckpointError, ConfigError, named
 from vitutor_core.files import discard
 from vitutor_core.graph.needs import teachers_of
@@ -162,7 +162,7 @@ def trained_teacher(
     run = RunDir((folder / name).absolute())
     before = _decided_by(run)
     if before is not None:
-        now = identity_fields(config) | {"data": images or before["data"]}
+        now = fingerprinted_fields(config) | {"data": images or before["data"]}
         changed = differences(before, now)
         if changed:
             key = hashlib.sha256(json.dumps(now, sort_keys=True).encode()).hexdigest()[:12]
@@ -180,7 +180,7 @@ def _decided_by(run: RunDir) -> dict[str, Any] | None:
     if run.metrics.exists():
         record = RunRecord.read(run.path)
         config = RunConfig.from_mapping(record.config, where=str(run.metrics))
-        return identity_fields(config) | {"data": record.data_fingerprint}
+        return fingerprinted_fields(config) | {"data": record.data_fingerprint}
     begun = run.path / "run.json"
     if not begun.exists():
         return None

@@ -1,8 +1,8 @@
 """Augmentation of whole batches on the device, with one set of random parameters per image.
 
-The parameters are drawn on the host from the key of each view (`Views`), so the pixels of a view depend neither on the
-batch around it nor on processes, and the device is never waited for. Each draw has a fixed number, so that switching
-one operation on does not change another.
+The parameters are drawn on the host from the key of each view (`SampleKeys`), so the pixels of a view depend neither
+on the batch around it nor on processes, and the device is never waited for. Each draw has a fixed number, so that
+switching one operation on does not change another.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitutor_core.data import boxes, pixelops, randaugment
-from vitutor_core.data.order import Views
 from vitutor_core.data.resample import resized_crop
+from vitutor_core.data.sampler import SampleKeys
 from vitutor_core.data.transfer import to_device
 from vitutor_core.schema import AugmentConfig, DataConfig
 
@@ -47,14 +47,14 @@ class Augment:
             spec = randaugment.parse(augment.rand_augment)
             self._rand_augment = randaugment.RandAugment(spec, fill, _RAND_AUGMENT_DRAWS)
 
-    def __call__(self, images: Tensor, views: Views) -> Tensor:
+    def __call__(self, images: Tensor, keys: SampleKeys) -> Tensor:
         """Augment (B, 3, S, S) uint8 images to (B, 3, image_size, image_size), uint8 or whole float32 numbers."""
-        return self._colours(self._geometry(images, views), views)
+        return self._colours(self._geometry(images, keys), keys)
 
-    def _geometry(self, images: Tensor, views: Views) -> Tensor:
+    def _geometry(self, images: Tensor, keys: SampleKeys) -> Tensor:
         config, device = self._config, images.device
         num_crop_draws = boxes.NUM_DRAWS if config.crop_scale is not None else 2
-        draws = views.uniform(0, 1 + num_crop_draws)
+        draws = keys.uniform(0, 1 + num_crop_draws)
         mirror, crop_draws = draws[:, 0] < config.flip, draws[:, 1:]
         if config.crop_scale is not None:
             crops = boxes.crop_boxes(crop_draws, images.shape[-1], config.crop_scale, config.crop_aspect)
@@ -64,11 +64,11 @@ class Augment:
             images = pad_crop(images, to_device(corners, device), config.pad_crop)
         return flip(images, to_device(mirror, device)) if config.flip else images
 
-    def _colours(self, images: Tensor, views: Views) -> Tensor:
+    def _colours(self, images: Tensor, keys: SampleKeys) -> Tensor:
         if self._rand_augment is not None:
-            return self._rand_augment(images.float(), views)
+            return self._rand_augment(images.float(), keys)
         if self._config.color_jitter:
-            draws = views.uniform(_JITTER_DRAWS, len(_JITTER))
+            draws = keys.uniform(_JITTER_DRAWS, len(_JITTER))
             factors = to_device(jitter_factors(draws, self._config.color_jitter), images.device)
             images = images.float()
             for operation, column in zip(_JITTER, factors.unbind(1), strict=True):

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from vitutor_core.data import randaugment
 from vitutor_core.data.augment import Augment
 from vitutor_core.data.mixing import Finish, Normalise
-from vitutor_core.data.order import Order
 from vitutor_core.data.resident import Progress, ResidentEvalLoader, ResidentTrainLoader, load_eval, load_train
+from vitutor_core.data.sampler import KeyedSampler
 from vitutor_core.data.sources import open_source
 from vitutor_core.data.streamed import StreamedEvalLoader, StreamedTrainLoader, eval_transform, train_transform
 from vitutor_core.data.subsets import fingerprint, subset_indices
@@ -26,7 +26,7 @@ class Planned(NamedTuple):
 
     source: Source
     indices: NDArray[np.int64]
-    order: Order
+    sampler: KeyedSampler
     info: DataInfo
 
 
@@ -35,7 +35,7 @@ def plan_data(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> Plann
     check_augment(config.augment)
     source = open_source(config.data)
     indices = subset_indices(source.train.labels, config.data)
-    order = Order(
+    sampler = KeyedSampler(
         len(indices),
         seed=config.view_seed,
         batch_size=config.train.batch_size,
@@ -47,10 +47,10 @@ def plan_data(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> Plann
         world_size=world_size,
     )
     mixes = config.augment.mixup > 0 or config.augment.cutmix > 0
-    if mixes and order.micro_batch_size % 2:
+    if mixes and sampler.micro_batch_size % 2:
         raise ConfigError(
-            f"train.batch_size: a micro-batch of one process has {order.micro_batch_size} images, but Mixup and CutMix "
-            "pair images and need an even number"
+            f"train.batch_size: a micro-batch of one process has {sampler.micro_batch_size} images, but Mixup and "
+            "CutMix pair images and need an even number"
         )
     info = DataInfo(
         name=source.name,
@@ -63,7 +63,7 @@ def plan_data(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> Plann
         num_eval=len(source.evaluation.labels),
         fingerprint=fingerprint(source, indices),
     )
-    return Planned(source, indices, order, info)
+    return Planned(source, indices, sampler, info)
 
 
 def build_data(
@@ -80,7 +80,7 @@ def build_data(
     Raises ConfigError for settings that cannot work together, DataError for bad data, and ResourceError if the
     resident images do not fit into memory.
     """
-    source, indices, order, info = plan_data(config, rank=rank, world_size=world_size)
+    source, indices, sampler, info = plan_data(config, rank=rank, world_size=world_size)
     labels = torch.from_numpy(source.train.labels[indices]).to(device)
     finish = Finish(config, info, labels, rank)
     normalise = Normalise(info.mean, info.std, device)
@@ -91,12 +91,12 @@ def build_data(
         cropped = config.augment.crop_scale is not None
         images = load_train(source.train, indices, config.data, cropped=cropped, device=device, progress=progress)
         augment = Augment(config.data, config.augment, source.mean, device)
-        train = ResidentTrainLoader(images, order, augment, finish)
+        train = ResidentTrainLoader(images, sampler, augment, finish)
         contents = source.train.contents(indices) + source.evaluation.contents(np.arange(info.num_eval))
     else:
         transform = train_transform(config.data, config.augment, info)
         train = StreamedTrainLoader(
-            source.train, indices, transform, order=order, finish=finish, runtime=config.runtime, device=device
+            source.train, indices, transform, sampler=sampler, finish=finish, runtime=config.runtime, device=device
         )
     evaluation = eval_loader(
         source.evaluation, own, config.data, config.runtime, normalise=normalise, device=device, progress=progress

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitutor_core.data import keyed
 from vitutor_core.data.boxes import NUM_DRAWS, random_boxes
-from vitutor_core.data.order import Views
+from vitutor_core.data.sampler import SampleKeys
 from vitutor_core.data.transfer import to_device
 
 AREA = (0.02, 1 / 3)
@@ -32,10 +32,10 @@ class RandomErasing:
         bank = keyed.normal(seed, _BANK_KEY, np.arange(_BANK_SIZE + pixels)).astype(np.float32)
         self._stretches = to_device(bank, device).unfold(0, pixels, 1)
 
-    def __call__(self, images: Tensor, views: Views) -> Tensor:
+    def __call__(self, images: Tensor, keys: SampleKeys) -> Tensor:
         """Erase in (B, 3, size, size) normalised images, in place, and return them."""
         side, device = images.shape[-1], images.device
-        draws = views.uniform(_FIRST_DRAW, 2 + NUM_DRAWS)
+        draws = keys.uniform(_FIRST_DRAW, 2 + NUM_DRAWS)
         rectangles, found = random_boxes(draws[:, 2:], side, longest=side - 1, area=AREA, aspect=ASPECT)
         rows = np.flatnonzero(found & (draws[:, 0] < self._probability))
         if not len(rows):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitutor_core.data import keyed
 from vitutor_core.data.erasing import RandomErasing
-from vitutor_core.data.order import Views
+from vitutor_core.data.sampler import SampleKeys
 from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.schema import AugmentConfig, RunConfig
 
@@ -41,16 +41,16 @@ class Finish:
         if augment.mixup or augment.cutmix or augment.label_smoothing:
             self._mix = Mix(augment, info.num_classes, config.view_seed, rank)
 
-    def pixels(self, images: Tensor, views: Views) -> Tensor:
+    def pixels(self, images: Tensor, keys: SampleKeys) -> Tensor:
         """Normalise and erase (B, 3, S, S) grey levels; the views may be those of several micro-batches."""
         images = self._normalise(images)
-        return images if self._erase is None else self._erase(images, views)
+        return images if self._erase is None else self._erase(images, keys)
 
-    def batch(self, images: Tensor, indices: Tensor, place: tuple[int, int, int]) -> Batch:
-        """Mix the `pixels` of one micro-batch, in place; (B,) ``indices``; ``place``: epoch, step, micro-batch."""
+    def batch(self, images: Tensor, indices: Tensor, position: tuple[int, int, int]) -> Batch:
+        """Mix the `pixels` of one micro-batch, in place; (B,) ``indices``; ``position``: epoch, step, micro-batch."""
         targets = self._labels.index_select(0, indices)
         if self._mix is not None:
-            images, targets = self._mix(images, targets, place)
+            images, targets = self._mix(images, targets, position)
         return Batch(images, targets, indices)
 
 
@@ -74,14 +74,14 @@ class Mix:
             )
         self._soften = partial(mixup_target, num_classes=num_classes, smoothing=config.label_smoothing)
 
-    def __call__(self, images: Tensor, labels: Tensor, place: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, position: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """Mix (B, 3, H, W) images, in place; return them and the (B, num_classes) float32 targets.
 
-        ``place``: epoch, step and micro-batch, which are the key of the draw together with seed and rank.
+        ``position``: epoch, step and micro-batch, which are the key of the draw together with seed and rank.
         """
         if self._mixup is None:
             return images, self._soften(labels)
-        epoch, step, micro = place
+        epoch, step, micro = position
         # timm draws from NumPy's global generator, which is not ours to change.
         state = np.random.get_state()  # noqa: NPY002  # timm's generator
         np.random.seed(keyed.seed_from(self._seed, epoch, step, self._rank, micro))  # noqa: NPY002  # timm's generator

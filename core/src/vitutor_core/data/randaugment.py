@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitutor_core.data import pixelops
-from vitutor_core.data.order import Views
+from vitutor_core.data.sampler import SampleKeys
 from vitutor_core.data.transfer import to_device
 from vitutor_core.errors import ConfigError
 
@@ -102,17 +102,17 @@ class Layer(NamedTuple):
     spans: dict[str, slice]
 
 
-def choose(config: RandAugmentConfig, views: Views, first_draw: int) -> Iterator[Layer]:
+def choose(config: RandAugmentConfig, keys: SampleKeys, first_draw: int) -> Iterator[Layer]:
     """Draw the operations of a batch, with draws 0 to ``4 * num_layers - 1`` from ``first_draw`` on."""
     layers = config.num_layers
-    draws = views.uniform(first_draw, 3 * layers)
+    draws = keys.uniform(first_draw, 3 * layers)
     chosen = (draws[:, :layers] * len(OPS)).astype(np.int64)
     applied = draws[:, layers : 2 * layers] < config.probability
     negative = draws[:, 2 * layers :] < 0.5
     if np.isinf(config.magnitude_std):
-        magnitude = config.magnitude * views.uniform(first_draw + 3 * layers, layers)
+        magnitude = config.magnitude * keys.uniform(first_draw + 3 * layers, layers)
     elif config.magnitude_std:
-        magnitude = config.magnitude + config.magnitude_std * views.normal(first_draw + 3 * layers, layers)
+        magnitude = config.magnitude + config.magnitude_std * keys.normal(first_draw + 3 * layers, layers)
     else:
         magnitude = np.full(chosen.shape, float(config.magnitude))
     ops = np.where(applied, chosen, len(OPS))
@@ -133,17 +133,17 @@ class RandAugment:
         self._fill = fill
         self._first_draw = first_draw
 
-    def __call__(self, images: Tensor, views: Views) -> Tensor:
+    def __call__(self, images: Tensor, keys: SampleKeys) -> Tensor:
         """Augment (B, 3, S, S) float32 images of whole numbers."""
         # Where each image is now: in every layer the images of an operation are brought together.
-        place = np.arange(len(images))
-        for layer in choose(self._config, views, self._first_draw):
-            images = images.index_select(0, to_device(place[layer.rows], images.device))
-            place[layer.rows] = np.arange(len(images))
+        current = np.arange(len(images))
+        for layer in choose(self._config, keys, self._first_draw):
+            images = images.index_select(0, to_device(current[layer.rows], images.device))
+            current[layer.rows] = np.arange(len(images))
             self._transform(images, layer)
             self._blend(images, layer)
             self._look_up(images, layer)
-        return images.index_select(0, to_device(place, images.device))
+        return images.index_select(0, to_device(current, images.device))
 
     def _transform(self, images: Tensor, layer: Layer) -> None:
         matrices = [affine_matrices(op, layer.signed[span]) for op, span in layer.spans.items() if op in AFFINE]

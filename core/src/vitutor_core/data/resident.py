@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vitutor_core.data.augment import Augment
 from vitutor_core.data.mixing import Finish, Normalise
-from vitutor_core.data.order import Order, join
 from vitutor_core.data.resample import eval_fit, resize_and_crop
+from vitutor_core.data.sampler import KeyedSampler, join
 from vitutor_core.data.transfer import to_device
 from vitutor_core.data.types import Batch, Split
 from vitutor_core.errors import ResourceError
@@ -32,12 +32,12 @@ _PIXELS_AT_ONCE = 2**19
 class ResidentTrainLoader:
     """Training batches from ``images``, (N, 3, S, S) uint8 on the device; see `TrainLoader`."""
 
-    def __init__(self, images: Tensor, order: Order, augment: Augment, finish: Finish) -> None:
-        self.steps_per_epoch = order.steps_per_epoch
+    def __init__(self, images: Tensor, sampler: KeyedSampler, augment: Augment, finish: Finish) -> None:
+        self.steps_per_epoch = sampler.steps_per_epoch
         self._images = images
-        self._order = order
+        self._sampler = sampler
         side = max(images.shape[-1], augment.size)
-        pixels_per_update = order.micro_batch_size * order.accumulate * side**2
+        pixels_per_update = sampler.micro_batch_size * sampler.accumulate * side**2
         self._updates_at_once = max(1, _PIXELS_AT_ONCE // pixels_per_update)
         # glibc gives blocks as large as a batch back to the system whenever they are freed, and half of the time of
         # the next batch can go into page faults, until one block just under 32 MiB has been freed.
@@ -46,18 +46,18 @@ class ResidentTrainLoader:
         self._finish = finish
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[tuple[Batch, ...]]:
-        steps = self._order.steps(epoch, start_step)
+        steps = self._sampler.steps(epoch, start_step)
         while group := list(islice(steps, self._updates_at_once)):
-            views = join([views for _, micro_batches in group for views in micro_batches])
-            indices = to_device(views.indices, self._images.device)
-            images = self._augment(self._images.index_select(0, indices), views)
-            images = self._finish.pixels(images, views)
-            size = self._order.micro_batch_size
+            keys = join([keys for _, micro_batches in group for keys in micro_batches])
+            indices = to_device(keys.indices, self._images.device)
+            images = self._augment(self._images.index_select(0, indices), keys)
+            images = self._finish.pixels(images, keys)
+            size = self._sampler.micro_batch_size
             micro_batches = zip(torch.split(images, size), torch.split(indices, size), strict=True)
             for step, _ in group:
                 yield tuple(
                     self._finish.batch(*next(micro_batches), (epoch, step, micro))
-                    for micro in range(self._order.accumulate)
+                    for micro in range(self._sampler.accumulate)
                 )
 
     def close(self) -> None:

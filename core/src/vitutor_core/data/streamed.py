@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vitutor_core.data import keyed
 from vitutor_core.data.mixing import Finish, Normalise
-from vitutor_core.data.order import Order, Views
 from vitutor_core.data.resample import EvalGeometry, eval_fit, resize_and_crop
+from vitutor_core.data.sampler import KeyedSampler, SampleKeys
 from vitutor_core.data.stream import Stream
 from vitutor_core.data.transfer import to_device
 from vitutor_core.data.types import Batch, DataInfo, Split
@@ -39,29 +39,29 @@ class StreamedTrainLoader:
         indices: NDArray[np.int64],
         transform: Transform,
         *,
-        order: Order,
+        sampler: KeyedSampler,
         finish: Finish,
         runtime: RuntimeConfig,
         device: torch.device,
     ) -> None:
-        self.steps_per_epoch = order.steps_per_epoch
-        self._order = order
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self._sampler = sampler
         self._finish = finish
         self._device = device
         self._stream = Stream(partial(_augment, split, indices, transform), runtime, pin=device.type == "cuda")
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[tuple[Batch, ...]]:
-        steps = list(self._order.steps(epoch, start_step))
-        images = self._stream([views for _, micro_batches in steps for views in micro_batches])
+        steps = list(self._sampler.steps(epoch, start_step))
+        images = self._stream([keys for _, micro_batches in steps for keys in micro_batches])
         for step, micro_batches in steps:
-            yield tuple(self._batch(next(images), views, step, micro) for micro, views in enumerate(micro_batches))
+            yield tuple(self._batch(next(images), keys, step, micro) for micro, keys in enumerate(micro_batches))
 
     def close(self) -> None:
         self._stream.close()
 
-    def _batch(self, images: Tensor, views: Views, step: int, micro: int) -> Batch:
-        pixels = self._finish.pixels(images.to(self._device, non_blocking=True), views)
-        return self._finish.batch(pixels, to_device(views.indices, self._device), (views.epoch, step, micro))
+    def _batch(self, images: Tensor, keys: SampleKeys, step: int, micro: int) -> Batch:
+        pixels = self._finish.pixels(images.to(self._device, non_blocking=True), keys)
+        return self._finish.batch(pixels, to_device(keys.indices, self._device), (keys.epoch, step, micro))
 
 
 class StreamedEvalLoader:
@@ -95,13 +95,13 @@ class StreamedEvalLoader:
             stream.close()
 
 
-def _augment(split: Split, subset: NDArray[np.int64], transform: Transform, views: Views) -> Tensor:
+def _augment(split: Split, subset: NDArray[np.int64], transform: Transform, keys: SampleKeys) -> Tensor:
     """Decode and augment one micro-batch of the images ``subset`` of ``split``: (B, 3, S, S) uint8."""
     images = []
     with _private_generators():
-        for index, repeat in zip(views.indices, views.repeats, strict=True):
+        for index, repeat in zip(keys.indices, keys.repeats, strict=True):
             image = split.read(int(subset[index]))
-            _seed_generators(keyed.seed_from(views.seed, views.epoch, int(index), int(repeat)))
+            _seed_generators(keyed.seed_from(keys.seed, keys.epoch, int(index), int(repeat)))
             images.append(transform(image))
     return torch.stack(images)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitutor_core.config import identity_fields
+from vitutor_core.config import fingerprinted_fields
 from vitutor_core.data.types import Batch, Data, DataInfo, TrainLoader
 from vitutor_core.distill.logits import LogitStore, decode, encode
 from vitutor_core.distill.teacher import FrozenTeacher
@@ -119,17 +119,17 @@ class _Fresh:
 
 
 def stream_key(
-    config: RunConfig, info: DataInfo, teacher: FrozenTeacher, place: tuple[int, int], device: str
+    config: RunConfig, info: DataInfo, teacher: FrozenTeacher, rank: tuple[int, int], device: str
 ) -> dict[str, Any]:
-    """Return all that decides a teacher's logits over a run's batches; ``place``: rank and number of processes."""
-    fields = identity_fields(config)
+    """Return all that decides a teacher's logits over a run's batches; ``rank``: rank and number of processes."""
+    fields = fingerprinted_fields(config)
     del fields["data.view_seed"]  # null and the run's own seed are the same
     return {
         "teacher": teacher.facts["sha256"],
         "input": teacher.input,
         "data": info.fingerprint,
         "view_seed": config.view_seed,
-        "place": place,
+        "place": rank,
         "computed": [device, torch.__version__],
         **{path: value for path, value in fields.items() if path.startswith(_OF_BATCHES)},
     }
@@ -148,11 +148,11 @@ def with_stored_logits(data: Data, teachers: Teachers, config: RunConfig, proces
     """Return the data with batches that carry the teachers' logits, where ``cache.folder`` says so."""
     if config.cache.folder is None or not teachers():
         return data
-    place, device = (processes.rank, processes.world_size), processes.device
+    rank, device = (processes.rank, processes.world_size), processes.device
 
     def store(teacher: FrozenTeacher) -> LogitStore:
         return LogitStore(
-            config.cache, stream_key(config, data.info, teacher, place, device.type), data.info.num_classes
+            config.cache, stream_key(config, data.info, teacher, rank, device.type), data.info.num_classes
         )
 
     def autocast() -> torch.autocast:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.models.border import check_border
-from vitutor_core.models.taps import forward_features, forward_taps
+from vitutor_core.models.intermediates import forward_features, read_intermediates
 from vitutor_core.models.weights import (
     create_model,
     load_model,
@@ -79,8 +79,8 @@ class FrozenTeacher:
         images = self.adapt(images)
         if logits is not None:
             return Taught(logits, forward_features(self.model, images, features))
-        taps = forward_taps(self.model, images, features=features)
-        return Taught(taps.logits, taps.features)
+        outputs = read_intermediates(self.model, images, features=features)
+        return Taught(outputs.logits, outputs.features)
 
     def to(self, device: torch.device) -> Self:
         """Move the network; calls do so by themselves, this is for those who run ``model`` with gradients."""

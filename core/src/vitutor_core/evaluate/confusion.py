@@ -29,11 +29,11 @@ def by_class(answers: Answers, class_names: Sequence[str]) -> dict[str, Any]:
     classes = [
         {
             "class": name,
-            "images": int(images[place]),
-            "top1": _percent(right[place], images[place]),
-            "precision": _percent(right[place], given[place]),
+            "images": int(images[index]),
+            "top1": _percent(right[index], images[index]),
+            "precision": _percent(right[index], given[index]),
         }
-        for place, name in enumerate(class_names)
+        for index, name in enumerate(class_names)
     ]
     known = images > 0
     balanced = float(100 * (right[known] / images[known]).mean())

@@ -68,12 +68,12 @@ def labelled_images(
         plain = DataConfig(source=source, image_size=config.image_size)
         own = {} if split is None or split.casefold() in splits.TRAINING else {"eval_split": split}
         names, found = _opened(plain.model_copy(update=own), split or "")
-    places = {name: place for place, name in enumerate(class_names)}
-    unknown = [name for name in names if name not in places]
+    indices = {name: index for index, name in enumerate(class_names)}
+    unknown = [name for name in names if name not in indices]
     if unknown:
         hint = nearest(unknown[0], class_names)
         raise ConfigError(f"{source or config.source}: the model does not know the class '{unknown[0]}'{hint}")
-    return dataclasses.replace(found, labels=np.array([places[name] for name in names], dtype=np.int64)[found.labels])
+    return dataclasses.replace(found, labels=np.array([indices[name] for name in names], dtype=np.int64)[found.labels])
 
 
 def _opened(config: DataConfig, split: str) -> tuple[Sequence[str], Split]:

@@ -39,11 +39,11 @@ def _images_below(folder: Path) -> list[Path]:
     others = 0
     seen = set()
     for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
-        place = Path(parent).stat()
-        if (place.st_dev, place.st_ino) in seen:
+        status = Path(parent).stat()
+        if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
-        seen.add((place.st_dev, place.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         visible = [Path(parent, name) for name in files if not name.startswith(".")]
         own = [path for path in visible if path.is_file() and is_image(path)]

@@ -77,8 +77,8 @@ def _read(transform: Transform, path: Path) -> Tensor | str:
 def _named(logits: Tensor, class_names: Sequence[str], top: int) -> list[tuple[tuple[str, float], ...]]:
     if not logits.isfinite().all():
         raise NonFiniteError("predict: NaN or infinite logits; the weights have diverged")
-    probabilities, places = logits.softmax(dim=1).topk(min(top, len(class_names)), dim=1)
+    probabilities, indices = logits.softmax(dim=1).topk(min(top, len(class_names)), dim=1)
     return [
-        tuple((class_names[place], probability) for place, probability in zip(*pair, strict=True))
-        for pair in zip(places.tolist(), probabilities.tolist(), strict=True)
+        tuple((class_names[index], probability) for index, probability in zip(*pair, strict=True))
+        for pair in zip(indices.tolist(), probabilities.tolist(), strict=True)
     ]

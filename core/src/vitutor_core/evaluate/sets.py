@@ -95,8 +95,8 @@ def _real(folder: Path, known: Sequence[str], data: DataConfig) -> Answers:
     of_images = [_labels_of(split.where(index), labels, path) for index in range(len(split.labels))]
     labelled = [index for index, own in enumerate(of_images) if own]
     right = torch.full((len(labelled), max(map(len, of_images), default=0)), -1)
-    for place, index in enumerate(labelled):
-        right[place, : len(of_images[index])] = torch.tensor(of_images[index])
+    for position, index in enumerate(labelled):
+        right[position, : len(of_images[index])] = torch.tensor(of_images[index])
     return Answers(path, part(split, np.array(labelled, dtype=np.int64)), right, torch.arange(len(known)))
 
 

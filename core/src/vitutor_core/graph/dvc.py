@@ -136,7 +136,7 @@ def _items(loaded: Any) -> dict[str, set[str]]:
 def _filled(dep: str, item: str, given: Sequence[str]) -> str:
     """Fill in a dependency as DVC does."""
     named = dep.replace("${key}", item).replace("${item}", item)
-    return re.sub(r"\$\{item\[(\d+)\]\}", lambda place: given[int(place[1])], named)
+    return re.sub(r"\$\{item\[(\d+)\]\}", lambda match: given[int(match[1])], named)
 
 
 def dvc_text(folder: Path, graph: Graph) -> str:
@@ -153,7 +153,7 @@ def write_graph(folder: Path, graph: Graph) -> None:
 def root_of(folder: Path) -> str:
     """Return the path from ``folder`` to the checkout, ending in a slash, or an empty string for the checkout."""
     here = folder.absolute()
-    above = next((n for n, place in enumerate((here, *here.parents)) if (place / "core" / "src").is_dir()), 0)
+    above = next((n for n, folder in enumerate((here, *here.parents)) if (folder / "core" / "src").is_dir()), 0)
     return "../" * above
 
 

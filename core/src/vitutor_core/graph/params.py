@@ -10,7 +10,7 @@ from pydantic import field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
-from vitutor_core.config import Config, identity, nearest, parse_yaml, read_value, runtime
+from vitutor_core.config import Config, fingerprinted, nearest, parse_yaml, read_value, runtime
 from vitutor_core.errors import ConfigError
 from vitutor_core.files import write_text
 from vitutor_core.recipe import CORE_GROUP
@@ -20,12 +20,12 @@ from vitutor_core.schema import LARGEST_SEED, Seed
 class Params(Config):
     """What is run of a scale's graph, and how."""
 
-    scale: str = identity("digits", help="which recipes: data and model sizes")
-    seeds: tuple[Seed, ...] = identity((0, 1, 2), help="one run of each row per seed", min_length=1)
-    preset: str | None = identity(None, help="a reading of the recipes that have it, such as official")
-    set: tuple[str, ...] = identity((), help="more settings of every row, e.g. train.accumulate=4")
-    groups: tuple[str, ...] = identity((CORE_GROUP,), help="groups of rows that are run; see `vitutor ready`")
-    rows: tuple[str, ...] = identity(
+    scale: str = fingerprinted("digits", help="which recipes: data and model sizes")
+    seeds: tuple[Seed, ...] = fingerprinted((0, 1, 2), help="one run of each row per seed", min_length=1)
+    preset: str | None = fingerprinted(None, help="a reading of the recipes that have it, such as official")
+    set: tuple[str, ...] = fingerprinted((), help="more settings of every row, e.g. train.accumulate=4")
+    groups: tuple[str, ...] = fingerprinted((CORE_GROUP,), help="groups of rows that are run; see `vitutor ready`")
+    rows: tuple[str, ...] = fingerprinted(
         (), help="only these rows (or PAPER@ROW), and what they need; none: all of the groups"
     )
     processes: int = runtime(1, help="GPUs, or processes on a CPU, per run", ge=1, le=1024)

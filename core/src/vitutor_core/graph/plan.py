@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from vitutor_core.config import identity_fields, nearest, parse_yaml
+from vitutor_core.config import fingerprinted_fields, nearest, parse_yaml
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.code import MEASURING, code_fingerprint
 from vitutor_core.graph.missing import missing_data
@@ -153,7 +153,7 @@ def _rows(paper: PaperGraph, params: Params, chosen: list[str]) -> Plan:
             why = "not among `rows`" if _named(params, paper) is not None else f"group '{group}' is not among `groups`"
             content = _off(f"{why} in params.yaml")
         else:
-            fields = identity_fields(planned_config(params, paper, row))
+            fields = fingerprinted_fields(planned_config(params, paper, row))
             identity = {path: value for path, value in fields.items() if path != "seed"}
             content = {
                 "run": True,
@@ -180,7 +180,7 @@ def _teachers(graph: Graph, params: Params, needed: set[str]) -> Plan:
     code = code_fingerprint(["vitutor_core.train.supervised", "vitutor_core.train.session"], without=MEASURING)
     plan: Plan = {}
     for name, config in graph.teachers.items():
-        content = {"run": True, "scale": params.scale, "code": code, "config": identity_fields(config)}
+        content = {"run": True, "scale": params.scale, "code": code, "config": fingerprinted_fields(config)}
         plan[f"teachers/{name}.json"] = content if name in needed else _off("no row needs it")
     return plan
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitutor_core.models import cnn, cvt, rednet, t2t
+from vitutor_core.models.intermediates import Intermediates, read_intermediates
 from vitutor_core.models.modes import evaluation_mode
-from vitutor_core.models.taps import Taps, forward_taps
 
-__all__ = ["Taps", "cnn", "cvt", "evaluation_mode", "forward_taps", "rednet", "t2t"]
+__all__ = ["Intermediates", "cnn", "cvt", "evaluation_mode", "read_intermediates", "rednet", "t2t"]

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from vitutor_core.config import Config, identity, nearest
+from vitutor_core.config import Config, fingerprinted, nearest
 from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import CheckpointError, ConfigError, named
 from vitutor_core.files import atomic
@@ -43,18 +43,22 @@ _Deviation = Annotated[float, Field(ge=1e-6, le=1000)]
 class ModelCard(Config):
     """How to rebuild a model and feed it. ``mean`` and ``std`` are of pixels in [0, 1]."""
 
-    name: str = identity(help="timm name", min_length=1, max_length=200)
-    kwargs: dict[str, KwargValue] = identity(help="arguments of timm.create_model", max_length=100)
-    class_names: tuple[str, ...] = identity(help="classes, in the order of the logits", min_length=1, max_length=10**6)
-    image_size: ImageSize = identity(help="side of the input, in pixels")
-    mean: tuple[Share, ...] = identity(help="normalisation: mean per channel", min_length=3, max_length=3)
-    std: tuple[_Deviation, ...] = identity(
+    name: str = fingerprinted(help="timm name", min_length=1, max_length=200)
+    kwargs: dict[str, KwargValue] = fingerprinted(help="arguments of timm.create_model", max_length=100)
+    class_names: tuple[str, ...] = fingerprinted(
+        help="classes, in the order of the logits", min_length=1, max_length=10**6
+    )
+    image_size: ImageSize = fingerprinted(help="side of the input, in pixels")
+    mean: tuple[Share, ...] = fingerprinted(help="normalisation: mean per channel", min_length=3, max_length=3)
+    std: tuple[_Deviation, ...] = fingerprinted(
         help="normalisation: standard deviation per channel", min_length=3, max_length=3
     )
-    crop_ratio: CropRatio = identity(help="images are resized to image_size / crop_ratio, then the centre is cut out")
-    interpolation: Interpolation = identity(help="resampling of that resize")
-    method: str = identity(help="what trained it", max_length=200)
-    metrics: dict[str, float] = identity({}, help="its evaluation", max_length=100)
+    crop_ratio: CropRatio = fingerprinted(
+        help="images are resized to image_size / crop_ratio, then the centre is cut out"
+    )
+    interpolation: Interpolation = fingerprinted(help="resampling of that resize")
+    method: str = fingerprinted(help="what trained it", max_length=200)
+    metrics: dict[str, float] = fingerprinted({}, help="its evaluation", max_length=100)
 
     @model_validator(mode="after")
     def _fits_its_model(self) -> Self:

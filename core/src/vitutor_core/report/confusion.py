@@ -80,8 +80,8 @@ def draw_confusion(found: Json, base: Path) -> Picture:
 
 
 def _name(set_ticks: Any, names: Sequence[str], *, rotation: int) -> None:
-    places = range(0, len(names), -(-len(names) // _MOST_NAMES))
-    set_ticks(list(places), [_short(names[place]) for place in places], fontsize=6, rotation=rotation)
+    indices = range(0, len(names), -(-len(names) // _MOST_NAMES))
+    set_ticks(list(indices), [_short(names[index]) for index in indices], fontsize=6, rotation=rotation)
 
 
 def _short(name: str) -> str:

@@ -59,8 +59,8 @@ class Picture:
 
 def style_of(paper: PaperResults, row: str) -> dict[str, Any]:
     """Return colour, marker and label of a row's method."""
-    place = paper.place_of(row)
-    colour, marker = COLOURS[place % len(COLOURS)], _MARKERS[place % len(_MARKERS)]
+    position = paper.position_of(row)
+    colour, marker = COLOURS[position % len(COLOURS)], _MARKERS[position % len(_MARKERS)]
     return {"color": colour, "marker": marker, "label": paper.title_of(row), "linewidth": 2, "markersize": 5}
 
 
@@ -68,8 +68,8 @@ def ordered_colours(count: int) -> list[Any]:
     """Return colours for lines that have an order, visible on a light and on a dark page."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    scale = LinearSegmentedColormap.from_list("lines", [COLOURS[place] for place in (2, 6, 1, 4)])
-    return [scale(place / max(1, count - 1)) for place in range(count)]
+    scale = LinearSegmentedColormap.from_list("lines", [COLOURS[position] for position in (2, 6, 1, 4)])
+    return [scale(position / max(1, count - 1)) for position in range(count)]
 
 
 def told_apart(paper: PaperResults, lines: Sequence[Json]) -> list[str]:

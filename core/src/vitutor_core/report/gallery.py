@@ -35,7 +35,7 @@ def gallery_figure(paper: PaperResults, results: Path, folder: Path) -> Picture 
             axes.set_title(title)
             height = sheet.shape[0] / len(names[title])
             axes.set_xticks([])
-            axes.set_yticks([height * (place + 0.5) for place in range(len(names[title]))], names[title])
+            axes.set_yticks([height * (index + 0.5) for index in range(len(names[title]))], names[title])
 
     return save_picture(
         folder / "generated-images",

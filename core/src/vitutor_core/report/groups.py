@@ -34,12 +34,12 @@ def groups_figure(paper: PaperResults, part: Json, folder: Path) -> Picture | No
         for axes, source in ((left, "ours"), (right, "paper")):
             shown = {line["label"]: line["fraction"] for line in lines if line[source] is not None}
             at = {label: math.log(share) if joined else k for k, (label, share) in enumerate(shown.items())}
-            for place, (state, same) in enumerate(states.items()):
+            for index, (state, same) in enumerate(states.items()):
                 style = style_of(paper, same[0]["row"]) | {"label": state} | ({} if joined else {"linestyle": ""})
                 found = {line["label"]: line[source] for line in same if line[source] is not None}
                 if not found:
                     continue
-                x = [at[label] + apart * (place - (len(states) - 1) / 2) for label in at]
+                x = [at[label] + apart * (index - (len(states) - 1) / 2) for label in at]
                 # No line is drawn across what was not measured.
                 ours = [found.get(label, {"mean": math.nan}) for label in at] if source == "ours" else []
                 values = [stats["mean"] for stats in ours] or [found.get(label, math.nan) for label in at]

@@ -177,7 +177,7 @@ class PaperResults(Record):
     ``methods`` maps the names of the package's methods to their titles, in the order of their colours; the rows of
     method ``m`` are ``m`` itself and ``m_<anything>``; ``m:metric`` names what else was measured of them. Rows that
     have names of ``variants`` after that of ``m`` are a method of their own: each variant adds to the title of ``m``,
-    and moves the place in the order of colours, unless ``colours`` has the place. ``scale`` is the scale of the printed
+    and to its position in the order of colours, unless ``colours`` has it. ``scale`` is the scale of the printed
     numbers and ``setting`` describes it. ``curves`` maps the titles of figures to the rows whose learning curves they
     show, ``series`` are the paper's own figures, and ``galleries`` maps folders of images, below the paper's results,
     to their titles.
@@ -212,14 +212,14 @@ class PaperResults(Record):
         added = [self.variants[variant] for variant in variants]
         return self.methods[name] + "".join(text if text.startswith(",") else f" {text}" for text in added)
 
-    def place_of(self, row: str) -> int:
-        """Return the place of the row's method in the order of colours, the first where no method fits."""
+    def position_of(self, row: str) -> int:
+        """Return the position of the row's method in the order of colours, the first where no method fits."""
         name, variants = self._fit(row)
         if name is None:
             return 0
-        places = list(self.variants)
-        place = list(self.methods).index(name) + sum(1 + places.index(variant) for variant in variants)
-        return self.colours.get(self.method_of(row) or "", place)
+        positions = list(self.variants)
+        position = list(self.methods).index(name) + sum(1 + positions.index(variant) for variant in variants)
+        return self.colours.get(self.method_of(row) or "", position)
 
     def _fit(self, row: str) -> tuple[str | None, tuple[str, ...]]:
         """Return the name in ``methods`` that fits the row, and the variants that follow it."""

@@ -52,15 +52,15 @@ def ablation_figure(paper: PaperResults, part: Json, folder: Path) -> Picture | 
 
     def draw(figure: Any) -> None:
         left, right = beside_the_paper(figure, part, sharey=True)
-        for place, line in enumerate(lines):
+        for index, line in enumerate(lines):
             for axes, found in ((left, line["difference"]), (right, {"mean": line["paper_difference"]})):
                 if found and found["mean"] is not None:
                     error = found.get("standard_error")
                     colour = style_of(paper, line["method"])["color"]
-                    axes.barh(place, found["mean"], xerr=error, color=colour, ecolor=INK)
+                    axes.barh(index, found["mean"], xerr=error, color=colour, ecolor=INK)
                     beyond = max(0.0, found["mean"] + (error or 0.0))
                     text = f"{found['mean']:+.{part['decimals']}f}".replace("-", "\N{MINUS SIGN}")
-                    axes.annotate(text, (beyond, place), (4, 0), textcoords="offset points", va="center")
+                    axes.annotate(text, (beyond, index), (4, 0), textcoords="offset points", va="center")
         for axes in (left, right):
             axes.axvline(0, color=QUIET, linewidth=1)
             axes.set(xlabel=f"gain over the baseline ({part['unit']})")

@@ -59,7 +59,7 @@ class StepOutput(NamedTuple):
 
     def with_term(self, term: Tensor, **parts: Tensor) -> StepOutput:
         """Add a term of the student to the objective, and ``parts`` to the log."""
-        losses = {name: loss + term if not place else loss for place, (name, loss) in enumerate(self.losses.items())}
+        losses = {name: loss + term if not index else loss for index, (name, loss) in enumerate(self.losses.items())}
         return StepOutput(self.loss + term, losses, {**self.parts, **parts})
 
 

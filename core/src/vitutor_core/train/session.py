@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vitutor_core.config import identity_fields
+from vitutor_core.config import fingerprinted_fields
 from vitutor_core.data.build import build_data
 from vitutor_core.data.types import Data, DataInfo
 from vitutor_core.distill.taught import TaughtLoader, with_stored_logits
@@ -105,7 +105,7 @@ def _identity(config: RunConfig, label: RunLabel, data: Data, method: Method) ->
         "data": info.fingerprint,
         "classes": hashlib.sha256("\n".join(info.class_names).encode()).hexdigest(),
         "teachers": {role: teacher["sha256"] for role, teacher in method.teachers().items()},
-        "config": identity_fields(config),
+        "config": fingerprinted_fields(config),
     }
     if data.contents:
         identity["image files"] = data.contents

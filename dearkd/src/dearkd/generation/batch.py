@@ -110,7 +110,7 @@ def batch_labels(config: GenerationConfig, num_classes: int, index: int) -> Tens
     per_round = math.ceil(num_classes / per_batch)
     order = keyed.permutation(num_classes, config.seed, _CLASSES, index // per_round)
     start = index % per_round * per_batch
-    chosen = [order[place % num_classes] for place in range(start, start + per_batch)]
+    chosen = [order[position % num_classes] for position in range(start, start + per_batch)]
     return torch.tensor(chosen).repeat_interleave(config.images_per_class)
 
 

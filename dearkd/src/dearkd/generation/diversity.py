@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vitutor_core.data import keyed
 from vitutor_core.data.types import Split
 from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
-from vitutor_core.models.taps import forward_taps
+from vitutor_core.models.intermediates import read_intermediates
 
 _STREAM = 4
 _BATCH = 64
@@ -64,7 +64,7 @@ def feature_distance(model: nn.Module, mean: tuple[float, ...], std: tuple[float
 
     def features(pixels: Tensor) -> Tensor:
         means, stds = (torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (mean, std))
-        tokens = forward_taps(model, (pixels - means) / stds).tokens
+        tokens = read_intermediates(model, (pixels - means) / stds).tokens
         return F.normalize(network.forward_head(tokens, pre_logits=True), dim=1)
 
     return lambda first, second: torch.linalg.vector_norm(features(first) - features(second), dim=1)
@@ -94,8 +94,8 @@ def lpips_distance(weights: str, device: torch.device) -> Distance:
         warnings.simplefilter("ignore")  # lpips names the torchvision of its time
         model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     convolutions = (module for module in model.net.modules() if isinstance(module, nn.Conv2d))
-    for module, place in zip(convolutions, (0, 3, 6, 8, 10), strict=True):
-        module.load_state_dict({name: backbone[f"features.{place}.{name}"] for name in ("weight", "bias")})
+    for module, layer in zip(convolutions, (0, 3, 6, 8, 10), strict=True):
+        module.load_state_dict({name: backbone[f"features.{layer}.{name}"] for name in ("weight", "bias")})
     model = model.to(device).eval().requires_grad_(False)
 
     def prepared(pixels: Tensor) -> Tensor:

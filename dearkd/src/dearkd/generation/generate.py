@@ -25,7 +25,7 @@ from torch import Tensor
 from dearkd.generation.batch import GeneratedBatch, generate_batch
 from dearkd.generation.config import GenerationConfig
 from dearkd.generation.teacher import open_competitor, open_teacher
-from vitutor_core.config import identity_fields
+from vitutor_core.config import fingerprinted_fields
 from vitutor_core.distributed import choose_device
 from vitutor_core.errors import ConfigError, DataError, ResourceError
 from vitutor_core.files import check_replaceable, discard, file_sha256, replace_folder, write_json, write_text
@@ -59,7 +59,7 @@ class Generation:
         self.networks = networks
         _check_names(self._info.class_names)
         identity = {
-            "config": identity_fields(config),
+            "config": fingerprinted_fields(config),
             "networks": {role: facts["sha256"] for role, facts in networks.items()},
         }
         self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -20,7 +20,7 @@ from dearkd.generation.losses import (
     total_variation,
 )
 from vitutor_core.errors import ConfigError
-from vitutor_core.models.taps import forward_taps
+from vitutor_core.models.intermediates import read_intermediates
 
 
 class BatchNormStatistics:
@@ -102,9 +102,9 @@ def objective(
     The latents of the intra-divergence terms are the teacher's pooled features in front of its classifier.
     ``competitor`` maps the view to the logits (B, K) of the student that adaptive inversion disagrees with.
     """
-    taps = forward_taps(teacher, view)
+    outputs = read_intermediates(teacher, view)
     parts = {
-        "label": F.cross_entropy(taps.logits, labels),
+        "label": F.cross_entropy(outputs.logits, labels),
         "total_variation": total_variation(view),
         "l2": l2_prior(view),
         "bn": statistics.take(),
@@ -112,7 +112,7 @@ def objective(
     figures: dict[str, Tensor] = {}
     if terms.easiest_positive > 0 or terms.triplet > 0:
         network: Any = teacher
-        latents = network.forward_head(taps.tokens, pre_logits=True)
+        latents = network.forward_head(outputs.tokens, pre_logits=True)
         found = intra_divergence(latents, labels, margin=terms.margin, normalise=terms.normalise_latents)
         parts |= {"easiest_positive": found.loss_ep, "triplet": found.loss_triplet}
         figures = {
@@ -120,6 +120,6 @@ def objective(
             "distance_hardest_negative": found.hardest_negative,
         }
     if competitor is not None:
-        parts["competition"] = competition_loss(competitor(view), taps.logits, temperature=terms.temperature)
+        parts["competition"] = competition_loss(competitor(view), outputs.logits, temperature=terms.temperature)
     loss = torch.stack([getattr(terms, name) * part for name, part in parts.items()]).sum()
-    return Outcome(loss, parts | figures, taps.logits)
+    return Outcome(loss, parts | figures, outputs.logits)

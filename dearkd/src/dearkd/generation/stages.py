@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dearkd.config import DearKDConfig
 from dearkd.generation.config import GenerationConfig
-from vitutor_core.config import identity_fields
+from vitutor_core.config import fingerprinted_fields
 from vitutor_core.graph.code import MEASURING, code_fingerprint
 from vitutor_core.graph.stages import Stage
 from vitutor_core.recipe import read_recipe, recipe_path, resolve
@@ -31,7 +31,7 @@ def stages(scale: str) -> Iterator[Stage]:
             outs=(f"generated/{name}",),
             rows=(rival.removeprefix(_RUNS).partition("/")[0],) if rival is not None else (),
             teachers=(config.teacher.recipe,) if config.teacher.recipe is not None else (),
-            plan={"code": code, "config": identity_fields(config)},
+            plan={"code": code, "config": fingerprinted_fields(config)},
         )
     source = resolve(DearKDConfig, recipe_path("dearkd", scale)).data.source
     yield Stage(

@@ -19,7 +19,7 @@ from vitutor_core.data.types import DataInfo
 from vitutor_core.distill import FrozenTeacher
 from vitutor_core.distill.teacher import load_teacher
 from vitutor_core.errors import ConfigError
-from vitutor_core.models.taps import forward_taps
+from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.models.weights import read_card
 from vitutor_core.runs import weights_file
 from vitutor_core.schema import TeacherConfig
@@ -54,7 +54,7 @@ def open_competitor(
         size = (info.image_size, info.image_size)
         if view.shape[-2:] != size:
             view = F.interpolate(view, size, mode="bilinear", align_corners=False)
-        return forward_taps(student.model, student.adapt(view)).logits
+        return read_intermediates(student.model, student.adapt(view)).logits
 
     return student, logits
 

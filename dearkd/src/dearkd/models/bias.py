@@ -84,7 +84,7 @@ def int_init(num_heads: int) -> tuple[Tensor, Tensor]:
 def convit_init(num_heads: int) -> tuple[Tensor, Tensor]:
     """Strength 1 and the largest square kernel with at most H taps, as ConViT initialises (arXiv 2103.10697).
 
-    Taps are in column-major order; the heads that are left over get `LEFTOVER_ALPHA` and no offset.
+    Intermediates are in column-major order; the heads that are left over get `LEFTOVER_ALPHA` and no offset.
     """
     side = math.isqrt(num_heads)
     alpha = torch.full((num_heads,), LEFTOVER_ALPHA)

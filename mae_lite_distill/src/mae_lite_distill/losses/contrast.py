@@ -14,7 +14,7 @@ def contrastive_loss(queries: Tensor, keys: Tensor, *, temperature: float, first
         queries: (B, C), predictions of one view, of any length.
         keys: (K, C), momentum features of the other view, of any length, of all processes.
         temperature: of the softmax over cosines.
-        first: query i belongs to key ``first + i``: the place of this process's images among all.
+        first: query i belongs to key ``first + i``: the position of this process's images among all.
 
     Raises:
         ValueError: other features, or too few keys.

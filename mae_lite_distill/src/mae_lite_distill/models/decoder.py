@@ -12,7 +12,7 @@ from mae_lite_distill.models.positions import sincos_positions
 
 
 class Decoder(nn.Module):
-    """Predict every patch from the encoded ones, with a mask token in each removed place.
+    """Predict every patch from the encoded ones, with a mask token in each removed position.
 
     width_in: of the encoder. grid: rows and columns of patches. pixels: values per patch.
     """

@@ -55,8 +55,8 @@ def mlp_head(widths: Sequence[int]) -> nn.Sequential:
     A BatchNorm without affine parameters ends it, as in the released ViT recipe.
     """
     layers: list[nn.Module] = []
-    for place, (before, after) in enumerate(pairwise(widths)):
+    for index, (before, after) in enumerate(pairwise(widths)):
         layers.append(nn.Linear(before, after, bias=False))
-        last = place == len(widths) - 2
+        last = index == len(widths) - 2
         layers += [nn.BatchNorm1d(after, affine=False)] if last else [nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)

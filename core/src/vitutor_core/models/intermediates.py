@@ -12,7 +12,7 @@ from vitutor_core.config import nearest
 from vitutor_core.errors import ConfigError
 
 
-class Taps(NamedTuple):
+class Intermediates(NamedTuple):
     """What one forward pass gave.
 
     logits: (B, K), equal to ``model(images)`` bit by bit; where attention is read, up to the rounding of the
@@ -29,9 +29,9 @@ class Taps(NamedTuple):
     attentions: tuple[Tensor, ...]
 
 
-def forward_taps(
+def read_intermediates(
     model: nn.Module, images: Tensor, *, features: Sequence[int | str] = (), attentions: Sequence[int] = ()
-) -> Taps:
+) -> Intermediates:
     """Run ``model`` once and return its logits with the intermediate results asked for.
 
     Args:
@@ -50,13 +50,13 @@ def forward_taps(
         ConfigError: the model has no such feature or block, or its attention cannot be read.
 
     """
-    places = [_place(model, feature) for feature in features]
-    hooked = [place for place in places if isinstance(place, str)]
-    indices = [place for place in places if isinstance(place, int)]
+    located = [_locate(model, feature) for feature in features]
+    hooked = [at for at in located if isinstance(at, str)]
+    indices = [at for at in located if isinstance(at, int)]
     if not hooked and not attentions:
         # Without context managers and hooks, torch.compile captures the pass as one graph.
         logits, tokens, maps = _forward(model, images, indices)
-        return Taps(logits, tokens, tuple(maps[index] for index in indices), ())
+        return Intermediates(logits, tokens, tuple(maps[index] for index in indices), ())
     recorded: dict[int | str, Tensor] = {}
     with ExitStack() as stack:
         for name in hooked:
@@ -67,27 +67,27 @@ def forward_taps(
             _record_probabilities(stack, block, probabilities)
         logits, tokens, maps = _forward(model, images, indices)
     recorded.update(maps)
-    if any(place not in recorded or recorded[place].ndim != 4 for place in places):
+    if any(at not in recorded or recorded[at].ndim != 4 for at in located):
         raise ConfigError(f"{type(model).__name__}: not every one of {list(features)} is a (B, C, H, W) map")
     if any(block not in probabilities for block in blocks):
         raise ConfigError(f"{type(model).__name__}: its attention does not pass through attn_drop, so it has no map")
-    return Taps(
-        logits, tokens, tuple(recorded[place] for place in places), tuple(probabilities[block] for block in blocks)
+    return Intermediates(
+        logits, tokens, tuple(recorded[at] for at in located), tuple(probabilities[block] for block in blocks)
     )
 
 
 def forward_features(model: Any, images: Tensor, features: Sequence[int | str]) -> tuple[Tensor, ...]:
-    """Return the maps that `forward_taps` gives for ``features``, without what lies behind the deepest of them.
+    """Return the maps that `read_intermediates` gives for ``features``, without what lies behind the deepest of them.
 
     Where timm cannot stop there, as with modules that its ``feature_info`` does not list, the whole model is run.
     """
-    places = [_place(model, feature) for feature in features]
-    if not all(isinstance(place, int) for place in places):
-        return forward_taps(model, images, features=features).features
-    wanted = sorted(set(places))
+    located = [_locate(model, feature) for feature in features]
+    if not all(isinstance(at, int) for at in located):
+        return read_intermediates(model, images, features=features).features
+    wanted = sorted(set(located))
     found = model.forward_intermediates(images, indices=wanted, stop_early=True, intermediates_only=True)
     maps = dict(zip(wanted, found, strict=True))
-    return tuple(maps[place] for place in places)
+    return tuple(maps[at] for at in located)
 
 
 def _forward(model: Any, images: Tensor, indices: list[int]) -> tuple[Tensor, Tensor, dict[int | str, Tensor]]:
@@ -105,7 +105,7 @@ def _forward(model: Any, images: Tensor, indices: list[int]) -> tuple[Tensor, Te
     return logits, tokens, maps
 
 
-def _place(model: Any, feature: int | str) -> int | str:
+def _locate(model: Any, feature: int | str) -> int | str:
     """Return the index for ``forward_intermediates``, or the name of the submodule to hook."""
     listed = [entry["module"] for entry in model.feature_info] if hasattr(model, "forward_intermediates") else []
     if isinstance(feature, int):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from vitutor_core.errors import ConfigError
-from vitutor_core.models import forward_taps
+from vitutor_core.models import read_intermediates
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 5}
 MODELS = {
@@ -38,7 +38,7 @@ def test_one_forward_gives_equal_logits_tokens_and_maps_in_the_order_asked_for(n
     calls = []
     model.get_submodule(names[0]).register_forward_hook(lambda *_: calls.append(None))
     last = len(names) - 1
-    taps = forward_taps(model, images, features=(last, names[1], 0, -1, names[1]))
+    taps = read_intermediates(model, images, features=(last, names[1], 0, -1, names[1]))
     assert len(calls) == 1
     assert torch.equal(taps.logits, model(images))
     assert torch.equal(taps.tokens, model.forward_features(images))
@@ -51,7 +51,7 @@ def test_one_forward_gives_equal_logits_tokens_and_maps_in_the_order_asked_for(n
 
 def test_without_features_it_is_the_plain_forward(images):
     model = build()
-    taps = forward_taps(model, images)
+    taps = read_intermediates(model, images)
     assert torch.equal(taps.logits, model(images))
     assert torch.equal(taps.tokens, model.forward_features(images))
     assert taps.features == ()
@@ -61,7 +61,7 @@ def test_vit_maps_are_the_residual_stream_without_prefix_tokens(images):
     model = build("deit_tiny_distilled_patch16_224")
     outputs = []
     model.blocks[1].register_forward_hook(lambda _m, _i, output: outputs.append(output))
-    (found,) = forward_taps(model, images, features=("blocks.1",)).features
+    (found,) = read_intermediates(model, images, features=("blocks.1",)).features
     assert torch.equal(found, outputs[0][:, 2:].transpose(1, 2).reshape(2, 24, 4, 4))
 
 
@@ -69,13 +69,13 @@ def test_submodules_outside_feature_info_are_hooked(images):
     model = build("resnet18")
     outputs = []
     handle = model.bn1.register_forward_hook(lambda _m, _i, output: outputs.append(output.clone()))
-    taps = forward_taps(model, images, features=("layer2", "bn1", "layer1.0"))
+    taps = read_intermediates(model, images, features=("layer2", "bn1", "layer1.0"))
     handle.remove()
     # bn1 is followed by a ReLU that works in place.
     assert torch.equal(taps.features[1], outputs[0])
     assert (taps.features[1] < 0).any()
     assert torch.equal(taps.features[2], model.layer1[0](model.maxpool(F.relu(outputs[0]))))
-    assert torch.equal(taps.features[0], forward_taps(model, images, features=(2,)).features[0])
+    assert torch.equal(taps.features[0], read_intermediates(model, images, features=(2,)).features[0])
     assert torch.equal(taps.logits, model(images))
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -101,20 +101,20 @@ class Plain(nn.Module):
 
 def test_model_without_forward_intermediates(images):
     model = Plain()
-    taps = forward_taps(model, images, features=("stage", "stem"))
+    taps = read_intermediates(model, images, features=("stage", "stem"))
     assert torch.equal(taps.features[0], taps.tokens)
     assert torch.equal(taps.features[1], model.stem(images))
     assert torch.equal(taps.logits, model(images))
     with pytest.raises(ConfigError, match="Plain has no feature 1; features: stem, stage, head"):
-        forward_taps(model, images, features=(1,))
+        read_intermediates(model, images, features=(1,))
     with pytest.raises(ConfigError, match="map"):
-        forward_taps(model, images, features=("head",))
+        read_intermediates(model, images, features=("head",))
 
 
 @pytest.mark.parametrize("feature", ["layer9", 5, -6, ""])
 def test_unknown_feature_lists_the_valid_ones(feature, images):
     with pytest.raises(ConfigError, match="act1, layer1, layer2, layer3, layer4, or 0 to 4") as caught:
-        forward_taps(build("resnet18"), images, features=(feature,))
+        read_intermediates(build("resnet18"), images, features=(feature,))
     assert repr(feature) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -126,7 +126,7 @@ def test_attention_is_the_softmax_of_the_block(images):
         model.blocks[index].attn.register_forward_pre_hook(
             lambda _m, args, index=index: inputs.update({index: args[0]})
         )
-    taps = forward_taps(model, images, features=(1,), attentions=(2, 0))
+    taps = read_intermediates(model, images, features=(1,), attentions=(2, 0))
     for found, index in zip(taps.attentions, (2, 0), strict=True):
         attention = model.blocks[index].attn
         q, k, _ = attention.qkv(inputs[index]).reshape(2, 17, 3, 3, 8).permute(2, 0, 3, 1, 4)
@@ -141,7 +141,7 @@ def test_attention_is_the_softmax_of_the_block(images):
 
 def test_attention_is_read_before_dropout_and_carries_gradients(images):
     model = build(attn_drop_rate=0.5).train()
-    (attention,) = forward_taps(model, images, attentions=(-1,)).attentions
+    (attention,) = read_intermediates(model, images, attentions=(-1,)).attentions
     torch.testing.assert_close(attention.sum(-1), torch.ones(2, 3, 17), rtol=0, atol=1e-5)
     attention[..., 0].sum().backward()
     assert model.blocks[2].attn.qkv.weight.grad.abs().sum() > 0
@@ -156,7 +156,7 @@ def test_fused_attention_and_hooks_are_restored_after_an_exception(images):
 
     handle = model.blocks[2].register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="broken block"):
-        forward_taps(model, images, features=("blocks.0.mlp",), attentions=(0, 1))
+        read_intermediates(model, images, features=("blocks.0.mlp",), attentions=(0, 1))
     handle.remove()
     assert all(block.attn.fused_attn for block in model.blocks)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -171,21 +171,21 @@ def test_fused_attention_and_hooks_are_restored_after_an_exception(images):
 )
 def test_models_without_the_attention_asked_for(name, block, message, images):
     with pytest.raises(ConfigError, match=message):
-        forward_taps(build(name), images, attentions=(block,))
+        read_intermediates(build(name), images, attentions=(block,))
 
 
 def test_attention_that_cannot_be_read_fails_loudly(images):
     with pytest.raises(ConfigError, match="block 0 has no attention map"):
-        forward_taps(timm.create_model("mobilenetv3_small_050"), images, attentions=(0,))
+        read_intermediates(timm.create_model("mobilenetv3_small_050"), images, attentions=(0,))
     model = build()
     model.blocks[1].attn.forward = lambda x, **_: x
     with pytest.raises(ConfigError, match="does not pass through attn_drop"):
-        forward_taps(model, images, attentions=(1,))
+        read_intermediates(model, images, attentions=(1,))
 
 
 def test_both_heads_of_the_distilled_vit_come_from_one_forward(images):
     model = build("deit_tiny_distilled_patch16_224").train()
-    taps = forward_taps(model, images)
+    taps = read_intermediates(model, images)
     label, dist = model.head(taps.tokens[:, 0]), model.head_dist(taps.tokens[:, 1])
     assert torch.equal(taps.logits, (label + dist) / 2)
     model.set_distilled_training(True)
@@ -193,7 +193,7 @@ def test_both_heads_of_the_distilled_vit_come_from_one_forward(images):
     assert torch.equal(label, expected_label)
     assert torch.equal(dist, expected_dist)
     with pytest.raises(ConfigError, match="set_distilled_training"):
-        forward_taps(model, images)
+        read_intermediates(model, images)
 
 
 @pytest.mark.parametrize(
@@ -202,9 +202,9 @@ def test_both_heads_of_the_distilled_vit_come_from_one_forward(images):
 def test_compiles_to_one_graph(name, features, images):
     model = build(name)
     compiled = torch.compile(
-        lambda x: forward_taps(model, x, features=features), fullgraph=True, backend="aot_eager", dynamic=False
+        lambda x: read_intermediates(model, x, features=features), fullgraph=True, backend="aot_eager", dynamic=False
     )
-    expected, found = forward_taps(model, images, features=features), compiled(images)
+    expected, found = read_intermediates(model, images, features=features), compiled(images)
     torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-6)
     for a, b in zip(found.features, expected.features, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
@@ -216,7 +216,7 @@ class Wrapped(nn.Module):
         self.model = model
 
     def forward(self, images):
-        taps = forward_taps(self.model, images, features=(1,), attentions=(0,))
+        taps = read_intermediates(self.model, images, features=(1,), attentions=(0,))
         return taps.logits.square().mean() + taps.features[0].square().mean() + taps.attentions[0].square().mean()
 
 

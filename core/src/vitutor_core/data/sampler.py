@@ -16,7 +16,7 @@ _MEMBERS = 0x3E3BE
 """Tell the draws of balanced classes from others with the same seed and epoch."""
 
 
-class Views(NamedTuple):
+class SampleKeys(NamedTuple):
     """The views of one micro-batch; together with a draw number, each is the key of its random numbers.
 
     indices: (B,) positions in the training subset. repeats: (B,) number of the view of that sample in this epoch.
@@ -39,13 +39,13 @@ class Views(NamedTuple):
         return self.seed, self.epoch, self.indices[:, None], self.repeats[:, None]
 
 
-def join(parts: Sequence[Views]) -> Views:
+def join(parts: Sequence[SampleKeys]) -> SampleKeys:
     """Return the views of several micro-batches of one epoch as one."""
     indices, repeats = (np.concatenate(column) for column in zip(*(part[2:] for part in parts), strict=True))
-    return Views(parts[0].seed, parts[0].epoch, indices, repeats)
+    return SampleKeys(parts[0].seed, parts[0].epoch, indices, repeats)
 
 
-class Order:
+class KeyedSampler:
     """The training order of one process.
 
     An epoch has ``num_views`` views (default: one of each of the N samples), taken from one permutation of the samples
@@ -94,7 +94,7 @@ class Order:
         self.steps_per_epoch = num_views // batch_size
         self.micro_batch_size = batch_size // (accumulate * world_size)
 
-    def steps(self, epoch: int, start_step: int = 0) -> Iterator[tuple[int, tuple[Views, ...]]]:
+    def steps(self, epoch: int, start_step: int = 0) -> Iterator[tuple[int, tuple[SampleKeys, ...]]]:
         """Yield ``(step, micro-batches)`` for each update of the epoch from ``start_step`` on."""
         count = -(-self.steps_per_epoch * self.batch_size // self.repeats)
         samples_in_order, times_before = self._balanced(epoch, count) if self._classes else self._all(epoch, count)
@@ -105,7 +105,7 @@ class Order:
             samples = samples_in_order[positions]
             repeats = times_before[positions] * self.repeats + entries % self.repeats
             micro_batches = zip(np.split(samples, self.accumulate), np.split(repeats, self.accumulate), strict=True)
-            yield step, tuple(Views(self.seed, epoch, indices, numbers) for indices, numbers in micro_batches)
+            yield step, tuple(SampleKeys(self.seed, epoch, indices, numbers) for indices, numbers in micro_batches)
 
     def _all(self, epoch: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the first ``count`` samples of an epoch or more, and how often each came before in it."""
@@ -119,11 +119,11 @@ class Order:
         turns = np.arange(-(-count // number))
         samples = np.empty((len(turns), number), dtype=np.int64)
         before = np.empty_like(samples)
-        for place, members in enumerate(self._classes):
-            before[:, place] = turns // len(members)
-            passes = np.arange(before[-1, place] + 1)[:, None]
-            ranks = keyed.mix(self.seed, epoch, _MEMBERS, place, passes, np.arange(len(members)))
-            samples[:, place] = members[np.argsort(ranks, axis=1, kind="stable")].ravel()[: len(turns)]
+        for index, members in enumerate(self._classes):
+            before[:, index] = turns // len(members)
+            passes = np.arange(before[-1, index] + 1)[:, None]
+            ranks = keyed.mix(self.seed, epoch, _MEMBERS, index, passes, np.arange(len(members)))
+            samples[:, index] = members[np.argsort(ranks, axis=1, kind="stable")].ravel()[: len(turns)]
         ranks = keyed.mix(self.seed, epoch, _TURNS, turns[:, None], np.arange(number))
         order = np.argsort(ranks, axis=1, kind="stable")
         return np.take_along_axis(samples, order, axis=1).ravel(), np.take_along_axis(before, order, axis=1).ravel()
