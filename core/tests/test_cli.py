@@ -232,7 +232,7 @@ def test_the_doctor_finds_this_environment_well(call, monkeypatch, tmp_path):
     ]
     monkeypatch.setenv("VITUTOR_DATA_ROOT", str(tmp_path / "none"))
     code, _, errors = call(vitutor, "doctor")
-    assert (code, errors) == (2, f"error: VITUTOR_DATA_ROOT: {tmp_path}/none is no folder\n")
+    assert (code, errors) == (2, f"error: VITUTOR_DATA_ROOT: {tmp_path}/none is not a directory\n")
 
 
 def test_the_doctor_warns_of_an_old_torch(call, monkeypatch):

@@ -171,13 +171,13 @@ def test_params_that_cannot_be(tmp_path, text, message):
 def test_what_cannot_run_here_is_named_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("VITUTOR_DATA_ROOT", str(tmp_path))
     monkeypatch.setattr("vitutor_core.graph.missing._reaches", lambda host: False)
-    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "imagenet" / "train").mkdir(parents=True)
     graph = read_graph("imagenet")
     groups = ["core", "domainnet", "published_weights", "robustness"]
     params = Params.from_mapping({"scale": "imagenet", "groups": groups}, where="x")
     drloc = obstacles(graph, "drloc", params)
     assert drloc["swin_drloc_short"] is None
-    assert "no folder" in drloc["swin_clipart"]
+    assert "no images in" in drloc["swin_clipart"]
     assert str(tmp_path / "domainnet") in drloc["swin_clipart"]
     assert "VITUTOR_DATA_ROOT" in drloc["swin_clipart"]
     assert "cannot be reached" in drloc["swin"]  # CIFAR-100
@@ -188,16 +188,16 @@ def test_what_cannot_run_here_is_named_with_its_reason(tmp_path, monkeypatch):
     mae = obstacles(graph, "mae_lite_distill", params)
     assert mae["mae_finetune"] is None
     assert mae["mae_distilled_finetune"] == "it needs the row mae_distilled"
-    assert mae["mae_lite_distill_robustness@mae_long"] == f"no folder {tmp_path / 'imagenet-v2'}"
-    (tmp_path / "imagenet-v2").mkdir()
+    assert f"no images in {tmp_path / 'imagenet-v2'}" in mae["mae_lite_distill_robustness@mae_long"]
+    (tmp_path / "imagenet-v2" / "0").mkdir(parents=True)
     mae = obstacles(graph, "mae_lite_distill", params)
-    assert mae["mae_lite_distill_robustness@mae_finetune"] == f"no folder {tmp_path / 'imagenet-real'}"
+    assert f"no images in {tmp_path / 'imagenet-real'}" in mae["mae_lite_distill_robustness@mae_finetune"]
 
 
 def test_ready_leaves_out_what_cannot_run(tmp_path, monkeypatch):
     monkeypatch.setenv("VITUTOR_DATA_ROOT", str(tmp_path))
     monkeypatch.setattr("vitutor_core.graph.missing._reaches", lambda host: False)
-    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "imagenet" / "train").mkdir(parents=True)
     path = tmp_path / "params.yaml"
     path.write_text(PARAMS.replace("digits", "imagenet"))
     with pytest.raises(ConfigError, match="26 chosen rows cannot run here"):
@@ -225,12 +225,14 @@ def test_a_planned_row_is_read_as_it_was_written(tmp_path):
 def test_data_that_other_papers_lack_stop_nobody(tmp_path, monkeypatch):
     monkeypatch.setenv("VITUTOR_DATA_ROOT", str(tmp_path))
     monkeypatch.setattr("vitutor_core.graph.missing._reaches", lambda host: False)
-    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "imagenet" / "train").mkdir(parents=True)
     found = plan(scale="imagenet")
     assert found["data/folder-imagenet.json"]["run"]
     assert not found["data/cifar100.json"]["run"]
     assert "cannot be reached" in found["data/cifar100.json"]["why"]
-    (tmp_path / "cifar100").mkdir()
+    (tmp_path / "cifar100").mkdir()  # as a failed download leaves it
+    assert not plan(scale="imagenet")["data/cifar100.json"]["run"]
+    (tmp_path / "cifar100" / "train-0.parquet").touch()
     assert plan(scale="imagenet")["data/cifar100.json"]["run"]
 
 

@@ -19,13 +19,18 @@ def missing_data(source: str) -> Iterator[str]:
     """Yield why a data source cannot be opened here; reads no image."""
     kind, _, argument = source.partition(":")
     folder = {"folder": argument, "parquet": argument, "domainnet": "domainnet"}.get(kind)
-    if folder is not None and not locate(folder).exists():
-        yield f"no folder {data_root() / folder} (VITUTOR_DATA_ROOT names the folder of all data sets)"
+    if folder is not None and _is_empty(locate(folder)):
+        yield f"no images in {data_root() / folder} (VITUTOR_DATA_ROOT names the folder of all data sets)"
     name = argument if kind == "torchvision" else source
     host = _DOWNLOADED.get(name) or ("download.pytorch.org" if kind == "torchvision" else None)
     host = _HUB if kind == "hub" else host
-    if host is not None and not (data_root() / name).exists() and not _reaches(host):
+    if host is not None and _is_empty(data_root() / name) and not _reaches(host):
         yield f"not in {data_root() / name}, and {host} cannot be reached to download it"
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether nothing is there: an empty folder is what a failed download leaves."""
+    return not any(path.iterdir()) if path.is_dir() else not path.exists()
 
 
 def missing_weights(config: RunConfig) -> Iterator[str]:

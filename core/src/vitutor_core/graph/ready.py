@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vitutor_core.data.locate import data_root
 from vitutor_core.graph.missing import missing_data, missing_weights
 from vitutor_core.graph.needs import needs_of
 from vitutor_core.graph.params import Params
@@ -26,8 +25,8 @@ def obstacles(graph: Graph, package: str, params: Params) -> dict[str, str | Non
 
     found = {row: reason(row) for row in rows}
     for stage in chosen_stages(params, paper, rows):
-        lacking = [folder for folder in stage.folders if not (data_root() / folder).is_dir()]
-        found |= {f"{stage.name}@{stage.item}": f"no folder {data_root() / folder}" for folder in lacking[:1]}
+        lacking = [reason for folder in stage.folders for reason in missing_data(f"folder:{folder}")]
+        found |= {f"{stage.name}@{stage.item}": reason for reason in lacking[:1]}
     return found
 
 
