@@ -84,7 +84,7 @@ SMALL = ("--set", "data.per_class=null", "--set", "train.batch_size=4", "--set",
         ("student.kwargs.num_heads=5", ["model vit_tiny_patch16_224"]),
         ("optim.name=adamm", ["optim.name: adamm"]),
         ("train.batch_size=1000", ["train.batch_size: 1000 is larger than an epoch of 100 images"]),
-        ("runtime.device=gpu", ["runtime.device: 'gpu' is no device"]),
+        ("runtime.device=gpu", ["runtime.device: 'gpu' is not a device"]),
     ],
 )
 def test_config_mistakes_exit_2_and_leave_no_folder(toypaper, call, tmp_path, setting, parts):

@@ -218,7 +218,7 @@ def test_the_other_process_points_to_the_one_that_failed(tmp_path, how, moment, 
 
 def test_devices_that_are_not_there_are_named():
     for name in ("gpu", "meta", "mps"):
-        with pytest.raises(ConfigError, match=rf"runtime\.device: '{name}' is no device"):
+        with pytest.raises(ConfigError, match=rf"runtime\.device: '{name}' is not a device"):
             choose_device(name)
     missing = f"cuda:{torch.cuda.device_count()}"
     with pytest.raises(ConfigError, match=rf"runtime\.device: {missing} asked for, \d+ CUDA devices found"):

@@ -1,4 +1,4 @@
-"""Methods whose student is no classifier yet: what the loop measures, keeps and publishes of them."""
+"""Methods whose student is not a classifier yet: what the loop measures, keeps and publishes of them."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def before_teachers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *settings: 
     [
         (("feature=layer9",), r"no feature 'layer9'; did you mean"),
         (("feature=fc",), r"not every one of \['fc'\] is a"),
-        (("runtime.device=mps",), r"runtime\.device: 'mps' is no device"),
+        (("runtime.device=mps",), r"runtime\.device: 'mps' is not a device"),
         (("student={name: inception_v3}",), r"student\.name: inception_v3 does not work with data\.image_size=16"),
         (("train.batch_size=500",), r"train\.batch_size: 500 is larger than an epoch"),
         (("teacher.recipe=cnnn",), r"teacher cnnn: .*did you mean 'cnn'"),

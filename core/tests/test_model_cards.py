@@ -54,10 +54,10 @@ FILES = ["checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretra
 def test_nothing_but_arguments_of_the_model_is_passed_on(name: str, tmp_path: Path) -> None:
     torch.save({"model": Evil(tmp_path / "marker")}, tmp_path / "evil.pth")
     value = str(tmp_path / "evil.pth")
-    with pytest.raises(ConfigError, match=rf"w\.safetensors: model resnet8_tiny: '{name}' is no argument of a model"):
+    with pytest.raises(ConfigError, match=rf"w\.safetensors: model resnet8_tiny: '{name}' is not an argument"):
         load_model(write(tmp_path, kwargs={name: value}))
     config = ModelConfig(name="resnet8_tiny", kwargs={name: value})
-    with pytest.raises(ConfigError, match=f"^model resnet8_tiny: '{name}' is no argument"):
+    with pytest.raises(ConfigError, match=f"^model resnet8_tiny: '{name}' is not an argument"):
         create_model(config, num_classes=3, image_size=16, channels=3)
     assert not (tmp_path / "marker").exists()
 

@@ -110,7 +110,7 @@ def test_images_that_cannot_be_read_are_named_and_the_others_done(photo_run, pho
         str(folder / "notes.txt"),
     ]
     assert lines[-1] == "error: 3 of 4 images cannot be read"
-    assert f"warning: {tmp_path}/in: files passed over, as they are no images: 1" in lines
+    assert f"warning: {tmp_path}/in: files passed over, which are not images: 1" in lines
 
 
 def test_bad_usage_exits_2_before_the_model_is_loaded(photo_run, photos, call, tmp_path):
@@ -122,7 +122,7 @@ def test_bad_usage_exits_2_before_the_model_is_loaded(photo_run, photos, call, t
         ((photo_run, tmp_path / "empty"), f"{tmp_path}/empty: no image is in it or below"),
         ((photo_run, photos, "--top", "0"), "--top"),
         ((photo_run, photos, "--csv", tmp_path), "is a directory"),
-        ((photo_run, photos, "--device", "gpu"), "runtime.device: 'gpu' is no device"),
+        ((photo_run, photos, "--device", "gpu"), "runtime.device: 'gpu' is not a device"),
     ):
         code, output, errors = call(vitutor, "predict", *arguments)
         assert (code, output) == (2, "")

@@ -144,7 +144,7 @@ def test_configs_that_do_not_fit_the_teacher(teacher, tmp_path):
     with pytest.raises(ConfigError, match="classes_per_batch is 12, the teacher has 10 classes"):
         Generation(micro(teacher, classes_per_batch=12, num_images=24), "test", tmp_path)
     phases = [{"iterations": 1, "lr": 0.1, "shrink": 3}, {"iterations": 1, "lr": 0.1}]
-    with pytest.raises(ConfigError, match="16 px are no multiple of shrink 3"):
+    with pytest.raises(ConfigError, match="16 px are not a multiple of shrink 3"):
         Generation(micro(teacher, phases=phases), "test", tmp_path)
     config = resolve_generation(PAPER, "imagenet", None, "plain", ())
     with pytest.raises(ConfigError, match="its classes have no names"):

@@ -156,7 +156,7 @@ def read_value(text: str, annotation: Any, *, where: str) -> Any:
     """Read a value that a user typed for a field of type ``annotation``.
 
     A field of type text takes the text as it is, and ``null`` as none where it may be. Others are read as YAML. Where
-    text is one of several types, it is what is no value of the others, a list being in brackets; where numbers are too,
+    text is one of several types, it is what the others do not accept, a list being in brackets; where numbers are too,
     quotes make it text.
     """
     types = _types(annotation)

@@ -104,7 +104,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in {"cpu", "cuda"}:
-        raise ConfigError(f"runtime.device: '{name}' is no device; use auto, cpu, cuda or cuda:N")
+        raise ConfigError(f"runtime.device: '{name}' is not a device; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         index = device.index if device.index is not None else local_rank
         if index >= torch.cuda.device_count():

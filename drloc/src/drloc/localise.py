@@ -37,7 +37,7 @@ class Output(NamedTuple):
 
 
 class DRLoc(nn.Module):
-    """Heads that predict, from two tokens of a grid, how far apart they are; the model itself is no part of it.
+    """Heads that predict, from two tokens of a grid, how far apart they are; the model itself is not part of it.
 
     Args:
         model: a timm model. It is run once on an empty image, in evaluation mode, to learn the shapes of its grids.

@@ -35,7 +35,7 @@ def feature_loss(
             is 2 (1 - correlation); ``l2``: divided by the norm alone, eq. 6 to the letter.
 
     Raises:
-        ValueError: other batch or width, or sizes of which one is no multiple of the other.
+        ValueError: other batch or width, or sizes of which one is not a multiple of the other.
 
     """
     if vit_map.ndim != 4 or agent_map.ndim != 4 or vit_map.shape[:2] != agent_map.shape[:2]:

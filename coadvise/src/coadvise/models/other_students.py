@@ -1,4 +1,4 @@
-"""The students of Table 4 that are no transformers, registered with timm; they have one output for all terms."""
+"""The students of Table 4 that are not transformers, registered with timm; they have one output for all terms."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Layers(NamedTuple):
 
     names: of the layers. features: for CKA, (B, ...) each. maps: for Fourier analysis, (B, C, h, w) each.
     attentions: (B, heads, N, N) by block, of the ``grid`` of patches behind ``num_prefix`` other tokens; empty for
-    models that are no plain ViTs.
+    models that are not plain ViTs.
     """
 
     names: tuple[str, ...]

@@ -71,7 +71,7 @@ def _train(paper: Paper) -> click.Command:
 
 
 def _measured(metrics: dict[str, float]) -> str:
-    """Say what was measured: the accuracy, or of a model that is no classifier yet its own figures."""
+    """Say what was measured: the accuracy, or of a model that is not a classifier yet its own figures."""
     if "top1" in metrics:
         return f"top-1 {metrics['top1']:.2f} %"
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "images")

@@ -132,7 +132,7 @@ def check_augment(config: AugmentConfig) -> None:
             raise ConfigError("augment.pad_crop and augment.crop_scale exclude each other; set one to 0 or null")
         low, high = config.crop_scale
         if not 0 < low <= high <= 1:
-            raise ConfigError(f"augment.crop_scale: [{low}, {high}] is no range of shares; write 0 < low <= high <= 1")
+            raise ConfigError(f"augment.crop_scale: [{low}, {high}] is not a range; write 0 < low <= high <= 1")
         low, high = config.crop_aspect
         if not 0 < low <= high:
-            raise ConfigError(f"augment.crop_aspect: [{low}, {high}] is no range of aspects; write 0 < low <= high")
+            raise ConfigError(f"augment.crop_aspect: [{low}, {high}] is not a range; write 0 < low <= high")

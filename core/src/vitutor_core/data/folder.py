@@ -117,7 +117,7 @@ def _class_names(split: Path) -> tuple[str, ...]:
 
 
 def _read_split(split: Path, class_names: Sequence[str]) -> tuple[Split, tuple[str, ...]]:
-    """Return the split, and a note on files in it that are no images."""
+    """Return the split, and a note on files in it that are not images."""
     owners = {_identity(above): "" for above in (split, *split.resolve().parents)}
     present = {label: name for label, name in enumerate(class_names) if (split / name).is_dir()}
     for name in present.values():

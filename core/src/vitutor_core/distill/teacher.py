@@ -34,7 +34,7 @@ class Taught(NamedTuple):
 
 
 class FrozenTeacher:
-    """Wraps a teacher so that it is never trained, saved or synchronised: it is no ``nn.Module``.
+    """Wraps a teacher so that it is never trained, saved or synchronised: it is not an ``nn.Module``.
 
     model: the network. mean, std: its normalisation of pixels in [0, 1]. image_size: its input side, in pixels.
     info: the data as the student sees them; batches come in the student's normalisation and size.

@@ -28,7 +28,9 @@ from vitutor_core.schema import DataConfig, RunConfig
 def evaluate_elsewhere(weights: Path, config: RunConfig, *, source: str | None, split: str | None) -> Measured:
     """Measure the accuracy of a weights file that was trained by ``config``, on chosen images.
 
-    ``source`` and ``split`` choose them as `labelled_images` says. Raises `ConfigError` if the model is no classifier.
+    ``source`` and ``split`` choose them as `labelled_images` says.
+
+    Raises `ConfigError` if the model is not a classifier.
     """
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)

@@ -50,7 +50,7 @@ def _images_below(folder: Path) -> list[Path]:
         others += len(visible) - len(own)
         images += own
     if others:
-        warnings.warn(f"{folder}: files passed over, as they are no images: {others}", stacklevel=2)
+        warnings.warn(f"{folder}: files passed over, which are not images: {others}", stacklevel=2)
     return sorted(images)
 
 

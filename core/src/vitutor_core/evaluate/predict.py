@@ -39,8 +39,8 @@ def predict(
 ) -> Iterator[Prediction]:
     """Yield a `Prediction` for each of the image files, in their order, in batches, read in threads one batch ahead.
 
-    The model is moved to ``device``. Raises `ConfigError` if it is no classifier, and `NonFiniteError` for logits that
-    are NaN or infinite.
+    The model is moved to ``device``. Raises `ConfigError` if it is not a classifier, and `NonFiniteError` for logits
+    that are NaN or infinite.
     """
     if "top1" not in card.metrics:
         raise ConfigError(f"{card.name}: its head is not trained, so that it knows no classes; fine-tune it first")

@@ -74,7 +74,7 @@ def _imported(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.module is not None:
-        # What is imported may be a module or a name in one; names that are no modules find no file.
+        # What is imported may be a module or a name in one; names that are not modules find no file.
         yield node.module
         yield from (f"{node.module}.{alias.name}" for alias in node.names)
     for child in ast.iter_child_nodes(node):

@@ -22,7 +22,7 @@ from vitutor_core.graph.stages import Graph, PaperGraph, Stage
 _HEAD = """\
 # Written by `vitutor graph`; do not edit: what is run is set in params.yaml, and how in the packages' recipes.
 # plan -> data -> teachers -> rows -> evaluation of each row -> table -> report. Every command runs without DVC too.
-# Checkpoints live in work/, which is no output: an interrupted stage resumes.
+# Checkpoints live in work/, which is not an output: an interrupted stage resumes.
 vars:
   - in: "PATH=$PATH:{bin}"
 

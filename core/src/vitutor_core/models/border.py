@@ -1,4 +1,4 @@
-"""Images that are no multiple of a model's patches would lose a border without a word."""
+"""Images that are not a multiple of a model's patches would lose a border without a word."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def check_border(model: nn.Module, name: str, image_size: int) -> None:
         if rest:
             below = f"{image_size - rest} or " if image_size > patch else ""
             raise ConfigError(
-                f"{name}: {image_size} px are no multiple of its patches of {patch} px, so a border of {rest} px would "
-                f"not be seen; let data.image_size, or teacher.image_size, be {below}{image_size - rest + patch}"
+                f"{name}: {image_size} px are not a multiple of its patches of {patch} px, so a border of {rest} px "
+                f"would not be seen; let data.image_size, or teacher.image_size, be {below}{image_size - rest + patch}"
             )
 
 

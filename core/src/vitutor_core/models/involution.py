@@ -29,7 +29,7 @@ class Involution(nn.Module):
     Under autocast, kernels are generated and applied in float32, since a sum has ``kernel_size``^2 terms.
 
     Raises:
-        ValueError: ``channels`` is no multiple of 16, or, in the forward pass, the map's sides none of ``stride``.
+        ValueError: ``channels`` is not a multiple of 16, or, in the forward pass, the map's sides none of ``stride``.
 
     """
 

@@ -85,7 +85,7 @@ class TokensToToken(nn.Module):
         self.grid_size = self.dynamic_feat_size(self.img_size)
         if any(side % self._stride for side in self.img_size):
             raise ValueError(
-                f"T2T-ViT: {img_size} pixels a side are no multiple of the strides' product {self._stride}"
+                f"T2T-ViT: {img_size} pixels a side are not a multiple of the strides' product {self._stride}"
             )
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.windows = nn.ModuleList(

@@ -262,7 +262,7 @@ def weights_sha256(tensors: dict[str, Tensor]) -> str:
 def _create(name: str, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Module:
     _check_name(name)
     for key in kwargs.keys() & _NOT_OURS:
-        raise ConfigError(f"model {name}: '{key}' is no argument of a model; leave it out of its kwargs")
+        raise ConfigError(f"model {name}: '{key}' is not an argument of a model; leave it out of its kwargs")
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
     except CheckpointError:

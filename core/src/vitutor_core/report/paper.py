@@ -254,7 +254,7 @@ class PaperResults(Record):
 
 
 def load_paper_results(path: Path) -> PaperResults:
-    """Read and check a ``paper_results.yaml``; raises `DataError` or, where it is no YAML, `ConfigError`."""
+    """Read and check a ``paper_results.yaml``; raises `DataError` or, where it is not YAML, `ConfigError`."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -29,7 +29,7 @@ def evaluate_run(
 ) -> Measured:
     """Measure a finished run, whose record is ``record``.
 
-    A model that is no classifier yet has no accuracy. ``speed`` measures images per second as well.
+    A model that is not a classifier yet has no accuracy. ``speed`` measures images per second as well.
     """
     config: RunConfig = schema.from_mapping(record.config, where=str(RunDir(run).metrics))
     if config.runtime.threads is not None:

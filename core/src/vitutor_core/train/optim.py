@@ -64,7 +64,7 @@ def _parameter_groups(method: Method, config: OptimConfig) -> list[dict[str, Any
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, epochs: int, updates: int) -> Scheduler:
     """Build timm's stateless schedule over ``epochs`` epochs of ``updates`` updates."""
-    logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # a one-epoch cosine is no news
+    logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # a one-epoch cosine is no reason to warn
     per_epoch = config.schedule_unit == "epoch"
     cosine_epochs = epochs - config.warmup_epochs if config.warmup_prefix else epochs
     if cosine_epochs <= 0:

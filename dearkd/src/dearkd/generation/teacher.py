@@ -35,7 +35,7 @@ def open_teacher(config: GenerationConfig, device: torch.device) -> tuple[Frozen
         raise ConfigError("grey: the teacher's normalisation differs between channels; set grey=false")
     side = max(phase.shrink for phase in config.phases)
     if info.image_size % side:
-        raise ConfigError(f"phases: the teacher's {info.image_size} px are no multiple of shrink {side}")
+        raise ConfigError(f"phases: the teacher's {info.image_size} px are not a multiple of shrink {side}")
     teacher = load_teacher(config.teacher, info).to(device)
     BatchNormStatistics(teacher.model, first=1.0)  # raises where there are none
     return teacher, info

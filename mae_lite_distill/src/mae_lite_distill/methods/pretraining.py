@@ -14,7 +14,7 @@ from vitutor_core.train.method import Method, Report, Traits
 
 
 class Pretraining(Method):
-    """Base of the pre-trainings. The student is published with an untrained head, so it is no classifier yet."""
+    """Base of the pre-trainings. The student is published with an untrained head, so it is not a classifier yet."""
 
     traits = Traits(classifies=False, measures=True)
 

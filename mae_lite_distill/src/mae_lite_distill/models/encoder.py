@@ -58,13 +58,13 @@ def check_encoder(vit: nn.Module, where: str) -> None:
     """Raise `ConfigError` unless ``vit`` is a plain timm ViT: one class token, learnt positions, fused qkv."""
     name = type(vit).__name__
     if not isinstance(vit, VisionTransformer) or type(vit.blocks[0].attn) is not Attention:
-        raise ConfigError(f"{where}: {name} is no plain vision transformer of timm")
+        raise ConfigError(f"{where}: {name} is not a plain vision transformer of timm")
     fits = vit.num_prefix_tokens == 1 and vit.pos_embed is not None and not vit.no_embed_class
     if not fits or vit.dynamic_img_size:
         raise ConfigError(f"{where}: needs one class token and a position for it; choose such a model")
     grid, width = vit.patch_embed.grid_size, vit.embed_dim
     if width % 4:
-        raise ConfigError(f"{where}: the width {width} of the model is no multiple of 4")
+        raise ConfigError(f"{where}: the width {width} of the model is not a multiple of 4")
     if grid[0] * grid[1] < 4:
         raise ConfigError(f"{where}: only {grid[0]} x {grid[1]} patches; choose a smaller patch_size")
 

@@ -15,10 +15,10 @@ def sincos_positions(width: int, grid: tuple[int, int], *, first: Literal["colum
     ``first`` names the axis of the first half: the column in MAE, the row in MoCo-v3, so that their checkpoints cannot
     be exchanged without noticing.
 
-    Raises `ValueError` if ``width`` is no multiple of 4.
+    Raises `ValueError` if ``width`` is not a multiple of 4.
     """
     if width % 4:
-        raise ValueError(f"sincos_positions: width {width} is no multiple of 4")
+        raise ValueError(f"sincos_positions: width {width} is not a multiple of 4")
     axes = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
     rows, columns = (axis.flatten() for axis in axes)
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
