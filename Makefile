@@ -2,6 +2,7 @@
 # make reproduce                         all papers
 # make publish-dearkd [SCALE=digits]     keep its tables and figures in docs/results
 # make test | lint                       run the whole test suite | ruff, mypy, import contracts, the graphs
+# make faults                            inject faults, count what became of them, write docs/reliability.md
 # make setup                             .venv with all packages, editable, and the development tools
 # make graph                             write the dvc.yaml of each scale again, after a change of recipes
 #
@@ -19,7 +20,7 @@ PARAMS := $(if $(SEEDS),seeds="$(SEEDS)") $(if $(PRESET),preset="$(PRESET)") $(i
     $(if $(GROUPS),groups="$(GROUPS)") $(if $(ROWS),rows="$(ROWS)") $(if $(SET),set="$(SET)")
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup test lint graph reproduce
+.PHONY: setup test lint faults graph reproduce
 
 setup: $(BIN)/.ready
 
@@ -43,6 +44,9 @@ test: setup
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 	vitutor graph --check && $(foreach scale,$(SCALES),vitutor graph --scale $(scale) --folder scales/$(scale) --check &&) true
+
+faults: setup
+	$(BIN)/python -m conformance.faults
 
 graph: setup
 	vitutor graph && $(foreach scale,$(SCALES),vitutor graph --scale $(scale) --folder scales/$(scale) &&) true
