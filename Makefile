@@ -1,6 +1,6 @@
 # make reproduce-dearkd [SCALE=digits]   train teachers and every row, print the table; likewise the other papers
 # make reproduce                         all papers
-# make publish-dearkd [SCALE=digits]     keep its tables and figures in docs/results
+# make publish-dearkd [SCALE=digits]     keep its tables and figures in docs/results; of SCALE=small also in the README
 # make test | lint                       run the whole test suite | ruff, mypy, import contracts, the graphs
 # make faults                            inject faults, count what became of them, write docs/reliability.md
 # make setup                             .venv with all packages, editable, and the development tools
@@ -53,4 +53,4 @@ graph: setup
 
 publish-%: setup
 	vitutor report publish $(subst -,_,$*) --results $(GRAPH)/results --to docs/results/$(SCALE) \
-	    $(if $(filter digits,$(SCALE)),--readme README.md)
+	    $(if $(filter small,$(SCALE)),--readme README.md)

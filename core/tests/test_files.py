@@ -167,7 +167,7 @@ def test_a_failed_write_keeps_what_was_there(tmp_path):
         partial.write_text("half")
         raise ValueError("x")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ResourceError, match=r"folder: cannot write \(Is a directory\); choose another place"):
+    with pytest.raises(ResourceError, match=r"folder: cannot write \(Is a directory\); choose another folder"):
         write_json(tmp_path / "folder", {})
     with pytest.raises(ResourceError, match=r"x: cannot write \(File exists\)"):
         write_json(path / "x", {})

@@ -134,7 +134,7 @@ def test_variants_compose_titles_and_have_colours_of_their_own(tmp_path: Path) -
         "ours_small_long": 4,
         "part_long": 9,
     }
-    assert {row: paper.place_of(row) for row in places} == places
+    assert {row: paper.position_of(row) for row in places} == places
     assert style_of(paper, "part_long_10")["color"] == COLOURS[9 % len(COLOURS)]
     path.write_text(PAPER.replace("curves:", "colours: {ours_small: 1}\ncurves:"))
     with pytest.raises(DataError, match=r"'colours' of no method with variants: \['ours_small'\]"):
@@ -361,5 +361,5 @@ def test_page_is_complete_and_self_contained(paper: PaperResults, full: Path, tm
 
 def test_page_that_cannot_be_written(paper: PaperResults, full: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match="choose another place"):
+    with pytest.raises(ResourceError, match="choose another folder"):
         write_report(build(paper, full), load_results(full, "demo"), [], tmp_path / "file" / "report.html")

@@ -111,8 +111,8 @@ def _range(values: list[int]) -> str:
 
 
 def headlines(table: Json) -> list[str]:
-    """Return what is said of the differences that the paper is about, then the count of all verdicts."""
-    pairs = [pair for part in table["tables"] for pair in part["comparisons"] if pair["headline"]]
+    """Return what is said of the differences that the paper is about and that were run, then the count of all."""
+    pairs = [pair for part in table["tables"] for pair in part["comparisons"] if pair["headline"] and pair["ours"]]
     return [*(pair["sentence"] for pair in pairs), table["summary"]]
 
 
