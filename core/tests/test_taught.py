@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from unittest import mock
 
 import pytest
@@ -165,6 +166,20 @@ def test_a_killed_epoch_is_not_stored_and_the_run_goes_on_bit_equal(tmp_path, fo
     pupil(tmp_path / "killed", folder)
     assert_equal_weights(tmp_path / "killed", tmp_path / "whole")
     assert len(stored(tmp_path)) == 2
+
+
+def test_what_killed_writers_left_is_removed_and_what_is_being_written_is_not(tmp_path, folder, asked):
+    pupil(tmp_path / "first", folder)
+    (first, second) = stored(tmp_path)
+    first.unlink()
+    old, new = (first.with_suffix(f".{number}.tmp") for number in (1, 2))
+    for partial in (old, new):
+        partial.touch()
+    os.utime(old, (0, 0))
+    pupil(tmp_path / "second", folder)
+    assert stored(tmp_path) == [first, second]
+    assert not old.exists()
+    assert new.exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor
 from vitutor_core.errors import ResourceError
 from vitutor_core.models.weights import weights_sha256
 from vitutor_core.schema import CacheConfig
+
+_SECONDS_TO_WRITE = 3600.0
 
 
 class LogitStore:
@@ -55,6 +58,7 @@ class LogitStore:
         path, partial = self._path(epoch), self._path(epoch).with_suffix(f".{os.getpid()}.tmp")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
             (self._folder / "key.json").write_text(self._key + "\n")
             with partial.open("wb") as file:
                 file.write(content)
@@ -68,6 +72,12 @@ class LogitStore:
                 "cache.folder=null"
             ) from None
         return True
+
+    def _remove_leftovers(self) -> None:
+        """Delete what killed processes left: a file that has not grown for so long is written by nobody."""
+        for partial in self._folder.glob("*.tmp"):
+            if time.time() - partial.stat().st_mtime > _SECONDS_TO_WRITE:
+                partial.unlink(missing_ok=True)
 
     def _path(self, epoch: int) -> Path:
         return self._folder / f"epoch-{epoch:05d}.safetensors"
