@@ -8,6 +8,7 @@ import pytest
 
 from core.tests.photo_samples import photo_settings, write_photos
 from core.tests.toy_paper import paper_on_path
+from core.tests.train_samples import run as run_tiny
 from core.tests.train_samples import tiny_config
 from vitutor_core.cli.entry import run as run_command
 from vitutor_core.train.session import RunLabel, train
@@ -43,6 +44,14 @@ def toypaper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[click.Group]:
         from toypaper.cli import cli
 
         yield cli
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the tiny run, uninterrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run_tiny(out)
+    return out
 
 
 Called = Callable[..., tuple[int, str, str]]

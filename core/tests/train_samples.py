@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
+import json
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from conformance.suite import Crash
+from conformance.suite import Crash, assert_equal_weights
 from vitutor_core.data.digits import digits_source
 from vitutor_core.data.types import Source
 from vitutor_core.schema import RunConfig
@@ -159,3 +160,12 @@ def full_disk(free_bytes: int) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+def assert_same_run(out: Path, whole: Path) -> None:
+    """Check that a run ended as one that was left alone."""
+    assert_equal_weights(out, whole)
+    assert curves(out) == curves(whole)
+    one, other = (json.loads((folder / "metrics.json").read_text()) for folder in (out, whole))
+    assert [one[name] for name in ("metrics", "correct")] == [other[name] for name in ("metrics", "correct")]
+    assert not list(out.rglob("*.tmp*"))
