@@ -2,6 +2,7 @@
 # make reproduce                         all papers
 # make publish-dearkd [SCALE=digits]     keep its tables and figures in docs/results
 # make test | lint                       run the whole test suite | ruff, mypy, import contracts, the graphs
+# make site                                the pages of docs as a site, in build/website/site
 # make setup                             .venv with all packages, editable, and the development tools
 # make graph                             write the dvc.yaml of each scale again, after a change of recipes
 #
@@ -19,7 +20,7 @@ PARAMS := $(if $(SEEDS),seeds="$(SEEDS)") $(if $(PRESET),preset="$(PRESET)") $(i
     $(if $(GROUPS),groups="$(GROUPS)") $(if $(ROWS),rows="$(ROWS)") $(if $(SET),set="$(SET)")
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup test lint graph reproduce
+.PHONY: setup test lint graph site reproduce
 
 setup: $(BIN)/.ready
 
@@ -46,6 +47,9 @@ lint: setup
 
 graph: setup
 	vitutor graph && $(foreach scale,$(SCALES),vitutor graph --scale $(scale) --folder scales/$(scale) &&) true
+
+site: setup
+	$(BIN)/python -m website
 
 publish-%: setup
 	vitutor report publish $(subst -,_,$*) --results $(GRAPH)/results --to docs/results/$(SCALE) \
