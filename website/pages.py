@@ -128,7 +128,8 @@ def _write_notebook(path: Path, folder: Path) -> None:
     pictures = 0
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         text = "".join(cell["source"])
-        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        language = "bash" if text.startswith("%%bash") else "python"
+        parts.append(text if cell["cell_type"] == "markdown" else f"```{language}\n{text}\n```")
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "image/png" in data:
