@@ -53,4 +53,4 @@ site: setup
 
 publish-%: setup
 	vitutor report publish $(subst -,_,$*) --results $(GRAPH)/results --to docs/results/$(SCALE) \
-	    $(if $(filter digits,$(SCALE)),--readme README.md)
+	    $(if $(filter digits,$(SCALE)),--readme docs/results/README.md)

@@ -36,13 +36,13 @@ def prepare(root: Path, folder: Path) -> Path:
     """
     docs, pages = root / "docs", folder / "pages"
     shutil.rmtree(pages, ignore_errors=True)
-    shutil.copytree(docs, pages, ignore=shutil.ignore_patterns("*.ipynb", "*.json"))
+    shutil.copytree(docs, pages, ignore=shutil.ignore_patterns("*.ipynb", "*.json", "*.md"))
     shutil.copy(root / "website" / "style.css", pages / "style.css")
     sources: set[Path] = set()
     for path in sorted(docs.rglob("*.md")):
         relative = path.relative_to(docs)
         text = _outside_code(path.read_text(encoding="utf-8"), lambda part, at=path: _linked(part, at, root, sources))
-        (pages / relative).write_text(text, encoding="utf-8")
+        (pages / _page(relative)).write_text(text, encoding="utf-8")
     for path in sorted(docs.glob("notebooks/*.ipynb")):
         _write_notebook(path, pages / "notebooks")
     for source in sorted(sources):
@@ -52,8 +52,7 @@ def prepare(root: Path, folder: Path) -> Path:
         code = (root / source).read_text(encoding="utf-8").rstrip("\n")
         page = f'# {source.name}\n\n`{source}`\n\n````{{.{language} linenums="1"}}\n{code}\n````\n'
         target.write_text(_UNSEARCHED + page, encoding="utf-8")
-    _write_index(pages / "decisions", "Decisions", "Why things are as they are, a page each.")
-    _write_index(pages / "results", "Results", "Tables and figures, as `vitutor report publish` wrote them.")
+    _write_decisions(pages / "decisions")
     config = folder / "zensical.toml"
     text = (root / "website" / "zensical.toml").read_text(encoding="utf-8")
     config.write_text(text.replace("nav = []", f"nav = {_toml(_navigation(pages))}"), encoding="utf-8")
@@ -105,7 +104,7 @@ def _linked(text: str, page: Path, root: Path, sources: set[Path]) -> str:
         if target.suffix == ".ipynb":
             return f"({found[1].removesuffix('.ipynb')}.md{anchor})"
         if target.is_relative_to(docs) and target.suffix != ".json":
-            return f"({found[1]}{'/index.md' if target.is_dir() else ''}{anchor})"
+            return f"({found[1]}/index.md)" if target.is_dir() else f"({_page(Path(found[1]))}{anchor})"
         if not target.is_file():
             raise BrokenLinkError(f"{page.relative_to(root)}: {found[1]} is a folder outside docs; link to a file")
         source = target.relative_to(root)
@@ -143,11 +142,14 @@ def _write_notebook(path: Path, folder: Path) -> None:
     (folder / f"{path.stem}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _write_index(folder: Path, title: str, text: str) -> None:
-    lines = [f"# {title}", "", text, ""]
-    for path in sorted(folder.rglob("*.md")):
-        where = path.relative_to(folder)
-        lines.append(f"- [{_title(path)}]({where})" + (f", scale {where.parent}" if where.parent.name else ""))
+def _page(path: Path) -> Path:
+    """Return where a page of docs stands in the site: what a forge shows of a folder is the folder's first page."""
+    return path.with_name("index.md") if path.name == "README.md" else path
+
+
+def _write_decisions(folder: Path) -> None:
+    lines = ["# Decisions", "", "Why things are as they are, a page each.", ""]
+    lines += [f"- [{_title(path)}]({path.name})" for path in sorted(folder.glob("*.md"))]
     (folder / "index.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -166,7 +168,7 @@ def _navigation(pages: Path) -> list[Any]:
         section("Papers", "papers/*.md"),
         section("Notebooks", "notebooks/*.md"),
         {"Results": ["results/index.md", *(part for part in results if any(part.values()))]},
-        section("Use", "which_method.md", "cluster.md", "reference/*.md", "adding_a_method.md"),
+        section("Use", "which_method.md", "reproducing.md", "cluster.md", "reference/*.md", "adding_a_method.md"),
         section("Fidelity", "fidelity/*.md"),
         {"Decisions": ["decisions/index.md", *section("", "decisions/0*.md")[""]]},
     ]

@@ -26,7 +26,7 @@ def site(tmp_path_factory):
 
 def small(tmp_path, page, source="def f():\n    pass\n"):
     """A repository of one page and one source."""
-    for name, text in (("docs/decisions/0001-x.md", "# x"), ("docs/results/r.md", "# r"), ("docs/page.md", page)):
+    for name, text in (("docs/decisions/0001-x.md", "# x"), ("docs/results/README.md", "# r"), ("docs/page.md", page)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "code.py").write_text(source)
@@ -58,7 +58,8 @@ def test_nothing_is_fetched_and_every_page_is_there(site):
         assert not loaded, page
     docs, shown = ROOT / "docs", {page.relative_to(site).with_suffix("") for page in pages}
     written = [*docs.rglob("*.md"), *docs.rglob("*.ipynb")]
-    assert {page.relative_to(docs).with_suffix("") for page in written} <= shown
+    assert {page.relative_to(docs).with_suffix("") for page in written if page.stem != "README"} <= shown
+    assert "results:dearkd" not in re.sub("<!--.*?-->", "", (site / "results" / "index.html").read_text())
 
 
 @pytest.mark.slow
