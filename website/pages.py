@@ -18,7 +18,7 @@ from typing import Any
 
 _LINK = re.compile(r"(?<=\])\((?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)")
 _NAMED = re.compile(r"\[`([\w.]+)`\]\(([^)\s#]+\.py)\)")
-_FENCE = re.compile(r"^(`{3,}).*?^\1$", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"^(`{3,}).*?^\1$|``[^`].*?``", re.MULTILINE | re.DOTALL)
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".sbatch": "bash", ".toml": "toml", ".json": "json"}
 _UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
 
@@ -86,11 +86,11 @@ def _names(node: ast.stmt) -> Iterator[str]:
 
 
 def _outside_code(text: str, change: Any) -> str:
-    """Apply ``change`` to all of a page but its fenced code."""
+    """Apply ``change`` to all of a page but its code: fenced, or between two backticks."""
     done, parts = 0, []
-    for fence in _FENCE.finditer(text):
-        parts += [change(text[done : fence.start()]), fence[0]]
-        done = fence.end()
+    for code in _CODE.finditer(text):
+        parts += [change(text[done : code.start()]), code[0]]
+        done = code.end()
     return "".join([*parts, change(text[done:])])
 
 
