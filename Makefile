@@ -1,6 +1,6 @@
 # make reproduce-dearkd [SCALE=digits]   train teachers and every row, print the table; likewise the other papers
 # make reproduce                         all papers
-# make publish-dearkd [SCALE=digits]     keep its tables and figures in docs/results
+# make publish-dearkd [SCALE=digits]     keep its tables and figures in docs/results; of SCALE=small also on its first page
 # make test | lint                       run the whole test suite | ruff, mypy, import contracts, the graphs
 # make site                                the pages of docs as a site, in build/website/site
 # make setup                             .venv with all packages, editable, and the development tools
@@ -53,4 +53,4 @@ site: setup
 
 publish-%: setup
 	vitutor report publish $(subst -,_,$*) --results $(GRAPH)/results --to docs/results/$(SCALE) \
-	    $(if $(filter digits,$(SCALE)),--readme docs/results/README.md)
+	    $(if $(filter small,$(SCALE)),--readme docs/results/README.md)

@@ -63,11 +63,7 @@ def test_what_is_published_can_be_read_in_the_repository(tmp_path):
     assert all((target / name).exists() for name in pictures)
 
 
-def test_the_front_page_says_what_was_measured_and_the_blocks_of_all_papers_are_where_make_writes_them():
-    front = " ".join((ROOT / "README.md").read_text().split())
-    said = re.search(r"DearKD is [^:]*: confirmed", front)
-    assert said
-    assert said[0] in (ROOT / "docs/results/small/dearkd.md").read_text()
+def test_the_blocks_of_all_papers_are_where_make_writes_them():
     where = re.search(r"--readme (\S+?)\)", (ROOT / "Makefile").read_text())[1]
     page = ROOT / where
     papers = {path.parent.name for path in ROOT.glob("*/src/*/paper_results.yaml")}
