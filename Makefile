@@ -1,8 +1,9 @@
 # make reproduce-dearkd [SCALE=digits]   train teachers and every row, print the table; likewise the other papers
 # make reproduce                         all papers
-# make publish-dearkd [SCALE=digits]     keep its tables and figures in docs/results; of SCALE=small also in the README
+# make publish-dearkd [SCALE=digits]     keep its tables and figures in docs/results; of SCALE=small also on its first page
 # make test | lint                       run the whole test suite | ruff, mypy, import contracts, the graphs
 # make faults                            inject faults, count what became of them, write docs/reliability.md
+# make site                                the pages of docs as a site, in build/website/site
 # make setup                             .venv with all packages, editable, and the development tools
 # make graph                             write the dvc.yaml of each scale again, after a change of recipes
 #
@@ -20,7 +21,7 @@ PARAMS := $(if $(SEEDS),seeds="$(SEEDS)") $(if $(PRESET),preset="$(PRESET)") $(i
     $(if $(GROUPS),groups="$(GROUPS)") $(if $(ROWS),rows="$(ROWS)") $(if $(SET),set="$(SET)")
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup test lint faults graph reproduce
+.PHONY: setup test lint faults graph site reproduce
 
 setup: $(BIN)/.ready
 
@@ -51,6 +52,9 @@ faults: setup
 graph: setup
 	vitutor graph && $(foreach scale,$(SCALES),vitutor graph --scale $(scale) --folder scales/$(scale) &&) true
 
+site: setup
+	$(BIN)/python -m website
+
 publish-%: setup
 	vitutor report publish $(subst -,_,$*) --results $(GRAPH)/results --to docs/results/$(SCALE) \
-	    $(if $(filter small,$(SCALE)),--readme README.md)
+	    $(if $(filter small,$(SCALE)),--readme docs/results/README.md)

@@ -64,10 +64,11 @@ def run_fakes(monkeypatch, act, exitcode, side_by_side=2):
         run_fakes.made, run_fakes.done = context.made, done
 
 
-def test_a_signal_during_a_start_reaches_the_process_that_was_being_started(monkeypatch):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 138), (signal.SIGTERM, 143)])
+def test_a_signal_during_a_start_reaches_the_process_that_was_being_started(monkeypatch, number, code):
     with pytest.raises(InterruptedRun) as caught:
-        run_fakes(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT), None, side_by_side=1)
-    assert caught.value.exit_code == 130
+        run_fakes(monkeypatch, lambda: os.kill(os.getpid(), number), None, side_by_side=1)
+    assert caught.value.exit_code == code
     assert [process.told for process in run_fakes.made] == [1]
 
 

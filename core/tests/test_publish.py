@@ -61,3 +61,12 @@ def test_what_is_published_can_be_read_in_the_repository(tmp_path):
     pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (target / "demo.md").read_text())
     assert len(pictures) == len(list(target.glob("*.svg"))) == 3
     assert all((target / name).exists() for name in pictures)
+
+
+def test_the_blocks_of_all_papers_are_where_make_writes_them():
+    where = re.search(r"--readme (\S+?)\)", (ROOT / "Makefile").read_text())[1]
+    page = ROOT / where
+    papers = {path.parent.name for path in ROOT.glob("*/src/*/paper_results.yaml")}
+    assert set(re.findall(r"<!-- results:(\w+) -->", page.read_text())) == papers
+    for link in re.findall(r"\]\(([^):]*)\)", page.read_text()):
+        assert (page.parent / link).exists(), link

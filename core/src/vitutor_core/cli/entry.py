@@ -39,7 +39,7 @@ def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:
     """Make a call and leave the process; ``who`` says in an error which of several calls it is.
 
     0 ok, 1 bug, 2 usage or config, 3 data, 4 checkpoint, 5 non-finite, 6 memory or disk, 7 run folder busy,
-    130 interrupted, 143 terminated after saving.
+    130, 138 and 143 stopped by SIGINT, SIGUSR1 and SIGTERM after saving: the same command goes on.
     """
     warnings.showwarning = _show_warning
     try:

@@ -24,6 +24,7 @@ from vitutor_core.cli.entry import exit_after
 from vitutor_core.errors import InterruptedRun, VitutorError
 from vitutor_core.paper import load
 from vitutor_core.train.progress import QUIET
+from vitutor_core.train.signals import STOP_SIGNALS
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def run_jobs(
     def note_signal(number: int, _frame: FrameType | None) -> None:
         arrived.append(number)
 
-    before = {number: signal.signal(number, note_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, note_signal) for number in STOP_SIGNALS}
     stopped_by = 0
     failed: tuple[Job, int] | None = None
     try:
@@ -169,7 +170,9 @@ def _run_processes(job: str, processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.disable(logging.CRITICAL)  # torchrun repeats with a traceback what the processes have said
-    arguments = ["--standalone", f"--nproc-per-node={processes}", "-m", "vitutor_core.cli.launch", job]
+    # Processes agree to stop once in a log interval, then save: torchrun's own 30 seconds would kill them on the way.
+    arguments = ["--standalone", f"--nproc-per-node={processes}", "--shutdown-timeout=120"]
+    arguments += ["-m", "vitutor_core.cli.launch", job]
     try:
         run.main(arguments)
     except ChildFailedError as error:
