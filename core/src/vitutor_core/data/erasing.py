@@ -36,7 +36,7 @@ class RandomErasing:
         """Erase in (B, 3, size, size) normalised images, in place, and return them."""
         side, device = images.shape[-1], images.device
         draws = keys.uniform(_FIRST_DRAW, 2 + NUM_DRAWS)
-        rectangles, found = random_boxes(draws[:, 2:], side, longest=side - 1, area=AREA, aspect=ASPECT)
+        rectangles, found = random_boxes(draws[:, 2:], side, margin=1, area=AREA, aspect=ASPECT)
         rows = np.flatnonzero(found & (draws[:, 0] < self._probability))
         if not len(rows):
             return images

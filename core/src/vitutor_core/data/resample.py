@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -29,6 +29,13 @@ def resize_and_crop(image: Image.Image, shorter_side: int, crop: int, interpolat
         return image
     left, top = round((width - crop) / 2), round((height - crop) / 2)
     return image.crop((left, top, left + crop, top + crop))
+
+
+def crop_and_resize(image: Image.Image, box: Sequence[int], side: int, interpolation: Interpolation) -> Image.Image:
+    """Cut ``box`` (top, left, height, width) out of an image and resize it to ``side`` x ``side`` pixels."""
+    top, left, height, width = box
+    cut = image.crop((left, top, left + width, top + height))
+    return cut if cut.size == (side, side) else cut.resize((side, side), _PIL_FILTERS[interpolation])
 
 
 class EvalGeometry(Protocol):

@@ -1,45 +1,46 @@
-"""The streamed loader: images are decoded and augmented one by one with timm's PIL transforms, in worker processes."""
+"""The streamed loader: worker processes decode the images of a batch and cut the keyed boxes out of them."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from vitutor_core.data import keyed
+from vitutor_core.data.augment import Augment, draw_crops
 from vitutor_core.data.mixing import Finish, Normalise
-from vitutor_core.data.resample import EvalGeometry, eval_fit, resize_and_crop
+from vitutor_core.data.resample import EvalGeometry, crop_and_resize, eval_fit, resize_and_crop
 from vitutor_core.data.sampler import KeyedSampler, SampleKeys
 from vitutor_core.data.stream import Stream
 from vitutor_core.data.transfer import to_device
-from vitutor_core.data.types import Batch, DataInfo, Split
+from vitutor_core.data.types import Batch, Split, never
 from vitutor_core.schema import AugmentConfig, DataConfig, RuntimeConfig
 
 Transform = Callable[[Image.Image], Tensor]
 
+_PIXELS_AT_ONCE = 2**22
+"""Of decoded images that a worker holds before it cuts them, unless one alone has more."""
+
 
 class StreamedTrainLoader:
-    """Training batches of the images ``indices`` of ``split``; see `TrainLoader`.
+    """Training batches of the images ``subset`` of ``split``; see `TrainLoader`.
 
-    The generators of Python, NumPy and torch are seeded for each view from its key, so the pixels depend neither on
-    the number of workers nor on where an epoch was entered.
+    The workers decode and crop. `Augment` runs on the device, or in the workers where that is the CPU, as the cores
+    are then the workers' too.
     """
 
     def __init__(
         self,
         split: Split,
-        indices: NDArray[np.int64],
-        transform: Transform,
+        subset: NDArray[np.int64],
+        config: tuple[DataConfig, AugmentConfig],
         *,
         sampler: KeyedSampler,
+        augment: Augment,
         finish: Finish,
         runtime: RuntimeConfig,
         device: torch.device,
@@ -48,11 +49,19 @@ class StreamedTrainLoader:
         self._sampler = sampler
         self._finish = finish
         self._device = device
-        self._stream = Stream(partial(_augment, split, indices, transform), runtime, pin=device.type == "cuda")
+        side = config[0].image_size
+        fetch: Callable[[SampleKeys], Tensor] = partial(_cut, split, subset, *config)
+        self._augment: Augment | None = augment
+        if device.type == "cpu":
+            fetch, self._augment = partial(_augmented, fetch, augment), None
+        largest = (sampler.micro_batch_size, 3, side, side)
+        self._stream = Stream(fetch, largest, runtime, pin=device.type == "cuda")
 
-    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[tuple[Batch, ...]]:
+    def epoch(
+        self, epoch: int, *, start_step: int = 0, give_up: Callable[[], bool] = never
+    ) -> Iterator[tuple[Batch, ...]]:
         steps = list(self._sampler.steps(epoch, start_step))
-        images = self._stream([keys for _, micro_batches in steps for keys in micro_batches])
+        images = self._stream([keys for _, micro_batches in steps for keys in micro_batches], give_up)
         for step, micro_batches in steps:
             yield tuple(self._batch(next(images), keys, step, micro) for micro, keys in enumerate(micro_batches))
 
@@ -60,7 +69,10 @@ class StreamedTrainLoader:
         self._stream.close()
 
     def _batch(self, images: Tensor, keys: SampleKeys, step: int, micro: int) -> Batch:
-        pixels = self._finish.pixels(images.to(self._device, non_blocking=True), keys)
+        images = images.to(self._device, non_blocking=True)
+        if self._augment is not None:
+            images = self._augment(images, keys)
+        pixels = self._finish.pixels(images, keys)
         return self._finish.batch(pixels, to_device(keys.indices, self._device), (keys.epoch, step, micro))
 
 
@@ -71,7 +83,7 @@ class StreamedEvalLoader:
         self,
         split: Split,
         indices: NDArray[np.int64],
-        transform: Transform,
+        config: DataConfig,
         *,
         normalise: Normalise,
         runtime: RuntimeConfig,
@@ -80,13 +92,14 @@ class StreamedEvalLoader:
         self._split = split
         size = runtime.eval_batch_size
         self._keys = [indices[start : start + size] for start in range(0, len(indices), size)]
-        self._decode = partial(_decode, split, transform)
+        self._decode = partial(_decode, split, eval_transform(config))
+        self._largest = (min(size, len(indices)), 3, config.image_size, config.image_size)
         self._normalise = normalise
         self._runtime = runtime
         self._device = device
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        stream = Stream(self._decode, self._runtime, pin=self._device.type == "cuda")
+        stream = Stream(self._decode, self._largest, self._runtime, pin=self._device.type == "cuda")
         try:
             for indices, images in zip(self._keys, stream(self._keys), strict=True):
                 labels = to_device(self._split.labels[indices], self._device)
@@ -95,15 +108,46 @@ class StreamedEvalLoader:
             stream.close()
 
 
-def _augment(split: Split, subset: NDArray[np.int64], transform: Transform, keys: SampleKeys) -> Tensor:
-    """Decode and augment one micro-batch of the images ``subset`` of ``split``: (B, 3, S, S) uint8."""
-    images = []
-    with _private_generators():
-        for index, repeat in zip(keys.indices, keys.repeats, strict=True):
-            image = split.read(int(subset[index]))
-            _seed_generators(keyed.seed_from(keys.seed, keys.epoch, int(index), int(repeat)))
-            images.append(transform(image))
-    return torch.stack(images)
+def _cut(split: Split, subset: NDArray[np.int64], data: DataConfig, augment: AugmentConfig, keys: SampleKeys) -> Tensor:
+    """Decode one micro-batch of the images ``subset`` of ``split`` and crop it: (B, 3, S, S) uint8.
+
+    Without ``crop_scale``, the shorter side is resized to ``image_size`` and the centre cut out.
+    """
+    side = data.image_size
+    pixels = np.empty((len(keys.indices), 3, side, side), dtype=np.uint8)
+    for first, images in _decoded(split, subset[keys.indices]):
+        rows = slice(first, first + len(images))
+        if augment.crop_scale is None:
+            cut = [resize_and_crop(image, side, side, data.interpolation) for image in images]
+        else:
+            part = keys._replace(indices=keys.indices[rows], repeats=keys.repeats[rows])
+            sides = [(image.height, image.width) for image in images]
+            boxes = draw_crops(part, sides, augment.crop_scale, augment.crop_aspect)
+            cut = [
+                crop_and_resize(image, box, side, data.interpolation)
+                for image, box in zip(images, boxes.tolist(), strict=True)
+            ]
+        for target, image in zip(pixels[rows], cut, strict=True):
+            target[:] = np.asarray(image).transpose(2, 0, 1)
+    return torch.from_numpy(pixels)
+
+
+def _decoded(split: Split, indices: NDArray[np.int64]) -> Iterator[tuple[int, list[Image.Image]]]:
+    """Yield the images ``indices`` in stretches that fit into memory, each with the position of its first image."""
+    images: list[Image.Image] = []
+    num_pixels = 0
+    for position, index in enumerate(indices.tolist()):
+        # The views of repeated augmentation follow each other.
+        known = bool(images) and index == indices[position - 1]
+        images.append(images[-1] if known else split.read(index))
+        num_pixels += images[-1].width * images[-1].height
+        if num_pixels >= _PIXELS_AT_ONCE or position + 1 == len(indices):
+            yield position + 1 - len(images), images
+            images, num_pixels = [], 0
+
+
+def _augmented(cut: Callable[[SampleKeys], Tensor], augment: Augment, keys: SampleKeys) -> Tensor:
+    return augment(cut(keys), keys).to(torch.uint8)
 
 
 def _decode(split: Split, transform: Transform, indices: NDArray[np.int64]) -> Tensor:
@@ -111,77 +155,7 @@ def _decode(split: Split, transform: Transform, indices: NDArray[np.int64]) -> T
     return torch.stack([transform(split.read(int(index))) for index in indices])
 
 
-def train_transform(data: DataConfig, augment: AugmentConfig, info: DataInfo) -> Transform:
-    """Return timm's training transform, from a PIL image to (3, S, S) uint8.
-
-    Without ``crop_scale`` the shorter side is resized to ``image_size`` and the centre cut out, before the pad-crop.
-    """
-    from timm.data import create_transform
-    from torchvision import transforms
-
-    geometry, colours, to_tensor = create_transform(
-        data.image_size,
-        is_training=True,
-        scale=augment.crop_scale,
-        ratio=augment.crop_aspect,
-        hflip=augment.flip,
-        color_jitter=augment.color_jitter or None,
-        auto_augment=augment.rand_augment,
-        interpolation=data.interpolation,
-        mean=info.mean,
-        std=info.std,
-        use_prefetcher=True,  # ends with 8-bit tensors
-        separate=True,
-    )
-    if augment.crop_scale is None:
-        side = data.image_size
-        fit = partial(resize_and_crop, shorter_side=side, crop=side, interpolation=data.interpolation)
-        steps: list[Callable[[Image.Image], Image.Image]] = [fit]
-        if augment.pad_crop:
-            steps.append(transforms.RandomCrop(side, padding=augment.pad_crop))
-        geometry = transforms.Compose([*steps, transforms.RandomHorizontalFlip(augment.flip)])
-    transform: Transform = transforms.Compose([geometry, allow_zero_bits(colours), to_tensor])
-    return transform
-
-
-def allow_zero_bits(transform: Any) -> Any:
-    """Make the RandAugment in timm's composed ``transform`` bear what Pillow 13 refuses, and return it.
-
-    From magnitude 10 on, timm posterises to 0 bits, a black image; ``ImageOps.posterize`` now starts at 1.
-    """
-    from timm.data.auto_augment import RandAugment, posterize
-
-    for step in transform.transforms:
-        for op in step.ops if isinstance(step, RandAugment) else ():
-            if op.aug_fn is posterize:
-                op.aug_fn = _posterize
-    return transform
-
-
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    return Image.new(image.mode, image.size) if bits < 1 else ImageOps.posterize(image, min(bits, 8))
-
-
 def eval_transform(data: EvalGeometry) -> Transform:
     """Return the evaluation transform, from a PIL image to (3, S, S) uint8."""
     fit = eval_fit(data)
     return lambda image: torch.from_numpy(np.array(fit(image))).permute(2, 0, 1)
-
-
-@contextmanager
-def _private_generators() -> Iterator[None]:
-    """Leave the global generators as they were; without workers, this is the process that trains."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # timm's generator
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002  # timm's generator
-
-
-def _seed_generators(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  # timm's generator
-    # torch.manual_seed would reseed CUDA as well, which dropout draws from.
-    torch.default_generator.manual_seed(seed)
