@@ -18,6 +18,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from vitutor_core.data.locate import listed
 from vitutor_core.data.types import Split
 from vitutor_core.errors import DataError, are_files_exhausted
+from vitutor_core.files import file_sha256
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Pillow knows more, among them PostScript, which it hands to an outside interpreter."""
@@ -158,8 +159,7 @@ class _FileImages:
 
     def _sha256(self, index: int) -> bytes:
         try:
-            with self.path(index).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").digest()
+            return bytes.fromhex(file_sha256(self.path(index)))
         except OSError as error:
             if are_files_exhausted(error):
                 raise
