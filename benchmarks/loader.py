@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.record import interleave, ratio, report
-from vitutor_core.data.augment import Augment
-from vitutor_core.data.mixing import Finish
-from vitutor_core.data.resident import ResidentTrainLoader
+from vitutor_core.data.augment.mixing import Finish
+from vitutor_core.data.augment.pipeline import Augment
+from vitutor_core.data.loaders.resident import ResidentTrainLoader
 from vitutor_core.data.sampler import KeyedSampler
 from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.schema import RunConfig

@@ -9,11 +9,11 @@ from PIL import Image, ImageEnhance
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from vitutor_core.data import boxes, pixelops
-from vitutor_core.data.augment import Augment, flip, jitter_factors, pad_crop
-from vitutor_core.data.erasing import AREA, ASPECT, RandomErasing
-from vitutor_core.data.mixing import Mix, Normalise
-from vitutor_core.data.resample import resize_and_crop, resized_crop
+from vitutor_core.data.augment import boxes, pixelops
+from vitutor_core.data.augment.erasing import AREA, ASPECT, RandomErasing
+from vitutor_core.data.augment.mixing import Mix, Normalise
+from vitutor_core.data.augment.pipeline import Augment, flip, jitter_factors, pad_crop
+from vitutor_core.data.augment.resample import resize_and_crop, resized_crop
 from vitutor_core.data.sampler import SampleKeys
 from vitutor_core.schema import AugmentConfig, DataConfig
 

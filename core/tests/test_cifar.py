@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from vitutor_core.data.cifar import CIFAR
-from vitutor_core.data.sources import open_source
+from vitutor_core.data.sources.cifar import CIFAR
+from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.types import Source
 from vitutor_core.errors import DataError
 from vitutor_core.schema import DataConfig

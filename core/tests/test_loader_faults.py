@@ -15,8 +15,10 @@ from PIL import Image
 
 from core.tests.loader_samples import LOADERS, assert_same, builder, config, fake_source
 from core.tests.photo_samples import write_photos
-from vitutor_core.data import build, images, stream
-from vitutor_core.data.folder import folder_source
+from vitutor_core.data import build
+from vitutor_core.data.loaders import workers as pool
+from vitutor_core.data.sources import images
+from vitutor_core.data.sources.folder import folder_source
 from vitutor_core.errors import DataError
 from vitutor_core.schema import DataConfig
 
@@ -52,7 +54,7 @@ def failing(monkeypatch, built):
     def make(failure, **settings):
         source = fake_source([(16, 16)] * 40, read=fail_at(21, failure))
         monkeypatch.setattr(build, "open_source", lambda _config: source)
-        monkeypatch.setattr(stream, "_LOOK_S", 0.5)
+        monkeypatch.setattr(pool, "_LOOK_S", 0.5)
         return built(config(batch_size=2, data={"per_class": None}, **settings))
 
     return make
@@ -174,9 +176,9 @@ import multiprocessing, os, signal, sys
 from pathlib import Path
 from core.tests.train_samples import run
 from vitutor_core.cli.entry import exit_after
-from vitutor_core.data import stream
+from vitutor_core.data.loaders import workers as pool
 from vitutor_core.train.update import Updater
-update, wait, stopped = Updater.update, stream.wait, []
+update, wait, stopped = Updater.update, pool.wait, []
 def stopping(updater, micro_batches, clock):
     update(updater, micro_batches, clock)
     if clock.step == 6:
@@ -187,7 +189,7 @@ def waiting(futures, timeout):
     if stopped and not futures[0].done():
         print("waiting", flush=True)
     return wait(futures, timeout)
-Updater.update, stream.wait = stopping, waiting
+Updater.update, pool.wait = stopping, waiting
 settings = ["data.loader=streamed", "runtime.workers=2", "data.per_class=80", *sys.argv[2:]]
 exit_after(lambda: run(Path(sys.argv[1]), *settings) and 0)
 """

@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 from core.tests.loader_samples import CPU, LOADERS, assert_same, builder, config, fake_source
-from vitutor_core.data import build, keyed, resident, streamed
-from vitutor_core.data.boxes import crop_boxes
+from vitutor_core.data import build, keyed
+from vitutor_core.data.augment.boxes import crop_boxes
 from vitutor_core.data.build import build_data
-from vitutor_core.data.digits import digits_source
+from vitutor_core.data.loaders import resident, streamed
 from vitutor_core.data.sampler import KeyedSampler, join
+from vitutor_core.data.sources.digits import digits_source
 from vitutor_core.errors import ConfigError, ResourceError
 
 EVERYTHING = {

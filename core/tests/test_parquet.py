@@ -200,9 +200,7 @@ def test_the_hub_downloads_only_parquet(bugs: Path, tmp_path: Path, monkeypatch:
     assert len(opened("hub:a/moths").train.labels) == 5
     assert asked[1:] == [("a/moths", None), ("a/moths", "refs/convert/parquet")]
     for name in ("a/wasps", "a/ants"):
-        with pytest.raises(
-            DataError, match=rf"hub:{name}: it has no train-.*, nor has the Hub converted it"
-        ):
+        with pytest.raises(DataError, match=rf"hub:{name}: it has no train-.*, nor has the Hub converted it"):
             opened(f"hub:{name}")
 
 

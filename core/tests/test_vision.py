@@ -200,7 +200,9 @@ def test_an_archive_that_changed_since_its_first_use_is_refused(data_root: Path)
 
 def test_cifar_is_never_taken_from_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("vitutor_core.data.vision.cifar_source", lambda name, _: asked.append(name) or opened("digits"))
+    monkeypatch.setattr(
+        "vitutor_core.data.sources.vision.cifar_source", lambda name, _: asked.append(name) or opened("digits")
+    )
     for name in ("torchvision:cifar10", "timm:torch/cifar100"):
         opened(name)
     assert asked == ["cifar10", "cifar100"]
@@ -227,8 +229,8 @@ def test_unknown_names_and_failed_downloads(data_root: Path, monkeypatch: pytest
 
 def test_timms_names_for_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("vitutor_core.data.parquet.hub_folder", asked.append)
-    monkeypatch.setattr("vitutor_core.data.parquet.parquet_source", lambda *_: opened("digits"))
+    monkeypatch.setattr("vitutor_core.data.sources.parquet.hub_folder", asked.append)
+    monkeypatch.setattr("vitutor_core.data.sources.parquet.parquet_source", lambda *_: opened("digits"))
     opened("timm:hfds/owner/bugs")
     assert asked == ["owner/bugs"]
 

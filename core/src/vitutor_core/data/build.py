@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitutor_core.data import randaugment
-from vitutor_core.data.augment import Augment
-from vitutor_core.data.mixing import Finish, Normalise
-from vitutor_core.data.resident import Progress, ResidentEvalLoader, ResidentTrainLoader, load_eval, load_train
+from vitutor_core.data.augment import randaugment
+from vitutor_core.data.augment.mixing import Finish, Normalise
+from vitutor_core.data.augment.pipeline import Augment
+from vitutor_core.data.loaders.resident import Progress, ResidentEvalLoader, ResidentTrainLoader, load_eval, load_train
+from vitutor_core.data.loaders.streamed import StreamedEvalLoader, StreamedTrainLoader
 from vitutor_core.data.sampler import KeyedSampler
-from vitutor_core.data.sources import open_source
-from vitutor_core.data.streamed import StreamedEvalLoader, StreamedTrainLoader
-from vitutor_core.data.subsets import fingerprint, subset_indices
+from vitutor_core.data.sources.open import open_source
+from vitutor_core.data.sources.subsets import fingerprint, subset_indices
 from vitutor_core.data.types import Data, DataInfo, EvalLoader, Source, Split, TrainLoader
 from vitutor_core.errors import ConfigError
 from vitutor_core.schema import AugmentConfig, DataConfig, RunConfig, RuntimeConfig

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from vitutor_core.data.locate import data_root, locate
+from vitutor_core.data.sources.locate import data_root, locate
 from vitutor_core.graph.needs import teachers_of
 from vitutor_core.schema import ModelConfig, RunConfig
 

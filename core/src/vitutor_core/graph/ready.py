@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vitutor_core.data.locate import data_root
+from vitutor_core.data.sources.locate import data_root
 from vitutor_core.graph.missing import missing_data, missing_weights
 from vitutor_core.graph.needs import needs_of
 from vitutor_core.graph.params import Params

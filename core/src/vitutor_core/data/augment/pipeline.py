@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitutor_core.data import boxes, pixelops, randaugment
-from vitutor_core.data.resample import resized_crop
+from vitutor_core.data.augment import boxes, pixelops, randaugment
+from vitutor_core.data.augment.resample import resized_crop
 from vitutor_core.data.sampler import SampleKeys
 from vitutor_core.data.transfer import to_device
 from vitutor_core.schema import AugmentConfig, DataConfig

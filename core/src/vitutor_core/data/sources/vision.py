@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from vitutor_core.config import nearest
-from vitutor_core.data.cifar import CIFAR, cifar_source
-from vitutor_core.data.images import array_split, file_split
-from vitutor_core.data.locate import data_root
-from vitutor_core.data.statistics import IMAGENET
+from vitutor_core.data.sources.cifar import CIFAR, cifar_source
+from vitutor_core.data.sources.images import array_split, file_split
+from vitutor_core.data.sources.locate import data_root
+from vitutor_core.data.sources.statistics import IMAGENET
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.files import file_sha256

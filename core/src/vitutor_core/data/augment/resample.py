@@ -15,6 +15,8 @@ from torch import Tensor
 from vitutor_core.data.transfer import to_device
 from vitutor_core.schema import Interpolation
 
+Transform = Callable[[Image.Image], Tensor]
+
 _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -55,6 +57,12 @@ def eval_fit(config: EvalGeometry) -> Callable[[Image.Image], Image.Image]:
     return partial(
         resize_and_crop, shorter_side=round(side / config.crop_ratio), crop=side, interpolation=config.interpolation
     )
+
+
+def eval_transform(data: EvalGeometry) -> Transform:
+    """Return the evaluation transform, from a PIL image to (3, S, S) uint8."""
+    fit = eval_fit(data)
+    return lambda image: torch.from_numpy(np.array(fit(image))).permute(2, 0, 1)
 
 
 def resized_crop(

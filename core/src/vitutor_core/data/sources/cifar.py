@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-from vitutor_core.data import statistics
-from vitutor_core.data.parquet import hub_folder, parquet_source
+from vitutor_core.data.sources import statistics
+from vitutor_core.data.sources.parquet import hub_folder, parquet_source
 from vitutor_core.data.types import Source
 from vitutor_core.errors import DataError
 from vitutor_core.schema import DataConfig

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitutor_core.data import splits
-from vitutor_core.data.images import read_image
-from vitutor_core.data.locate import contents, data_root, require_folder, shorten
-from vitutor_core.data.mapped import CONTENT_HASH, mapped, open_mapped
-from vitutor_core.data.statistics import IMAGENET
-from vitutor_core.data.subsets import part
+from vitutor_core.data.sources import splits
+from vitutor_core.data.sources.images import read_image
+from vitutor_core.data.sources.locate import contents, data_root, require_folder, shorten
+from vitutor_core.data.sources.mapped import CONTENT_HASH, mapped, open_mapped
+from vitutor_core.data.sources.statistics import IMAGENET
+from vitutor_core.data.sources.subsets import part
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.schema import DataConfig

@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vitutor_core.data.augment import Augment, draw_crops
-from vitutor_core.data.mixing import Finish, Normalise
-from vitutor_core.data.resample import EvalGeometry, crop_and_resize, eval_fit, resize_and_crop
+from vitutor_core.data.augment.mixing import Finish, Normalise
+from vitutor_core.data.augment.pipeline import Augment, draw_crops
+from vitutor_core.data.augment.resample import Transform, crop_and_resize, eval_transform, resize_and_crop
+from vitutor_core.data.loaders.workers import Stream
 from vitutor_core.data.sampler import KeyedSampler, SampleKeys
-from vitutor_core.data.stream import Stream
 from vitutor_core.data.transfer import to_device
 from vitutor_core.data.types import Batch, Split, never
 from vitutor_core.schema import AugmentConfig, DataConfig, RuntimeConfig
-
-Transform = Callable[[Image.Image], Tensor]
 
 _PIXELS_AT_ONCE = 2**22
 """Of decoded images that a worker holds before it cuts them, unless one alone has more."""
@@ -153,9 +151,3 @@ def _augmented(cut: Callable[[SampleKeys], Tensor], augment: Augment, keys: Samp
 def _decode(split: Split, transform: Transform, indices: NDArray[np.int64]) -> Tensor:
     """Decode the images ``indices`` of ``split``: (B, 3, S, S) uint8."""
     return torch.stack([transform(split.read(int(index))) for index in indices])
-
-
-def eval_transform(data: EvalGeometry) -> Transform:
-    """Return the evaluation transform, from a PIL image to (3, S, S) uint8."""
-    fit = eval_fit(data)
-    return lambda image: torch.from_numpy(np.array(fit(image))).permute(2, 0, 1)

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitutor_core.data import keyed
-from vitutor_core.data.images import array_split
-from vitutor_core.data.statistics import DIGITS
+from vitutor_core.data.sources.images import array_split
+from vitutor_core.data.sources.statistics import DIGITS
 from vitutor_core.data.types import Source
 
 _SPLIT_SEED = 1797

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitutor_core.data import keyed
-from vitutor_core.data.boxes import NUM_DRAWS, random_boxes
+from vitutor_core.data.augment.boxes import NUM_DRAWS, random_boxes
 from vitutor_core.data.sampler import SampleKeys
 from vitutor_core.data.transfer import to_device
 

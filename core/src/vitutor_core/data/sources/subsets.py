@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitutor_core.data import keyed
-from vitutor_core.data.locate import shorten
+from vitutor_core.data.sources.locate import shorten
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import DataError
 from vitutor_core.schema import DataConfig

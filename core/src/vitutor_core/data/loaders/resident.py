@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vitutor_core.data.augment import Augment
-from vitutor_core.data.mixing import Finish, Normalise
-from vitutor_core.data.resample import eval_fit, resize_and_crop
+from vitutor_core.data.augment.mixing import Finish, Normalise
+from vitutor_core.data.augment.pipeline import Augment
+from vitutor_core.data.augment.resample import eval_fit, resize_and_crop
 from vitutor_core.data.sampler import KeyedSampler, join
 from vitutor_core.data.transfer import to_device
 from vitutor_core.data.types import Batch, Split, never

@@ -9,16 +9,16 @@ from collections.abc import Callable
 import numpy as np
 
 from vitutor_core.config import nearest
-from vitutor_core.data.cifar import CIFAR, cifar_source
-from vitutor_core.data.classes import read_class_list, restrict
-from vitutor_core.data.digits import digits_source
-from vitutor_core.data.domainnet import domainnet_source
-from vitutor_core.data.folder import folder_source, training_folder
-from vitutor_core.data.locate import locate, shorten
-from vitutor_core.data.parquet import hub_source, parquet_source
-from vitutor_core.data.subsets import hold_out
+from vitutor_core.data.sources.cifar import CIFAR, cifar_source
+from vitutor_core.data.sources.classes import read_class_list, restrict
+from vitutor_core.data.sources.digits import digits_source
+from vitutor_core.data.sources.domainnet import domainnet_source
+from vitutor_core.data.sources.folder import folder_source, training_folder
+from vitutor_core.data.sources.locate import locate, shorten
+from vitutor_core.data.sources.parquet import hub_source, parquet_source
+from vitutor_core.data.sources.subsets import hold_out
+from vitutor_core.data.sources.vision import torchvision_source
 from vitutor_core.data.types import Source, Split
-from vitutor_core.data.vision import torchvision_source
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.schema import DataConfig
 

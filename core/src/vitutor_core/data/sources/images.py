@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from vitutor_core.data.locate import listed
+from vitutor_core.data.sources.locate import listed
 from vitutor_core.data.types import Split
 from vitutor_core.errors import DataError, are_files_exhausted
 from vitutor_core.files import file_sha256
