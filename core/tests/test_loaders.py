@@ -183,6 +183,14 @@ def test_both_loaders_yield_the_same_bits_where_nothing_is_resampled(built, colo
     assert_same(batches[0], batches[2])
 
 
+def test_where_the_augmentation_runs_changes_nothing(built, monkeypatch):
+    settings = config(loader="streamed", workers=2, accumulate=2, **EVERYTHING)
+    in_workers = list(built(settings).train.epoch(1))
+    loader = streamed.StreamedTrainLoader
+    monkeypatch.setattr(build, "StreamedTrainLoader", lambda *a, **k: loader(*a, **(k | {"in_workers": False})))
+    assert_same(list(built(settings).train.epoch(1)), in_workers)
+
+
 def test_streamed_images_are_crops_of_the_whole_image(built, monkeypatch):
     """Also of images of unequal sizes, some of which are decoded one at a time."""
     random = np.random.default_rng(0)

@@ -104,6 +104,7 @@ def build_data(
             finish=finish,
             runtime=config.runtime,
             device=device,
+            in_workers=device.type == "cpu",
         )
     evaluation = eval_loader(
         source.evaluation, own, config.data, config.runtime, normalise=normalise, device=device, progress=progress

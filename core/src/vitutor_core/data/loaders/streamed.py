@@ -27,8 +27,7 @@ _PIXELS_AT_ONCE = 2**22
 class StreamedTrainLoader:
     """Training batches of the images ``subset`` of ``split``; see `TrainLoader`.
 
-    The workers decode and crop. `Augment` runs on the device, or in the workers where that is the CPU, as the cores
-    are then the workers' too.
+    The workers decode and crop. `Augment` runs on the device or, ``in_workers``, there; the pixels are the same.
     """
 
     def __init__(
@@ -42,6 +41,7 @@ class StreamedTrainLoader:
         finish: Finish,
         runtime: RuntimeConfig,
         device: torch.device,
+        in_workers: bool,
     ) -> None:
         self.steps_per_epoch = sampler.steps_per_epoch
         self._sampler = sampler
@@ -50,7 +50,7 @@ class StreamedTrainLoader:
         side = config[0].image_size
         fetch: Callable[[SampleKeys], Tensor] = partial(_cut, split, subset, *config)
         self._augment: Augment | None = augment
-        if device.type == "cpu":
+        if in_workers:
             fetch, self._augment = partial(_augmented, fetch, augment), None
         largest = (sampler.micro_batch_size, 3, side, side)
         self._stream = Stream(fetch, largest, runtime, pin=device.type == "cuda")
@@ -67,7 +67,7 @@ class StreamedTrainLoader:
         self._stream.close()
 
     def _batch(self, images: Tensor, keys: SampleKeys, step: int, micro: int) -> Batch:
-        images = images.to(self._device, non_blocking=True)
+        images = images.to(self._device, non_blocking=images.is_pinned())
         if self._augment is not None:
             images = self._augment(images, keys)
         pixels = self._finish.pixels(images, keys)
@@ -101,7 +101,7 @@ class StreamedEvalLoader:
         try:
             for indices, images in zip(self._keys, stream(self._keys), strict=True):
                 labels = to_device(self._split.labels[indices], self._device)
-                yield self._normalise(images.to(self._device, non_blocking=True)), labels
+                yield self._normalise(images.to(self._device, non_blocking=images.is_pinned())), labels
         finally:
             stream.close()
 
