@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform
+from timm.data.auto_augment import RandAugment, posterize
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.record import interleave, ratio, report
-from vitutor_core.data.augment import Augment
-from vitutor_core.data.mixing import Finish
-from vitutor_core.data.resident import ResidentTrainLoader
+from vitutor_core.data.augment.mixing import Finish
+from vitutor_core.data.augment.pipeline import Augment
+from vitutor_core.data.loaders.resident import ResidentTrainLoader
 from vitutor_core.data.sampler import KeyedSampler
-from vitutor_core.data.streamed import allow_zero_bits
 from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.schema import RunConfig
 
@@ -83,12 +83,19 @@ def theirs(transform: Callable[[Image.Image], torch.Tensor]) -> DataLoader[Any]:
 
 def timm_transform(rand_augment: str | None) -> Callable[[Image.Image], torch.Tensor]:
     """Return timm's training transform, with normalisation."""
-    transform: Callable[[Image.Image], torch.Tensor] = allow_zero_bits(
-        create_transform(
-            32, is_training=True, color_jitter=None, auto_augment=rand_augment, hflip=0.5, mean=MEAN, std=STD
-        )
+    transform: Any = create_transform(
+        32, is_training=True, color_jitter=None, auto_augment=rand_augment, hflip=0.5, mean=MEAN, std=STD
     )
-    return transform
+    for step in transform.transforms:
+        for op in step.ops if isinstance(step, RandAugment) else ():
+            if op.aug_fn is posterize:
+                op.aug_fn = posterize_to_black
+    return transform  # type: ignore[no-any-return]
+
+
+def posterize_to_black(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep 0 bits, too: timm does at magnitude 10, where Pillow 13 refuses."""
+    return ImageOps.posterize(image, min(bits, 8)) if bits else Image.new(image.mode, image.size)
 
 
 def compare(augment: dict[str, Any], transform: Callable[[Image.Image], torch.Tensor]) -> dict[str, float]:

@@ -58,7 +58,7 @@ def measure(folder: Path) -> dict[str, float]:
 
 def child(folder: str) -> None:
     """Measure this process, and print the figures."""
-    from vitutor_core.data.sources import open_source
+    from vitutor_core.data.sources.open import open_source
     from vitutor_core.schema import DataConfig
 
     pa.table({"image": [b""]})  # what pyarrow needs by itself

@@ -33,7 +33,7 @@ from conformance.cost import cpu_seconds
 from vitutor_core.cli.teacher import with_teachers
 from vitutor_core.config import setting
 from vitutor_core.data.build import build_data
-from vitutor_core.data.sources import open_source
+from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.types import Batch
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.graph.needs import teachers_of

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from bootstrapping_vit.cli import PAPER
 from vitutor_core.cli.options import SCALES
-from vitutor_core.data.subsets import subset_indices
+from vitutor_core.data.sources.subsets import subset_indices
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.weights import create_model
 from vitutor_core.paper import load

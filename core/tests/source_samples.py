@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitutor_core.data.sources import open_source
+from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.types import Source, Split
 from vitutor_core.schema import DataConfig
 

@@ -9,11 +9,11 @@ from PIL import Image, ImageEnhance
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from vitutor_core.data import boxes, pixelops
-from vitutor_core.data.augment import Augment, flip, jitter_factors, pad_crop
-from vitutor_core.data.erasing import AREA, ASPECT, RandomErasing
-from vitutor_core.data.mixing import Mix, Normalise
-from vitutor_core.data.resample import resize_and_crop, resized_crop
+from vitutor_core.data.augment import boxes, pixelops
+from vitutor_core.data.augment.erasing import AREA, ASPECT, RandomErasing
+from vitutor_core.data.augment.mixing import Mix, Normalise
+from vitutor_core.data.augment.pipeline import Augment, flip, jitter_factors, pad_crop
+from vitutor_core.data.augment.resample import resize_and_crop, resized_crop
 from vitutor_core.data.sampler import SampleKeys
 from vitutor_core.schema import AugmentConfig, DataConfig
 
@@ -48,37 +48,40 @@ def from_pil(image):
 # Boxes
 
 
-def reference_box(draws, side, longest, area, aspect):
+def reference_box(draws, sides, margin, area, aspect):
     """timm's RandomResizedCropAndInterpolation.get_params, with the given random numbers; None if nothing fits."""
+    rows, columns = sides
     for attempt in range(10):
-        target_area = (area[0] + (area[1] - area[0]) * draws[attempt]) * side * side
+        target_area = (area[0] + (area[1] - area[0]) * draws[attempt]) * rows * columns
         log_aspect = (math.log(aspect[0]), math.log(aspect[1]))
         ratio = math.exp(log_aspect[0] + (log_aspect[1] - log_aspect[0]) * draws[10 + attempt])
         width, height = round(math.sqrt(target_area * ratio)), round(math.sqrt(target_area / ratio))
-        if 0 < width <= longest and 0 < height <= longest:
-            return [int(draws[20] * (side - height + 1)), int(draws[21] * (side - width + 1)), height, width]
+        if 0 < width <= columns - margin and 0 < height <= rows - margin:
+            return [int(draws[20] * (rows - height + 1)), int(draws[21] * (columns - width + 1)), height, width]
     return None
 
 
 @pytest.mark.parametrize(
-    ("area", "aspect", "whole"),
+    ("sides", "area", "aspect", "whole"),
     [
-        ((0.08, 1.0), (3 / 4, 4 / 3), [0, 0, 32, 32]),
-        ((0.9, 1.0), (0.3, 3.0), [0, 0, 32, 32]),
-        ((0.9, 1.0), (1.5, 3.0), [5, 0, 21, 32]),
-        ((0.9, 1.0), (0.3, 0.5), [0, 8, 32, 16]),
+        ((32, 32), (0.08, 1.0), (3 / 4, 4 / 3), [0, 0, 32, 32]),
+        ((32, 32), (0.9, 1.0), (0.3, 3.0), [0, 0, 32, 32]),
+        ((32, 32), (0.9, 1.0), (1.5, 3.0), [5, 0, 21, 32]),
+        ((32, 32), (0.9, 1.0), (0.3, 0.5), [0, 8, 32, 16]),
+        ((60, 20), (0.08, 1.0), (3 / 4, 4 / 3), [16, 0, 27, 20]),
+        ((20, 60), (0.9, 1.0), (3 / 4, 4 / 3), [0, 16, 20, 27]),
+        ((24, 36), (0.8, 1.0), (3 / 4, 4 / 3), [0, 2, 24, 32]),
     ],
 )
-def test_crop_boxes(area, aspect, whole):
+def test_crop_boxes(sides, area, aspect, whole):
     draws = views(500).uniform(0, boxes.NUM_DRAWS)
-    result = boxes.crop_boxes(draws, 32, area, aspect)
-    expected = [reference_box(row, 32, 32, area, aspect) or whole for row in draws]
+    result = boxes.crop_boxes(draws, [sides] * 500, area, aspect)
+    expected = [reference_box(row, sides, 0, area, aspect) or whole for row in draws]
     assert result.tolist() == expected
-    top, left, height, width = result.T
-    assert (top >= 0).all()
-    assert (left >= 0).all()
-    assert (top + height <= 32).all()
-    assert (left + width <= 32).all()
+    assert (result[:, :2] >= 0).all()
+    assert (result[:, :2] + result[:, 2:] <= sides).all()
+    if sides[0] == sides[1]:
+        assert np.array_equal(boxes.crop_boxes(draws, sides[0], area, aspect), result)
 
 
 # Resizing
@@ -269,7 +272,7 @@ def test_random_erasing():
     for i, row in enumerate(draws):
         expected = torch.zeros(side, side, dtype=torch.bool)
         if row[0] < 0.25:
-            top, left, height, width = reference_box(row[2:], side, side - 1, AREA, ASPECT)
+            top, left, height, width = reference_box(row[2:], (side, side), 1, AREA, ASPECT)
             expected[top : top + height, left : left + width] = True
         assert torch.equal(changed[i], expected.expand(3, -1, -1))
     noise = result[changed]

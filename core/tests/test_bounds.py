@@ -11,7 +11,7 @@ import pytest
 from dearkd.generation.config import GenerationConfig
 from vitutor_core.cli.options import seed_numbers
 from vitutor_core.config import Config
-from vitutor_core.data.randaugment import parse
+from vitutor_core.data.augment.randaugment import parse
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.params import Params
 from vitutor_core.paper import installed_papers, load

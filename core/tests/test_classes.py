@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitutor_core.data import domainnet
-from vitutor_core.data.classes import read_class_list
-from vitutor_core.data.sources import open_source
+from vitutor_core.data.sources import domainnet
+from vitutor_core.data.sources.classes import read_class_list
+from vitutor_core.data.sources.open import open_source
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.schema import DataConfig
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from vitutor_core.data.check import check_source
-from vitutor_core.data.sources import open_source
-from vitutor_core.data.subsets import fingerprint, subset_indices
+from vitutor_core.data.sources.open import open_source
+from vitutor_core.data.sources.subsets import fingerprint, subset_indices
 from vitutor_core.errors import DataError
 from vitutor_core.schema import DataConfig
 

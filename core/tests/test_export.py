@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from core.tests.photo_samples import CLASSES
 from core.tests.train_samples import same, weights
 from vitutor_core.cli.artefacts import export_run
-from vitutor_core.data.streamed import eval_transform
+from vitutor_core.data.augment.resample import eval_transform
 from vitutor_core.evaluate.named import named_images
 from vitutor_core.models.timm_folder import package_of, save_timm_folder, timm_crop
 from vitutor_core.models.weights import ModelCard, load_model, read_card
@@ -87,7 +87,7 @@ def test_plain_timm_finds_the_same_logits_and_accuracy(photo_run, photos, tmp_pa
 
 
 def read(path):
-    from vitutor_core.data.images import read_image
+    from vitutor_core.data.sources.images import read_image
 
     return read_image(path, str(path))
 

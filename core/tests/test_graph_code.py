@@ -74,8 +74,8 @@ def test_what_computes_counts(tmp_path, case):
 
 def test_the_closure_follows_imports_in_functions_and_data_files():
     found = closure(["vitutor_core.data.check"])
-    assert {"vitutor_core.data.sources", "vitutor_core.data.domainnet", "vitutor_core"} <= found.keys()
-    assert "vitutor_core.data/imagenet100.txt" in found
+    assert {"vitutor_core.data.sources.open", "vitutor_core.data.sources.domainnet", "vitutor_core"} <= found.keys()
+    assert "vitutor_core.data.sources/imagenet100.txt" in found
     assert not [name for name in found if name.startswith("vitutor_core.train")]
     assert "vitutor_core.graph.dvc" in closure(["vitutor_core.cli.graph"])  # imported in a function
 

@@ -91,7 +91,7 @@ def checkout(tmp_path_factory):
 
 CHANGES = {
     "a comment in the update": (f"{CORE}train/update.py", "\n# a comment\n", set()),
-    "a comment in a data source": (f"{CORE}data/domainnet.py", "\n# a comment\n", set()),
+    "a comment in a data source": (f"{CORE}data/sources/domainnet.py", "\n# a comment\n", set()),
     "a docstring in a metric": (f"{CORE}evaluate/accuracy.py", ("over all processes", "over every process"), set()),
     "the update": (f"{CORE}train/update.py", "\n_X = 1\n", {"teacher@cnn", *ROWS, *EVALUATIONS}),
     "the average of weights": (f"{CORE}train/state.py", "\n_X = 1\n", {"teacher@cnn", *ROWS, *EVALUATIONS}),

@@ -14,8 +14,8 @@ from core.tests.source_samples import shades
 from core.tests.test_parquet import write_shard
 from vitutor_core.cli import teacher
 from vitutor_core.data.build import build_data
-from vitutor_core.data.sources import open_source
-from vitutor_core.data.subsets import fingerprint
+from vitutor_core.data.sources.open import open_source
+from vitutor_core.data.sources.subsets import fingerprint
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.schema import DataConfig, RunConfig, TeacherConfig

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from vitutor_core.data.images import read_image
+from vitutor_core.data.sources.images import read_image
 from vitutor_core.errors import DataError
 
 

@@ -1,18 +1,26 @@
 """What goes wrong while images are loaded is one line, never a hang, and leaves no process behind."""
 
+import errno
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from core.tests.loader_samples import LOADERS, assert_same, builder, config, fake_source
-from vitutor_core.data import build, stream
+from core.tests.photo_samples import write_photos
+from vitutor_core.data import build
+from vitutor_core.data.loaders import workers as pool
+from vitutor_core.data.sources import images
+from vitutor_core.data.sources.folder import folder_source
 from vitutor_core.errors import DataError
+from vitutor_core.schema import DataConfig
 
 
 @pytest.fixture
@@ -46,7 +54,7 @@ def failing(monkeypatch, built):
     def make(failure, **settings):
         source = fake_source([(16, 16)] * 40, read=fail_at(21, failure))
         monkeypatch.setattr(build, "open_source", lambda _config: source)
-        monkeypatch.setattr(stream, "_LOOK_S", 0.5)
+        monkeypatch.setattr(pool, "_LOOK_S", 0.5)
         return built(config(batch_size=2, data={"per_class": None}, **settings))
 
     return make
@@ -93,6 +101,18 @@ def test_a_worker_that_hangs(failing):
     with pytest.raises(DataError, match=r"no batch from the data workers \(PID \d+, \d+\) within .* = 1 s"):
         list(data.train.epoch(0))
     assert time.monotonic() - started < 20
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_that_are_stopped_as_processes(failing):
+    """By SIGSTOP, as by a debugger or a batch system: they live, and never answer."""
+    data = failing(lambda: None, loader="streamed", workers=2, timeout=1)
+    batches = data.train.epoch(0)
+    next(batches)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(DataError, match=r"within runtime.worker_timeout_s = 1 s: reading hangs, or they were stopped"):
+        list(batches)
     assert multiprocessing.active_children() == []
 
 
@@ -149,3 +169,131 @@ def test_the_childs_signal_handler_is_restored(built):
         assert signal.getsignal(signal.SIGCHLD) == before
     list(data.evaluation)
     assert signal.getsignal(signal.SIGCHLD) == before
+
+
+STOPPED = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+from core.tests.train_samples import run
+from vitutor_core.cli.entry import exit_after
+from vitutor_core.data.loaders import workers as pool
+from vitutor_core.train.update import Updater
+update, wait, stopped = Updater.update, pool.wait, []
+def stopping(updater, micro_batches, clock):
+    update(updater, micro_batches, clock)
+    if clock.step == 6:
+        stopped.extend(multiprocessing.active_children())
+        for worker in stopped:
+            os.kill(worker.pid, signal.SIGSTOP)
+def waiting(futures, timeout):
+    if stopped and not futures[0].done():
+        print("waiting", flush=True)
+    return wait(futures, timeout)
+Updater.update, pool.wait = stopping, waiting
+settings = ["data.loader=streamed", "runtime.workers=2", "data.per_class=80", *sys.argv[2:]]
+exit_after(lambda: run(Path(sys.argv[1]), *settings) and 0)
+"""
+
+
+def test_sigterm_while_the_workers_are_stopped(tmp_path):
+    """The loop does not wait for them until their time is up: it saves and ends."""
+    command = [sys.executable, "-c", STOPPED, str(tmp_path / "run"), "runtime.worker_timeout_s=300"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "waiting\n"
+        process.terminate()
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert "Traceback" not in errors
+    (line,) = re.findall("error: .*", errors)
+    (step,) = re.findall(r"^error: stopped at step (\d+); run it again to go on", line)
+    assert process.returncode == 143
+    assert (tmp_path / "run" / "checkpoints" / f"step-{int(step):08d}" / "manifest.json").exists()
+
+
+def test_workers_end_with_a_main_process_that_is_killed():
+    script = """
+import multiprocessing, os, signal, sys, torch
+from vitutor_core.data.build import build_data
+from vitutor_core.schema import RunConfig
+
+data = build_data(RunConfig.model_validate_json(sys.argv[1]), device=torch.device("cpu"))
+batches = data.train.epoch(0)
+next(batches)
+print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    settings = config(loader="streamed", workers=2).model_dump_json()
+    command = [sys.executable, "-c", script, settings]
+    # Not its pipe of errors, which orphans would hold open.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        workers = process.stdout.readline().split()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 30
+    while any(is_running(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = [worker for worker in workers if is_running(worker)]
+    for worker in left:
+        os.kill(int(worker), signal.SIGKILL)
+    assert not left
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+FEW = """
+import os, resource, sys
+from pathlib import Path
+from core.tests.train_samples import run
+from vitutor_core.cli.entry import exit_after
+limit = int(sys.argv[2]) + len(os.listdir("/proc/self/fd"))
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+settings = "data.loader=streamed", "runtime.workers=2", "train.epochs=1"
+exit_after(lambda: run(Path(sys.argv[1]), *settings) and 0)
+"""
+
+
+@pytest.mark.parametrize("free", [0, 6, 12])
+def test_few_file_descriptors_are_one_line(tmp_path, free):
+    """Whether they run out for the pool, one of its workers, or the second pool."""
+    command = [sys.executable, "-c", FEW, str(tmp_path / "run"), str(free)]
+    done = subprocess.run(command, capture_output=True, check=False, text=True, timeout=60)
+    assert done.returncode == 6
+    assert done.stderr.splitlines()[-1] == (
+        "error: too many open files; raise the limit (ulimit -n 1024), or lower runtime.workers"
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_open_files_are_not_blamed_on_an_image(built, tmp_path, monkeypatch, workers):
+    """Whoever opens it, the limit is the process's."""
+    write_photos(tmp_path, train=4, val=2)
+    source = folder_source(tmp_path, DataConfig(image_size=16))
+    monkeypatch.setattr(build, "open_source", lambda _config: source)
+    opener = Image.open
+    monkeypatch.setattr(Image, "open", lambda *_, **__: opener(exhausted()))
+    for data in builder():
+        with pytest.raises(OSError, match="Too many open files"):
+            list(
+                data(config(loader="streamed", workers=workers, batch_size=2, data={"per_class": None})).train.epoch(0)
+            )
+
+
+def exhausted():
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_too_many_open_files_are_not_blamed_on_a_folder(tmp_path, monkeypatch):
+    write_photos(tmp_path, train=4, val=2)
+    for module, name in ((os, "scandir"), (images.Image, "open")):
+        (tmp_path / "train" / "sky" / "odd.abc").write_bytes(b"?")
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, lambda *_, **__: exhausted())
+            with pytest.raises(OSError, match="Too many open files"):
+                folder_source(tmp_path, DataConfig(image_size=16))

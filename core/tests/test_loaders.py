@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 from core.tests.loader_samples import CPU, LOADERS, assert_same, builder, config, fake_source
-from vitutor_core.data import build, keyed, resident
+from vitutor_core.data import build, keyed
+from vitutor_core.data.augment.boxes import crop_boxes
 from vitutor_core.data.build import build_data
-from vitutor_core.data.digits import digits_source
+from vitutor_core.data.loaders import resident, streamed
 from vitutor_core.data.sampler import KeyedSampler, join
-from vitutor_core.data.streamed import train_transform
+from vitutor_core.data.sources.digits import digits_source
 from vitutor_core.errors import ConfigError, ResourceError
 
 EVERYTHING = {
@@ -159,21 +160,64 @@ def test_without_augmentation_both_loaders_yield_the_same_bits(built):
     assert one.info == other.info
 
 
-def test_streamed_images_are_those_of_timms_transform(built):
-    augment = {"crop_scale": [0.3, 1.0], "flip": 0.5, "color_jitter": 0.4, "repeats": 2}
-    settings = config(loader="streamed", batch_size=8, seed=4, **augment)
-    data, source = built(settings), digits_source()
-    subset = build.subset_indices(source.train.labels, settings.data)
-    transform = train_transform(settings.data, settings.augment, data.info)
-    order = KeyedSampler(200, seed=4, batch_size=8, repeats=2)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (source.mean, source.std))
-    for (batch,), (_, (views,)) in zip(data.train.epoch(1), order.steps(1), strict=True):
-        for image, index, repeat in zip(batch.images, views.indices, views.repeats, strict=True):
-            seed = keyed.seed_from(4, 1, int(index), int(repeat))
-            random.seed(seed)
-            torch.manual_seed(seed)
-            expected = transform(source.train.read(int(subset[index])))
-            torch.testing.assert_close(image, (expected / 255 - mean) / std, rtol=0, atol=2e-6)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_both_loaders_augment_alike(built, workers):
+    """Where both crop images of the same size, PIL's resampling is all that differs, by one grey level at most."""
+    settings = {"crop_scale": [0.3, 1.0], "flip": 0.5, "random_erasing": 0.25, "repeats": 2, "label_smoothing": 0.1}
+    one, other = (built(config(loader=loader, workers=workers, **settings)) for loader in ("resident", "streamed"))
+    level = 1 / 255 / min(digits_source().std)
+    different = 0
+    for (first,), (second,) in zip(one.train.epoch(1), other.train.epoch(1), strict=True):
+        torch.testing.assert_close(first.images, second.images, rtol=0, atol=1.001 * level)
+        assert torch.equal(first.targets, second.targets)
+        different += (first.images != second.images).sum().item()
+    assert different < 0.15 * 192 * 3 * 16 * 16
+
+
+@pytest.mark.parametrize("colours", [{"rand_augment": "rand-m9-mstd0.5-inc1"}, {"color_jitter": 0.4}])
+def test_both_loaders_yield_the_same_bits_where_nothing_is_resampled(built, colours):
+    settings = {"pad_crop": 2, "flip": 0.5, "random_erasing": 0.25, "mixup": 0.8, "repeats": 2, **colours}
+    loaders = [("resident", 0), ("streamed", 0), ("streamed", 2)]
+    batches = [list(built(config(loader=loader, workers=n, **settings)).train.epoch(1)) for loader, n in loaders]
+    assert_same(batches[0], batches[1])
+    assert_same(batches[0], batches[2])
+
+
+def test_where_the_augmentation_runs_changes_nothing(built, monkeypatch):
+    settings = config(loader="streamed", workers=2, accumulate=2, **EVERYTHING)
+    in_workers = list(built(settings).train.epoch(1))
+    loader = streamed.StreamedTrainLoader
+    monkeypatch.setattr(build, "StreamedTrainLoader", lambda *a, **k: loader(*a, **(k | {"in_workers": False})))
+    assert_same(list(built(settings).train.epoch(1)), in_workers)
+
+
+def test_streamed_images_are_crops_of_the_whole_image(built, monkeypatch):
+    """Also of images of unequal sizes, some of which are decoded one at a time."""
+    random = np.random.default_rng(0)
+    sizes = [(int(w), int(h)) for w, h in random.integers(10, 60, (40, 2))]
+    images = [Image.fromarray(random.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+    source = fake_source(sizes, read=images.__getitem__)
+    monkeypatch.setattr(build, "open_source", lambda _config: source)
+    monkeypatch.setattr(streamed, "_PIXELS_AT_ONCE", 2000)
+    settings = config(loader="streamed", batch_size=10, data={"per_class": None}, crop_scale=[0.1, 1.0])
+    order = KeyedSampler(40, seed=0, batch_size=10)
+    for (batch,), (_, (keys,)) in zip(built(settings).train.epoch(2), order.steps(2), strict=True):
+        for image, index, draws in zip(batch.images, keys.indices, keys.uniform(1, 22), strict=True):
+            width, height = sizes[index]
+            top, left, rows, columns = crop_boxes(draws[None], [[height, width]], (0.1, 1.0), (3 / 4, 4 / 3))[0]
+            box = left, top, left + columns, top + rows
+            expected = images[index].crop(box).resize((16, 16), Image.Resampling.BILINEAR)
+            pixels = torch.from_numpy(np.array(expected)).permute(2, 0, 1)
+            torch.testing.assert_close(image, (pixels / 255 - 0.5) / 0.5, rtol=0, atol=2e-6)
+
+
+def test_repeated_views_decode_an_image_once(built, monkeypatch):
+    read = []
+    source = fake_source([(16, 16)] * 40, read=lambda index: read.append(index) or Image.new("RGB", (16, 16)))
+    monkeypatch.setattr(build, "open_source", lambda _config: source)
+    data = built(config(loader="streamed", batch_size=10, repeats=5, data={"per_class": None}, crop_scale=[0.3, 1.0]))
+    assert len(list(data.train.epoch(0))) == 4
+    assert len(read) == 8
 
 
 def test_repeats_are_different_views_of_the_same_samples(built):
@@ -183,7 +227,7 @@ def test_repeats_are_different_views_of_the_same_samples(built):
 
 
 def test_streamed_bears_the_highest_magnitude(built):
-    # At magnitude 10 timm posterises to 0 bits, which Pillow refuses.
+    # At magnitude 10, RandAugment posterises to 0 bits.
     data = built(config(loader="streamed", rand_augment="rand-m10-n3-p1-inc1"))
     assert sum(len(batch.images) for (batch,) in data.train.epoch(0)) == 192
 

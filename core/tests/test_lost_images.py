@@ -15,7 +15,7 @@ from core.tests.source_samples import opened, shades
 from core.tests.train_samples import TINY
 from vitutor_core.config import Config
 from vitutor_core.data.check import check_source
-from vitutor_core.data.images import file_split
+from vitutor_core.data.sources.images import file_split
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.schema import DataConfig, RunConfig
 from vitutor_core.train.method import Traits

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.memory import measure, write_set
 from core.tests.source_samples import opened, shades
 from core.tests.test_parquet import write_shard
-from vitutor_core.data import mapped
+from vitutor_core.data.sources import mapped
 from vitutor_core.errors import DataError, ResourceError
 
 

@@ -7,11 +7,13 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub.errors import RevisionNotFoundError
 from PIL import Image
 
 from core.tests.source_samples import opened, shades
@@ -183,17 +185,23 @@ def test_the_hub_downloads_only_parquet(bugs: Path, tmp_path: Path, monkeypatch:
     empty = tmp_path / "empty"
     empty.mkdir()
 
-    def download(repository: str, **options: object) -> str:
-        asked.append((repository, options))
-        return str(bugs if repository == "a/flies" else empty)
+    def download(repository: str, *, revision: str | None, **options: object) -> str:
+        assert options == {"repo_type": "dataset", "allow_patterns": "*.parquet"}
+        asked.append((repository, revision))
+        if repository == "a/wasps" and revision:
+            raise RevisionNotFoundError("no such revision", response=mock.Mock())
+        return str(bugs if repository == "a/flies" or (repository == "a/moths" and revision) else empty)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     source = opened("hub:a/flies")
     assert (source.name, len(source.train.labels)) == ("hub:a/flies", 5)
-    assert asked == [("a/flies", {"repo_type": "dataset", "allow_patterns": "*.parquet"})]
-    shutil.rmtree(bugs)
-    with pytest.raises(DataError, match=r"hub:a/moths: it has no train-\*.parquet .*; try timm:hfds/a/moths"):
-        opened("hub:a/moths")
+    assert asked == [("a/flies", None)]
+    # what is not parquet is there as the Hub's own conversion
+    assert len(opened("hub:a/moths").train.labels) == 5
+    assert asked[1:] == [("a/moths", None), ("a/moths", "refs/convert/parquet")]
+    for name in ("a/wasps", "a/ants"):
+        with pytest.raises(DataError, match=rf"hub:{name}: it has no train-.*, nor has the Hub converted it"):
+            opened(f"hub:{name}")
 
 
 def test_a_failed_download_says_where_it_looked(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from core.tests.source_samples import shades
-from vitutor_core.data.sources import open_source
+from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.types import Source
 from vitutor_core.errors import DataError
 from vitutor_core.schema import DataConfig

@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageOps
 from timm.data import auto_augment as timm_ops
 
-from vitutor_core.data import pixelops
-from vitutor_core.data.randaugment import (
+from vitutor_core.data.augment import pixelops
+from vitutor_core.data.augment.randaugment import (
     AFFINE,
     FIXED_TABLE,
     MEASURED_TABLE,

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vitutor_core.data.images import file_split
-from vitutor_core.data.sources import open_source
+from vitutor_core.data.sources.images import file_split
+from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.schema import DataConfig

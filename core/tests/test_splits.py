@@ -10,7 +10,7 @@ from PIL import Image
 from core.tests.source_samples import shades
 from core.tests.test_parquet import write_shard
 from vitutor_core.data.check import check_source
-from vitutor_core.data.sources import open_source
+from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.types import Source
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.schema import DataConfig

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitutor_core.data.subsets import fingerprint, subset_indices
+from vitutor_core.data.sources.subsets import fingerprint, subset_indices
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import DataError
 from vitutor_core.schema import DataConfig

@@ -9,7 +9,6 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -201,7 +200,9 @@ def test_an_archive_that_changed_since_its_first_use_is_refused(data_root: Path)
 
 def test_cifar_is_never_taken_from_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("vitutor_core.data.vision.cifar_source", lambda name, _: asked.append(name) or opened("digits"))
+    monkeypatch.setattr(
+        "vitutor_core.data.sources.vision.cifar_source", lambda name, _: asked.append(name) or opened("digits")
+    )
     for name in ("torchvision:cifar10", "timm:torch/cifar100"):
         opened(name)
     assert asked == ["cifar10", "cifar100"]
@@ -226,60 +227,15 @@ def test_unknown_names_and_failed_downloads(data_root: Path, monkeypatch: pytest
 # --- timm
 
 
-class Reader:
-    """What `timm_source` uses of timm's reader of the ``datasets`` library."""
-
-    def __init__(self, split: str, class_to_idx: dict[str, int]) -> None:
-        self.split = split
-        self.class_to_idx = class_to_idx
-        self.split_info = SimpleNamespace(num_bytes=5)
-
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
-        buffer = io.BytesIO()
-        Image.new("L", (4, 4), 10 * index).save(buffer, "PNG")
-        return io.BytesIO(b"junk" if index == 2 else buffer.getvalue()), index % 2
-
-    def iter_targets(self) -> list[int]:
-        return [0, 1, 0]
+def test_timms_names_for_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("vitutor_core.data.sources.parquet.hub_folder", asked.append)
+    monkeypatch.setattr("vitutor_core.data.sources.parquet.parquet_source", lambda *_: opened("digits"))
+    opened("timm:hfds/owner/bugs")
+    assert asked == ["owner/bugs"]
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, int]]:
-    """The splits of a stand-in for a data set of the Hub, by name, with their classes."""
-    splits = {"train": {"b": 0, "a": 1}, "test": {"b": 0, "a": 1}}
-
-    def create_dataset(name: str, *, root: str, split: str) -> SimpleNamespace:
-        if name == "hfds/gone":
-            raise ImportError("datasets")
-        if split not in splits:
-            raise ValueError(f'Unknown split "{split}".')
-        return SimpleNamespace(reader=Reader(split, splits[split]))
-
-    monkeypatch.setattr("timm.data.create_dataset", create_dataset)
-    return splits
-
-
-def test_the_reader_of_timm(hub: dict[str, dict[str, int]]) -> None:
-    source = opened("timm:hfds/owner/bugs")
-    assert source.class_names == ("b", "a")
-    assert source.train.labels.tolist() == [0, 1, 0]
-    assert source.evaluation.read(np.int64(1)).getpixel((0, 0)) == (10, 10, 10)
-    with pytest.raises(DataError, match="timm:hfds/owner/bugs, split test, row 2: cannot read the image"):
-        source.evaluation.read(2)
-
-
-def test_what_timm_cannot_give(hub: dict[str, dict[str, int]]) -> None:
-    with pytest.raises(DataError, match="timm:hfds/gone: needs the package 'datasets'; pip install datasets"):
-        opened("timm:hfds/gone")
-    hub["test"] = {"a": 0, "b": 1}
-    with pytest.raises(DataError, match="the class names of its splits differ"):
-        opened("timm:hfds/owner/bugs")
-    del hub["test"]
-    with pytest.raises(DataError, match='no split validation or test: Unknown split "validation"'):
-        opened("timm:hfds/owner/bugs")
+def test_what_timm_cannot_give() -> None:
     for name, message in {
         "tfds/mnist": "can only be streamed",
         "hfid/x": r"no reader 'hfid'; did you mean 'hfds'\?",

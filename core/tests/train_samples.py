@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conformance.suite import Crash, assert_equal_weights
-from vitutor_core.data.digits import digits_source
+from vitutor_core.data.sources.digits import digits_source
 from vitutor_core.data.types import Source
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.method import StepOutput

@@ -19,7 +19,7 @@ from dearkd.generation import diversity
 from dearkd.generation.diversity import feature_distance, lpips_distance, mean_distance, same_class_pairs
 from dearkd.generation.generate import Generation
 from dearkd.tests.generation_samples import micro
-from vitutor_core.data.images import array_split
+from vitutor_core.data.sources.images import array_split
 from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
 from vitutor_core.report.results import load_results
 

@@ -19,7 +19,7 @@ from dearkd.cli import PAPER, cli
 from dearkd.generation import generate
 from dearkd.generation.generate import MANIFEST, Generation
 from dearkd.tests.generation_samples import contents, made, micro
-from vitutor_core.data.sources import open_source
+from vitutor_core.data.sources.open import open_source
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.weights import ModelCard, create_model, save_model
 from vitutor_core.schema import ModelConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -65,3 +66,8 @@ def named(who: str, remedy: str = "") -> Iterator[None]:
         end = f"; {remedy}" if remedy and isinstance(error, ConfigError | ResourceError) else ""
         error.args = (f"{who}: {error}{end}",)
         raise
+
+
+def are_files_exhausted(error: BaseException) -> bool:
+    """Return whether this process or the system has too many open files, which says nothing about the file itself."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)

@@ -87,7 +87,7 @@ class DataConfig(Config):
     crop_ratio: CropRatio = fingerprinted(1.0, help="evaluation: resize to size / ratio, then crop the centre")
     interpolation: Interpolation = fingerprinted("bilinear", help="resampling of every resize")
     loader: Literal["resident", "streamed"] = fingerprinted(
-        "resident", help="resident: uint8 on the device, augmented in batch; streamed: timm's transforms in workers"
+        "resident", help="resident: uint8 on the device, augmented in batch; streamed: decoded in workers"
     )
 
     @model_validator(mode="after")

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mae_lite_distill.config import MoCoConfig
-from vitutor_core.data import boxes, pixelops
-from vitutor_core.data.resample import resized_crop
+from vitutor_core.data.augment import boxes, pixelops
+from vitutor_core.data.augment.resample import resized_crop
 from vitutor_core.data.types import DataInfo
 
 _ASPECT = (3 / 4, 4 / 3)

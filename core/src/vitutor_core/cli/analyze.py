@@ -116,9 +116,9 @@ def _batches(
     import torch
 
     from vitutor_core.data import keyed
-    from vitutor_core.data.mixing import Normalise
-    from vitutor_core.data.resident import load_eval
-    from vitutor_core.data.sources import open_source
+    from vitutor_core.data.augment.mixing import Normalise
+    from vitutor_core.data.loaders.resident import load_eval
+    from vitutor_core.data.sources.open import open_source
 
     cpu = torch.device("cpu")
     split = open_source(DataConfig(source=source, image_size=cards[0].image_size)).evaluation

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from vitutor_core.errors import ResourceError, VitutorError
+from vitutor_core.errors import ResourceError, VitutorError, are_files_exhausted
 
 _NO_PLACE = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -52,6 +52,9 @@ def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         _fail(f"{who}interrupted", 130)
     except OSError as error:
+        if are_files_exhausted(error):
+            advice = "raise the limit (ulimit -n 1024), or lower runtime.workers"
+            _fail(f"{who}too many open files; {advice}", ResourceError.exit_code)
         if error.errno not in _NO_PLACE:
             raise
         where = "" if error.filename is None else f"{Path(error.filename).absolute()}: "

@@ -16,7 +16,7 @@ import click
 from vitutor_core.cli.launch import Job, default_jobs, run_jobs
 from vitutor_core.cli.teacher import with_teachers
 from vitutor_core.config import differences, fingerprinted_fields, setting
-from vitutor_core.data.locate import locate
+from vitutor_core.data.sources.locate import locate
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.files import discard, file_sha256, write_json
 from vitutor_core.graph.needs import source_name, teachers_of

@@ -195,8 +195,8 @@ def _images(config: DataConfig) -> tuple[int | None, str]:
     """Return how many images a teacher trains on, and their fingerprint, where a user can change either."""
     if ":" not in config.source and config.class_list is None and config.holdout is None:
         return None, ""
-    from vitutor_core.data.sources import open_source
-    from vitutor_core.data.subsets import fingerprint, subset_indices
+    from vitutor_core.data.sources.open import open_source
+    from vitutor_core.data.sources.subsets import fingerprint, subset_indices
 
     source = open_source(config)
     indices = subset_indices(source.train.labels, config)

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitutor_core.data import randaugment
-from vitutor_core.data.augment import Augment
-from vitutor_core.data.mixing import Finish, Normalise
-from vitutor_core.data.resident import Progress, ResidentEvalLoader, ResidentTrainLoader, load_eval, load_train
+from vitutor_core.data.augment import randaugment
+from vitutor_core.data.augment.mixing import Finish, Normalise
+from vitutor_core.data.augment.pipeline import Augment
+from vitutor_core.data.loaders.resident import Progress, ResidentEvalLoader, ResidentTrainLoader, load_eval, load_train
+from vitutor_core.data.loaders.streamed import StreamedEvalLoader, StreamedTrainLoader
 from vitutor_core.data.sampler import KeyedSampler
-from vitutor_core.data.sources import open_source
-from vitutor_core.data.streamed import StreamedEvalLoader, StreamedTrainLoader, eval_transform, train_transform
-from vitutor_core.data.subsets import fingerprint, subset_indices
+from vitutor_core.data.sources.open import open_source
+from vitutor_core.data.sources.subsets import fingerprint, subset_indices
 from vitutor_core.data.types import Data, DataInfo, EvalLoader, Source, Split, TrainLoader
 from vitutor_core.errors import ConfigError
 from vitutor_core.schema import AugmentConfig, DataConfig, RunConfig, RuntimeConfig
@@ -87,16 +87,24 @@ def build_data(
     own = np.arange(rank, info.num_eval, world_size)
     train: TrainLoader
     contents = ""
-    if config.data.loader == "resident":
+    is_resident = config.data.loader == "resident"
+    augment = Augment(config.data, config.augment, source.mean, device, crops=is_resident)
+    if is_resident:
         cropped = config.augment.crop_scale is not None
         images = load_train(source.train, indices, config.data, cropped=cropped, device=device, progress=progress)
-        augment = Augment(config.data, config.augment, source.mean, device)
         train = ResidentTrainLoader(images, sampler, augment, finish)
         contents = source.train.contents(indices) + source.evaluation.contents(np.arange(info.num_eval))
     else:
-        transform = train_transform(config.data, config.augment, info)
         train = StreamedTrainLoader(
-            source.train, indices, transform, sampler=sampler, finish=finish, runtime=config.runtime, device=device
+            source.train,
+            indices,
+            (config.data, config.augment),
+            sampler=sampler,
+            augment=augment,
+            finish=finish,
+            runtime=config.runtime,
+            device=device,
+            in_workers=device.type == "cpu",
         )
     evaluation = eval_loader(
         source.evaluation, own, config.data, config.runtime, normalise=normalise, device=device, progress=progress
@@ -116,8 +124,7 @@ def eval_loader(
 ) -> EvalLoader:
     """Make the loader of the images ``indices`` of ``split`` as they are evaluated."""
     if config.loader == "streamed":
-        transform = eval_transform(config)
-        return StreamedEvalLoader(split, indices, transform, normalise=normalise, runtime=runtime, device=device)
+        return StreamedEvalLoader(split, indices, config, normalise=normalise, runtime=runtime, device=device)
     images = load_eval(split, indices, config, device=device, progress=progress)
     labels = torch.from_numpy(split.labels[indices]).to(device)
     return ResidentEvalLoader(images, labels, runtime.eval_batch_size, normalise)

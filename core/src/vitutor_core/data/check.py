@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitutor_core.data.locate import listed
-from vitutor_core.data.sources import open_source
-from vitutor_core.data.subsets import fingerprint, subset_indices
+from vitutor_core.data.sources.locate import listed
+from vitutor_core.data.sources.open import open_source
+from vitutor_core.data.sources.subsets import fingerprint, subset_indices
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import DataError
 from vitutor_core.schema import DataConfig

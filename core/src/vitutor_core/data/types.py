@@ -90,14 +90,28 @@ class Batch(NamedTuple):
     taught: Mapping[str, Tensor] = _NOTHING
 
 
+class WaitGivenUp(Exception):
+    """A batch was not there yet, and nobody wants to wait for it."""
+
+
+def never() -> bool:
+    """Wait as long as it takes."""
+    return False
+
+
 class TrainLoader(Protocol):
     """Training batches whose content is a function of (seed, epoch, step) alone."""
 
     steps_per_epoch: int
     """Updates in an epoch; the last incomplete batch is dropped."""
 
-    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[tuple[Batch, ...]]:
-        """Yield, for each update from ``start_step`` on, this process's micro-batches (``accumulate`` of them)."""
+    def epoch(
+        self, epoch: int, *, start_step: int = 0, give_up: Callable[[], bool] = never
+    ) -> Iterator[tuple[Batch, ...]]:
+        """Yield, for each update from ``start_step`` on, this process's micro-batches (``accumulate`` of them).
+
+        Raises `WaitGivenUp` where a batch is waited for and ``give_up`` says so.
+        """
         ...
 
     def close(self) -> None:

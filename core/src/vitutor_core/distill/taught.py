@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitutor_core.config import fingerprinted_fields
-from vitutor_core.data.types import Batch, Data, DataInfo, TrainLoader
+from vitutor_core.data.types import Batch, Data, DataInfo, TrainLoader, never
 from vitutor_core.distill.logits import LogitStore, decode, encode
 from vitutor_core.distill.teacher import FrozenTeacher
 from vitutor_core.distributed import Processes, effective_precision
@@ -55,13 +55,16 @@ class TaughtLoader:
         self.steps_per_epoch = loader.steps_per_epoch
         self.facts: dict[str, Any] = {"epochs_read": 0, "epochs_written": 0, "epochs_computed": 0, "divergence": 0.0}
 
-    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[tuple[Batch, ...]]:
+    def epoch(
+        self, epoch: int, *, start_step: int = 0, give_up: Callable[[], bool] = never
+    ) -> Iterator[tuple[Batch, ...]]:
         """Yield the loader's micro-batches; an epoch that is run from its start is stored at its end."""
         teachers = self._teachers()
         stores = {role: self._store(teacher) for role, teacher in teachers.items()}
         stored = {role: found for role, store in stores.items() if (found := store.read(epoch)) is not None}
         fresh = {role: _Fresh(stores[role].config) for role in teachers if role not in stored}
-        for step, micro_batches in enumerate(self._loader.epoch(epoch, start_step=start_step), start_step):
+        batches = self._loader.epoch(epoch, start_step=start_step, give_up=give_up)
+        for step, micro_batches in enumerate(batches, start_step):
             taught = []
             for number, batch in enumerate(micro_batches):
                 size = len(batch.images)

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from vitutor_core.config import nearest
-from vitutor_core.data import splits
+from vitutor_core.data.augment.mixing import Normalise
 from vitutor_core.data.build import eval_loader
-from vitutor_core.data.folder import class_folders
-from vitutor_core.data.locate import locate, require_folder
-from vitutor_core.data.mixing import Normalise
-from vitutor_core.data.sources import open_source
+from vitutor_core.data.sources import splits
+from vitutor_core.data.sources.folder import class_folders
+from vitutor_core.data.sources.locate import locate, require_folder
+from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.types import Split
 from vitutor_core.distributed import choose_device, effective_precision
 from vitutor_core.errors import ConfigError

@@ -9,7 +9,7 @@ from glob import glob
 from pathlib import Path
 from typing import NoReturn
 
-from vitutor_core.data.images import is_image
+from vitutor_core.data.sources.images import is_image
 from vitutor_core.errors import ConfigError, DataError
 
 

@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitutor_core.data.images import read_image
-from vitutor_core.data.mixing import Normalise
-from vitutor_core.data.streamed import Transform, eval_transform
+from vitutor_core.data.augment.mixing import Normalise
+from vitutor_core.data.augment.resample import Transform, eval_transform
+from vitutor_core.data.sources.images import read_image
 from vitutor_core.errors import ConfigError, DataError, NonFiniteError
 from vitutor_core.models.modes import evaluation_mode
 from vitutor_core.models.weights import ModelCard

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitutor_core.data.folder import class_folders
-from vitutor_core.data.locate import data_root, require_folder, shorten
-from vitutor_core.data.sources import open_source
-from vitutor_core.data.subsets import part
+from vitutor_core.data.sources.folder import class_folders
+from vitutor_core.data.sources.locate import data_root, require_folder, shorten
+from vitutor_core.data.sources.open import open_source
+from vitutor_core.data.sources.subsets import part
 from vitutor_core.data.types import Split
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.schema import DataConfig

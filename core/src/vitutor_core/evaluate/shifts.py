@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitutor_core.data.augment.mixing import Normalise
 from vitutor_core.data.build import eval_loader
-from vitutor_core.data.folder import class_folders
-from vitutor_core.data.mixing import Normalise
-from vitutor_core.data.sources import open_source
+from vitutor_core.data.sources.folder import class_folders
+from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.types import EvalLoader, Split
 from vitutor_core.distributed import choose_device
 from vitutor_core.errors import DataError

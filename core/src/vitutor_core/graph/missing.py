@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from vitutor_core.data.locate import data_root, locate
+from vitutor_core.data.sources.locate import data_root, locate
 from vitutor_core.graph.needs import teachers_of
 from vitutor_core.schema import ModelConfig, RunConfig
 
 _HUB = "huggingface.co"
-_DOWNLOADED = {"cifar10": "www.cs.toronto.edu", "cifar100": "www.cs.toronto.edu"}
+_DOWNLOADED = {"cifar10": _HUB, "cifar100": _HUB}
 
 
 def missing_data(source: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitutor_core.data.images import read_image
+from vitutor_core.data.sources.images import read_image
 from vitutor_core.report.drawing import Picture, save_picture
 from vitutor_core.report.paper import PaperResults
 

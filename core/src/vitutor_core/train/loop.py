@@ -7,13 +7,16 @@ Order of an epoch: shape the method, train, evaluate, log, save, stop if asked t
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from vitutor_core.data.types import Data
+from vitutor_core.data.types import Batch, Data, WaitGivenUp, never
 from vitutor_core.distributed import Processes, effective_precision
 from vitutor_core.errors import InterruptedRun, NonFiniteError
 from vitutor_core.evaluate.accuracy import Measured, measure
@@ -48,40 +51,44 @@ def fit(
     updater = Updater(method, config, processes, state, guard, meter)
     probe = _probe_images(data)
     every = config.runtime
+    save = partial(state.save, run, method, meter, processes)
 
     with (
         StopRequest(run.path) as stop,
         RunProgress(config.student.name, clock.total_steps, done=state.step, enabled=processes.is_main) as progress,
     ):
+        # One of several processes cannot leave the others alone: it waits on, until the workers' time is up.
+        give_up = stop.__bool__ if processes.world_size == 1 else never
         for epoch in range(state.step // updates, epochs):
             if method.on_epoch(Clock(epoch * updates, updates, clock.total_steps)):
                 optim.drop_removed_parameters(state.optimizer, method)
                 updater.wrap()
             method.train()
             waited = time.monotonic()
-            for micro_batches in data.train.epoch(epoch, start_step=state.step - epoch * updates):
-                meter.waited(time.monotonic() - waited)
-                clock = Clock(state.step, updates, clock.total_steps)
-                try:
-                    updater.update(micro_batches, clock)
-                    is_last, is_logged = state.step % updates == 0, state.step % every.log_every_steps == 0
-                    if is_logged and processes.is_main:
-                        stop.look_for_file()
-                    must_stop = not is_last and _must_stop(stop, state, every.log_every_steps, processes)
-                    if is_last or is_logged or must_stop:
-                        guard.raise_if_bad()
-                except NonFiniteError:
-                    state.write_crash(run, meter, micro_batches)
-                    raise
-                if is_logged or progress.is_due():
-                    meter.read()
-                    progress.update(state.step, meter.note())
-                if must_stop:
-                    state.save(run, method, meter, processes)
-                    raise InterruptedRun(
-                        f"stopped at step {state.step}; run it again to go on", stop.signal_number or 15
-                    )
-                waited = time.monotonic()
+            micro_batches: tuple[Batch, ...] = ()
+            batches = data.train.epoch(epoch, start_step=state.step - epoch * updates, give_up=give_up)
+            try:
+                with suppress(WaitGivenUp):
+                    for micro_batches in batches:
+                        meter.waited(time.monotonic() - waited)
+                        updater.update(micro_batches, Clock(state.step, updates, clock.total_steps))
+                        is_last, is_logged = state.step % updates == 0, state.step % every.log_every_steps == 0
+                        if is_logged and processes.is_main:
+                            stop.look_for_file()
+                        if is_last or is_logged:
+                            guard.raise_if_bad()
+                        if is_logged or progress.is_due():
+                            meter.read()
+                            progress.update(state.step, meter.note())
+                        if not is_last and _must_stop(stop, state, every.log_every_steps, processes):
+                            break
+                        waited = time.monotonic()
+                if state.step < (epoch + 1) * updates:
+                    guard.raise_if_bad()
+                    _save_and_stop(state, epoch * updates, stop, save)
+            except NonFiniteError:
+                state.write_crash(run, meter, micro_batches)
+                raise
 
             meter.read()
             progress.update(state.step, meter.note())
@@ -98,10 +105,17 @@ def fit(
             progress.epoch(_summary(line, epochs), last=epoch + 1 == epochs)
             must_stop = processes.any(bool(stop))
             if (epoch + 1) % every.checkpoint_every_epochs == 0 or epoch + 1 == epochs or must_stop:
-                state.save(run, method, meter, processes)
+                save()
             if must_stop and epoch + 1 < epochs:
                 raise InterruptedRun(f"stopped after epoch {epoch}; run it again to go on", stop.signal_number or 15)
     return measured, state.ema.module if state.ema is not None else None
+
+
+def _save_and_stop(state: TrainState, begun: int, stop: StopRequest, save: Callable[[], None]) -> NoReturn:
+    """End inside the epoch that began at step ``begun``; without a step since then, there is nothing to save."""
+    if state.step > begun:
+        save()
+    raise InterruptedRun(f"stopped at step {state.step}; run it again to go on", stop.signal_number or 15)
 
 
 def _must_stop(stop: StopRequest, state: TrainState, interval: int, processes: Processes) -> bool:

@@ -18,8 +18,8 @@ from dearkd.generation.diversity import (
 )
 from dearkd.generation.generate import MANIFEST, read_record
 from vitutor_core.config import setting
-from vitutor_core.data.resample import eval_fit
-from vitutor_core.data.sources import open_source
+from vitutor_core.data.augment.resample import eval_fit
+from vitutor_core.data.sources.open import open_source
 from vitutor_core.distributed import choose_device
 from vitutor_core.files import write_text
 from vitutor_core.models.weights import load_model, weights_sha256

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitutor_core.data import boxes, pixelops, randaugment
-from vitutor_core.data.resample import resized_crop
+from vitutor_core.data.augment import boxes, pixelops, randaugment
+from vitutor_core.data.augment.resample import resized_crop
 from vitutor_core.data.sampler import SampleKeys
 from vitutor_core.data.transfer import to_device
 from vitutor_core.schema import AugmentConfig, DataConfig
 
-# Draw 0 is the flip, 1 to 22 are the crop.
+_FLIP_DRAW = 0
+_CROP_DRAWS = 1  # to 22
 _JITTER_DRAWS = 24
 # 32 to 55 belong to random erasing.
 _RAND_AUGMENT_DRAWS = 64
@@ -36,9 +37,17 @@ class Augment:
     """
 
     def __init__(
-        self, data: DataConfig, augment: AugmentConfig, mean: tuple[float, float, float], device: torch.device
+        self,
+        data: DataConfig,
+        augment: AugmentConfig,
+        mean: tuple[float, float, float],
+        device: torch.device,
+        *,
+        crops: bool = True,
     ) -> None:
+        """Prepare for images on ``device``; without ``crops``, the resized crop was made when they were decoded."""
         self.size = data.image_size
+        self._crop_scale = augment.crop_scale if crops else None
         self._interpolation = data.interpolation
         self._config = augment
         self._rand_augment = None
@@ -53,14 +62,12 @@ class Augment:
 
     def _geometry(self, images: Tensor, keys: SampleKeys) -> Tensor:
         config, device = self._config, images.device
-        num_crop_draws = boxes.NUM_DRAWS if config.crop_scale is not None else 2
-        draws = keys.uniform(0, 1 + num_crop_draws)
-        mirror, crop_draws = draws[:, 0] < config.flip, draws[:, 1:]
-        if config.crop_scale is not None:
-            crops = boxes.crop_boxes(crop_draws, images.shape[-1], config.crop_scale, config.crop_aspect)
+        mirror = keys.uniform(_FLIP_DRAW, 1)[:, 0] < config.flip
+        if self._crop_scale is not None:
+            crops = draw_crops(keys, images.shape[-1], self._crop_scale, config.crop_aspect)
             return pixelops.round_to_pixels(resized_crop(images, crops, self.size, self._interpolation, mirror=mirror))
         if config.pad_crop:
-            corners = (crop_draws * (2 * config.pad_crop + 1)).astype(np.int64)
+            corners = (keys.uniform(_CROP_DRAWS, 2) * (2 * config.pad_crop + 1)).astype(np.int64)
             images = pad_crop(images, to_device(corners, device), config.pad_crop)
         return flip(images, to_device(mirror, device)) if config.flip else images
 
@@ -74,6 +81,13 @@ class Augment:
             for operation, column in zip(_JITTER, factors.unbind(1), strict=True):
                 images = operation(images, column)
         return images
+
+
+def draw_crops(
+    keys: SampleKeys, sides: ArrayLike, scale: tuple[float, float], aspect: tuple[float, float]
+) -> NDArray[np.int64]:
+    """Return the boxes of the random resized crops of a batch; see `boxes.crop_boxes`."""
+    return boxes.crop_boxes(keys.uniform(_CROP_DRAWS, boxes.NUM_DRAWS), sides, scale, aspect)
 
 
 def pad_crop(images: Tensor, corners: Tensor, padding: int) -> Tensor:

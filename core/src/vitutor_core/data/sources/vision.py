@@ -6,7 +6,6 @@ is written to ``<data root>/<name>/SHA256.json`` when it is first used, and a la
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -16,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from vitutor_core.config import nearest
-from vitutor_core.data.cifar import DISTRIBUTIONS, cifar_source
-from vitutor_core.data.images import array_split, file_split
-from vitutor_core.data.locate import data_root
-from vitutor_core.data.statistics import IMAGENET
+from vitutor_core.data.sources.cifar import CIFAR, cifar_source
+from vitutor_core.data.sources.images import array_split, file_split
+from vitutor_core.data.sources.locate import data_root
+from vitutor_core.data.sources.statistics import IMAGENET
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.files import file_sha256
 from vitutor_core.schema import DataConfig
 
 
@@ -67,10 +67,10 @@ def torchvision_source(name: str, config: DataConfig) -> Source:
     Raises `ConfigError` if the data set is not one of the table, and `DataError` if it cannot be downloaded, or if an
     archive has changed since its first use.
     """
-    if name in DISTRIBUTIONS:
+    if name in CIFAR:
         return cifar_source(name, config)
     if name not in _ENTRIES:
-        valid = sorted((*_ENTRIES, *DISTRIBUTIONS))
+        valid = sorted((*_ENTRIES, *CIFAR))
         raise ConfigError(f"data.source: no torchvision:{name}{nearest(name, valid)}; valid: {', '.join(valid)}")
     entry, root = _ENTRIES[name], data_root() / name
     pickled = next(root.glob("*/processed/*.pt"), None)
@@ -119,8 +119,7 @@ def _trust_on_first_use(root: Path, pattern: str) -> None:
     known: dict[str, str] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
     found = {}
     for archive in sorted(root.glob(pattern)):
-        with archive.open("rb") as file:
-            found[archive.relative_to(root).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+        found[archive.relative_to(root).as_posix()] = file_sha256(archive)
     for name, sha256 in found.items():
         if known.get(name, sha256) != sha256:
             raise DataError(

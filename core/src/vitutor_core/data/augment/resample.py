@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from vitutor_core.data.transfer import to_device
 from vitutor_core.schema import Interpolation
+
+Transform = Callable[[Image.Image], Tensor]
 
 _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -29,6 +31,13 @@ def resize_and_crop(image: Image.Image, shorter_side: int, crop: int, interpolat
         return image
     left, top = round((width - crop) / 2), round((height - crop) / 2)
     return image.crop((left, top, left + crop, top + crop))
+
+
+def crop_and_resize(image: Image.Image, box: Sequence[int], side: int, interpolation: Interpolation) -> Image.Image:
+    """Cut ``box`` (top, left, height, width) out of an image and resize it to ``side`` x ``side`` pixels."""
+    top, left, height, width = box
+    cut = image.crop((left, top, left + width, top + height))
+    return cut if cut.size == (side, side) else cut.resize((side, side), _PIL_FILTERS[interpolation])
 
 
 class EvalGeometry(Protocol):
@@ -48,6 +57,12 @@ def eval_fit(config: EvalGeometry) -> Callable[[Image.Image], Image.Image]:
     return partial(
         resize_and_crop, shorter_side=round(side / config.crop_ratio), crop=side, interpolation=config.interpolation
     )
+
+
+def eval_transform(data: EvalGeometry) -> Transform:
+    """Return the evaluation transform, from a PIL image to (3, S, S) uint8."""
+    fit = eval_fit(data)
+    return lambda image: torch.from_numpy(np.array(fit(image))).permute(2, 0, 1)
 
 
 def resized_crop(

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitutor_core.data import splits
-from vitutor_core.data.images import read_image
-from vitutor_core.data.locate import contents, data_root, require_folder, shorten
-from vitutor_core.data.mapped import CONTENT_HASH, mapped, open_mapped
-from vitutor_core.data.statistics import IMAGENET
-from vitutor_core.data.subsets import part
+from vitutor_core.data.sources import splits
+from vitutor_core.data.sources.images import read_image
+from vitutor_core.data.sources.locate import contents, data_root, require_folder, shorten
+from vitutor_core.data.sources.mapped import CONTENT_HASH, mapped, open_mapped
+from vitutor_core.data.sources.statistics import IMAGENET
+from vitutor_core.data.sources.subsets import part
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.schema import DataConfig
@@ -66,30 +66,42 @@ def hub_source(repository: str, config: DataConfig) -> Source:
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ConfigError(f"data.source: hub:{repository}: write it as hub:OWNER/NAME")
+    return parquet_source(hub_folder(repository), f"hub:{repository}", config)
+
+
+def hub_folder(repository: str) -> Path:
+    """Return a folder with the shards of a data set of the Hub, which are downloaded if need be.
+
+    Data sets in other formats are taken as the Hub itself converts them to parquet.
+    Raises `DataError` if there are none of either kind, or if the download fails.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
+
     local = (data_root() / repository, data_root() / repository.partition("/")[2])
-    folder = next((folder for folder in local if holds_shards(folder)), None)
-    return parquet_source(folder or _download(repository), f"hub:{repository}", config)
+    for folder in local:
+        if holds_shards(folder):
+            return folder
+    for revision in (None, "refs/convert/parquet"):
+        try:
+            folder = Path(
+                snapshot_download(repository, repo_type="dataset", allow_patterns="*.parquet", revision=revision)
+            )
+        except RevisionNotFoundError:
+            break
+        except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
+            raise DataError(
+                f"hub:{repository}: not found in {local[0]}, and the download failed: "
+                f"{str(error).strip().splitlines()[0]}; check the name and the network, or put the shards there"
+            ) from None
+        if holds_shards(folder):
+            return folder
+    raise DataError(f"hub:{repository}: it has no {_LAYOUT}, nor has the Hub converted it; choose another data set")
 
 
 def holds_shards(folder: Path) -> bool:
     """Tell whether a folder is there and holds shards of any split."""
     return folder.is_dir() and bool(_find_shards(folder)[0])
-
-
-def _download(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-
-    try:
-        folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns="*.parquet"))
-    except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
-        raise DataError(
-            f"hub:{repository}: not found in {data_root() / repository}, and the download failed: "
-            f"{str(error).strip().splitlines()[0]}; check the name and the network, or put the shards there"
-        ) from None
-    if not holds_shards(folder):
-        raise DataError(f"hub:{repository}: it has no {_LAYOUT}; try timm:hfds/{repository}")
-    return folder
 
 
 def _find_shards(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitutor_core.data import pixelops
+from vitutor_core.data.augment import pixelops
 from vitutor_core.data.sampler import SampleKeys
 from vitutor_core.data.transfer import to_device
 from vitutor_core.errors import ConfigError

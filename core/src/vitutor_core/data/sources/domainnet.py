@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from vitutor_core.config import nearest
-from vitutor_core.data.images import file_split
-from vitutor_core.data.locate import data_root, require_folder
-from vitutor_core.data.statistics import IMAGENET
+from vitutor_core.data.sources.images import file_split
+from vitutor_core.data.sources.locate import data_root, require_folder
+from vitutor_core.data.sources.statistics import IMAGENET
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import ConfigError, DataError
 

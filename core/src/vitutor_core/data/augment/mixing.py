@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitutor_core.data import keyed
-from vitutor_core.data.erasing import RandomErasing
+from vitutor_core.data.augment.erasing import RandomErasing
 from vitutor_core.data.sampler import SampleKeys
 from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.schema import AugmentConfig, RunConfig

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitutor_core.data import keyed
-from vitutor_core.data.boxes import NUM_DRAWS, random_boxes
+from vitutor_core.data.augment.boxes import NUM_DRAWS, random_boxes
 from vitutor_core.data.sampler import SampleKeys
 from vitutor_core.data.transfer import to_device
 
@@ -36,7 +36,7 @@ class RandomErasing:
         """Erase in (B, 3, size, size) normalised images, in place, and return them."""
         side, device = images.shape[-1], images.device
         draws = keys.uniform(_FIRST_DRAW, 2 + NUM_DRAWS)
-        rectangles, found = random_boxes(draws[:, 2:], side, longest=side - 1, area=AREA, aspect=ASPECT)
+        rectangles, found = random_boxes(draws[:, 2:], side, margin=1, area=AREA, aspect=ASPECT)
         rows = np.flatnonzero(found & (draws[:, 0] < self._probability))
         if not len(rows):
             return images

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vitutor_core.data import keyed
-from vitutor_core.data.images import array_split
-from vitutor_core.data.statistics import DIGITS
+from vitutor_core.data.sources.images import array_split
+from vitutor_core.data.sources.statistics import DIGITS
+from vitutor_core.data.sources.subsets import draw_share
 from vitutor_core.data.types import Source
 
 _SPLIT_SEED = 1797
@@ -24,7 +23,7 @@ def digits_source() -> Source:
     bundle = load_digits()
     pixels = np.rint(bundle.images * (255 / 16)).astype(np.uint8)
     labels = bundle.target.astype(np.int64)
-    held_out = _held_out(labels)
+    held_out = draw_share(labels, 0.5, _SPLIT_SEED)
     return Source(
         name="digits",
         class_names=tuple(str(digit) for digit in range(10)),
@@ -33,13 +32,3 @@ def digits_source() -> Source:
         train=array_split(pixels[~held_out], labels[~held_out], "digits, training half"),
         evaluation=array_split(pixels[held_out], labels[held_out], "digits, evaluation half"),
     )
-
-
-def _held_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Mark half of each class, rounded down; drawn by key, so it depends on no library's generator."""
-    mask = np.zeros(len(labels), dtype=np.bool_)
-    for digit in range(10):
-        members = np.flatnonzero(labels == digit)
-        order = keyed.permutation(len(members), _SPLIT_SEED, digit)
-        mask[members[order[: len(members) // 2]]] = True
-    return mask

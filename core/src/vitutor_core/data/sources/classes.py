@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitutor_core.config import nearest
-from vitutor_core.data.locate import locate, shorten
-from vitutor_core.data.subsets import part
+from vitutor_core.data.sources.locate import locate, shorten
+from vitutor_core.data.sources.subsets import part
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import ConfigError
 
@@ -30,7 +30,7 @@ def read_class_list(given: str | Sequence[str]) -> tuple[str, ...]:
     if not isinstance(given, str):
         return _checked(tuple(given), "data.class_list")
     if given in _BUNDLED:
-        text = (files("vitutor_core.data") / "class_lists" / f"{given}.txt").read_text(encoding="utf-8")
+        text = (files("vitutor_core.data.sources") / "class_lists" / f"{given}.txt").read_text(encoding="utf-8")
         return _checked(_names(text), given)
     path = locate(given)
     try:

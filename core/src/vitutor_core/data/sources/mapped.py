@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vitutor_core.errors import DataError, ResourceError
+from vitutor_core.files import file_sha256
 
 CONTENT_HASH = b"content_hash"
 """Key of the schema's metadata: SHA-256 of the shards' SHA-256s."""
@@ -92,8 +93,7 @@ def _write(path: Path, shards: Sequence[Path], image: str, label: str, kind: Any
 
     digest = hashlib.sha256()
     for shard in shards:
-        with shard.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(shard)))
     partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         schema = pa.schema([("image", pa.large_binary()), ("label", kind)], metadata={CONTENT_HASH: digest.hexdigest()})

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vitutor_core.data.augment import Augment
-from vitutor_core.data.mixing import Finish, Normalise
-from vitutor_core.data.resample import eval_fit, resize_and_crop
+from vitutor_core.data.augment.mixing import Finish, Normalise
+from vitutor_core.data.augment.pipeline import Augment
+from vitutor_core.data.augment.resample import eval_fit, resize_and_crop
 from vitutor_core.data.sampler import KeyedSampler, join
 from vitutor_core.data.transfer import to_device
-from vitutor_core.data.types import Batch, Split
+from vitutor_core.data.types import Batch, Split, never
 from vitutor_core.errors import ResourceError
 from vitutor_core.schema import DataConfig
 
@@ -45,7 +45,10 @@ class ResidentTrainLoader:
         self._augment = augment
         self._finish = finish
 
-    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[tuple[Batch, ...]]:
+    def epoch(
+        self, epoch: int, *, start_step: int = 0, give_up: Callable[[], bool] = never
+    ) -> Iterator[tuple[Batch, ...]]:
+        del give_up  # these batches are computed, not waited for
         steps = self._sampler.steps(epoch, start_step)
         while group := list(islice(steps, self._updates_at_once)):
             keys = join([keys for _, micro_batches in group for keys in micro_batches])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitutor_core.data import keyed
-from vitutor_core.data.locate import shorten
+from vitutor_core.data.sources.locate import shorten
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import DataError
 from vitutor_core.schema import DataConfig
@@ -69,20 +69,14 @@ def _sizes(counts: list[int], classes: list[int], config: DataConfig) -> list[in
 def hold_out(source: Source, share: float, seed: int) -> Source:
     """Set aside a ``share`` of the training images for evaluation, in place of the source's evaluation split.
 
-    Of the n images of a class, floor(share n), at least 1, are held out; which, depends on ``seed``, the class and n
-    alone. Both parts keep the order of the training split.
+    Which images of a class are held out depends on ``seed``, the class and its size alone, see `draw_share`. Both parts
+    keep the order of the training split.
 
     Raises `DataError` if a class has a single image.
     """
-    labels = source.train.labels
-    held_out = np.zeros(len(labels), dtype=np.bool_)
-    alone = []
-    for label in np.unique(labels).tolist():
-        members = np.flatnonzero(labels == label)
-        count = max(int(Fraction(repr(share)) * len(members)), 1)
-        held_out[members[keyed.permutation(len(members), seed, _HOLDOUT_STREAM, label)[:count]]] = True
-        if len(members) == 1:
-            alone.append(source.class_names[label])
+    classes, counts = np.unique(source.train.labels, return_counts=True)
+    alone = [source.class_names[label] for label in classes[counts == 1]]
+    held_out = draw_share(source.train.labels, share, seed, _HOLDOUT_STREAM)
     if alone:
         raise DataError(f"data.holdout: a single training image of {shorten(alone)}; a class needs at least two")
     return dataclasses.replace(
@@ -91,6 +85,16 @@ def hold_out(source: Source, share: float, seed: int) -> Source:
         train=part(source.train, np.flatnonzero(~held_out)),
         evaluation=part(source.train, np.flatnonzero(held_out)),
     )
+
+
+def draw_share(labels: NDArray[np.int64], share: float, *key: int) -> NDArray[np.bool_]:
+    """Draw floor(share n), at least 1, of the n images of each class by key: a mask of ``labels``, (N,)."""
+    drawn = np.zeros(len(labels), dtype=np.bool_)
+    for label in np.unique(labels).tolist():
+        members = np.flatnonzero(labels == label)
+        count = max(int(Fraction(repr(share)) * len(members)), 1)
+        drawn[members[keyed.permutation(len(members), *key, label)[:count]]] = True
+    return drawn
 
 
 @dataclass(frozen=True, eq=False)

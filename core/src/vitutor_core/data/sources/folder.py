@@ -14,13 +14,13 @@ from typing import NoReturn
 import numpy as np
 
 from vitutor_core.config import nearest
-from vitutor_core.data import splits
-from vitutor_core.data.images import file_split, is_image
-from vitutor_core.data.locate import contents, require_folder, shorten
-from vitutor_core.data.statistics import IMAGENET
-from vitutor_core.data.subsets import part
+from vitutor_core.data.sources import splits
+from vitutor_core.data.sources.images import file_split, is_image
+from vitutor_core.data.sources.locate import contents, require_folder, shorten
+from vitutor_core.data.sources.statistics import IMAGENET
+from vitutor_core.data.sources.subsets import part
 from vitutor_core.data.types import Source, Split
-from vitutor_core.errors import DataError
+from vitutor_core.errors import DataError, are_files_exhausted
 from vitutor_core.schema import DataConfig
 
 _LAYOUT = "train/<class>/... and val/<class>/..."
@@ -178,6 +178,8 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _refuse(error: OSError) -> NoReturn:
+    if are_files_exhausted(error):
+        raise error
     raise DataError(f"{error.filename}: {error.strerror}; make the folder readable, or remove it")
 
 

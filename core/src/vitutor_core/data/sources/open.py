@@ -9,17 +9,16 @@ from collections.abc import Callable
 import numpy as np
 
 from vitutor_core.config import nearest
-from vitutor_core.data.cifar import DISTRIBUTIONS, cifar_source
-from vitutor_core.data.classes import read_class_list, restrict
-from vitutor_core.data.digits import digits_source
-from vitutor_core.data.domainnet import domainnet_source
-from vitutor_core.data.folder import folder_source, training_folder
-from vitutor_core.data.locate import locate, shorten
-from vitutor_core.data.parquet import hub_source, parquet_source
-from vitutor_core.data.subsets import hold_out
-from vitutor_core.data.timm_reader import timm_source
+from vitutor_core.data.sources.cifar import CIFAR, cifar_source
+from vitutor_core.data.sources.classes import read_class_list, restrict
+from vitutor_core.data.sources.digits import digits_source
+from vitutor_core.data.sources.domainnet import domainnet_source
+from vitutor_core.data.sources.folder import folder_source, training_folder
+from vitutor_core.data.sources.locate import locate, shorten
+from vitutor_core.data.sources.parquet import hub_source, parquet_source
+from vitutor_core.data.sources.subsets import hold_out
+from vitutor_core.data.sources.vision import torchvision_source
 from vitutor_core.data.types import Source, Split
-from vitutor_core.data.vision import torchvision_source
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.schema import DataConfig
 
@@ -33,13 +32,30 @@ def _folder(path: str, config: DataConfig) -> Source:
     return folder_source(locate(path), config)
 
 
+def _timm(name: str, config: DataConfig) -> Source:
+    """Open a data set by the name that ``timm.data.create_dataset`` takes, with our own readers.
+
+    timm's would unpickle CIFAR, and shift the labels of a folder where a class is missing in val.
+    """
+    prefix, _, rest = name.partition("/")
+    if locate(name).is_dir():
+        return folder_source(locate(name), config)
+    readers = {"hfds": hub_source, "torch": torchvision_source}
+    if prefix in ("hfids", "tfds", "wds"):
+        raise ConfigError(f"data.source: timm:{name} can only be streamed, without subsets; use timm:hfds/NAME")
+    if prefix not in readers or not rest:
+        hint = nearest(prefix, readers)
+        raise ConfigError(f"data.source: no folder {locate(name)}, and no reader '{prefix}'{hint}; use hfds/ or torch/")
+    return readers[prefix](rest, config)
+
+
 _OPENERS: dict[str, Callable[[str, DataConfig], Source]] = {
     "torchvision": torchvision_source,
     "domainnet": lambda domain, _: domainnet_source(domain),
     "folder": _folder,
     "hub": hub_source,
     "parquet": _parquet,
-    "timm": timm_source,
+    "timm": _timm,
 }
 _READ_BY = {
     "eval_split": ("folder", "hub", "parquet", "timm"),
@@ -48,7 +64,7 @@ _READ_BY = {
 }
 _VALID = (
     "digits",
-    *DISTRIBUTIONS,
+    *CIFAR,
     "torchvision:NAME",
     "domainnet:DOMAIN",
     "folder:PATH",
@@ -89,7 +105,7 @@ def _open(config: DataConfig) -> Source:
             raise ConfigError(f"data.{field}: {name} has no choice of it; it is for {', '.join(kinds)}")
     if name == "digits":
         return digits_source()
-    if name in DISTRIBUTIONS:
+    if name in CIFAR:
         return cifar_source(name, config)
     if kind in _OPENERS and argument:
         return _OPENERS[kind](argument, config)

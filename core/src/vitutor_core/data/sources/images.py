@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from vitutor_core.data.locate import listed
+from vitutor_core.data.sources.locate import listed
 from vitutor_core.data.types import Split
-from vitutor_core.errors import DataError
+from vitutor_core.errors import DataError, are_files_exhausted
+from vitutor_core.files import file_sha256
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Pillow knows more, among them PostScript, which it hands to an outside interpreter."""
@@ -39,7 +40,9 @@ def is_image(path: Path) -> bool:
     try:
         with Image.open(path, formats=_FORMATS):
             return True
-    except Exception:  # decoders raise many unrelated types on other files
+    except Exception as error:  # decoders raise many unrelated types on other files
+        if are_files_exhausted(error):
+            raise
         return False
 
 
@@ -66,6 +69,8 @@ def read_image(data: bytes | Path, where: str) -> Image.Image:
             ImageOps.exif_transpose(image, in_place=True)
             rgb = _to_rgb(image)
     except Exception as error:  # decoders raise many unrelated types on damaged bytes
+        if are_files_exhausted(error):
+            raise
         raise DataError(f"{where}: cannot read the image: {_reason(error)}; repair or remove it") from None
     rgb.info = {"mode": mode}
     return rgb
@@ -154,9 +159,10 @@ class _FileImages:
 
     def _sha256(self, index: int) -> bytes:
         try:
-            with self.path(index).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").digest()
+            return bytes.fromhex(file_sha256(self.path(index)))
         except OSError as error:
+            if are_files_exhausted(error):
+                raise
             raise DataError(f"{self.where(index)}: {error.strerror}; restore the file") from None
 
 

@@ -1,0 +1,1 @@
+"""How pixels change between a decoded image and a batch; one augmentation for both loaders."""

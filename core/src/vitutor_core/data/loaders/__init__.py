@@ -1,0 +1,1 @@
+"""How the images of a batch come to the device: all at once, or decoded by workers."""

@@ -1,0 +1,153 @@
+"""The streamed loader: worker processes decode the images of a batch and cut the keyed boxes out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vitutor_core.data.augment.mixing import Finish, Normalise
+from vitutor_core.data.augment.pipeline import Augment, draw_crops
+from vitutor_core.data.augment.resample import Transform, crop_and_resize, eval_transform, resize_and_crop
+from vitutor_core.data.loaders.workers import Stream
+from vitutor_core.data.sampler import KeyedSampler, SampleKeys
+from vitutor_core.data.transfer import to_device
+from vitutor_core.data.types import Batch, Split, never
+from vitutor_core.schema import AugmentConfig, DataConfig, RuntimeConfig
+
+_PIXELS_AT_ONCE = 2**22
+"""Of decoded images that a worker holds before it cuts them, unless one alone has more."""
+
+
+class StreamedTrainLoader:
+    """Training batches of the images ``subset`` of ``split``; see `TrainLoader`.
+
+    The workers decode and crop. `Augment` runs on the device or, ``in_workers``, there; the pixels are the same.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        subset: NDArray[np.int64],
+        config: tuple[DataConfig, AugmentConfig],
+        *,
+        sampler: KeyedSampler,
+        augment: Augment,
+        finish: Finish,
+        runtime: RuntimeConfig,
+        device: torch.device,
+        in_workers: bool,
+    ) -> None:
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self._sampler = sampler
+        self._finish = finish
+        self._device = device
+        side = config[0].image_size
+        fetch: Callable[[SampleKeys], Tensor] = partial(_cut, split, subset, *config)
+        self._augment: Augment | None = augment
+        if in_workers:
+            fetch, self._augment = partial(_augmented, fetch, augment), None
+        largest = (sampler.micro_batch_size, 3, side, side)
+        self._stream = Stream(fetch, largest, runtime, pin=device.type == "cuda")
+
+    def epoch(
+        self, epoch: int, *, start_step: int = 0, give_up: Callable[[], bool] = never
+    ) -> Iterator[tuple[Batch, ...]]:
+        steps = list(self._sampler.steps(epoch, start_step))
+        images = self._stream([keys for _, micro_batches in steps for keys in micro_batches], give_up)
+        for step, micro_batches in steps:
+            yield tuple(self._batch(next(images), keys, step, micro) for micro, keys in enumerate(micro_batches))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _batch(self, images: Tensor, keys: SampleKeys, step: int, micro: int) -> Batch:
+        images = images.to(self._device, non_blocking=images.is_pinned())
+        if self._augment is not None:
+            images = self._augment(images, keys)
+        pixels = self._finish.pixels(images, keys)
+        return self._finish.batch(pixels, to_device(keys.indices, self._device), (keys.epoch, step, micro))
+
+
+class StreamedEvalLoader:
+    """Evaluation batches of the images ``indices`` of ``split``; the workers live as long as one pass."""
+
+    def __init__(
+        self,
+        split: Split,
+        indices: NDArray[np.int64],
+        config: DataConfig,
+        *,
+        normalise: Normalise,
+        runtime: RuntimeConfig,
+        device: torch.device,
+    ) -> None:
+        self._split = split
+        size = runtime.eval_batch_size
+        self._keys = [indices[start : start + size] for start in range(0, len(indices), size)]
+        self._decode = partial(_decode, split, eval_transform(config))
+        self._largest = (min(size, len(indices)), 3, config.image_size, config.image_size)
+        self._normalise = normalise
+        self._runtime = runtime
+        self._device = device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        stream = Stream(self._decode, self._largest, self._runtime, pin=self._device.type == "cuda")
+        try:
+            for indices, images in zip(self._keys, stream(self._keys), strict=True):
+                labels = to_device(self._split.labels[indices], self._device)
+                yield self._normalise(images.to(self._device, non_blocking=images.is_pinned())), labels
+        finally:
+            stream.close()
+
+
+def _cut(split: Split, subset: NDArray[np.int64], data: DataConfig, augment: AugmentConfig, keys: SampleKeys) -> Tensor:
+    """Decode one micro-batch of the images ``subset`` of ``split`` and crop it: (B, 3, S, S) uint8.
+
+    Without ``crop_scale``, the shorter side is resized to ``image_size`` and the centre cut out.
+    """
+    side = data.image_size
+    pixels = np.empty((len(keys.indices), 3, side, side), dtype=np.uint8)
+    for first, images in _decoded(split, subset[keys.indices]):
+        rows = slice(first, first + len(images))
+        if augment.crop_scale is None:
+            cut = [resize_and_crop(image, side, side, data.interpolation) for image in images]
+        else:
+            part = keys._replace(indices=keys.indices[rows], repeats=keys.repeats[rows])
+            sides = [(image.height, image.width) for image in images]
+            boxes = draw_crops(part, sides, augment.crop_scale, augment.crop_aspect)
+            cut = [
+                crop_and_resize(image, box, side, data.interpolation)
+                for image, box in zip(images, boxes.tolist(), strict=True)
+            ]
+        for target, image in zip(pixels[rows], cut, strict=True):
+            target[:] = np.asarray(image).transpose(2, 0, 1)
+    return torch.from_numpy(pixels)
+
+
+def _decoded(split: Split, indices: NDArray[np.int64]) -> Iterator[tuple[int, list[Image.Image]]]:
+    """Yield the images ``indices`` in stretches that fit into memory, each with the position of its first image."""
+    images: list[Image.Image] = []
+    num_pixels = 0
+    for position, index in enumerate(indices.tolist()):
+        # The views of repeated augmentation follow each other.
+        known = bool(images) and index == indices[position - 1]
+        images.append(images[-1] if known else split.read(index))
+        num_pixels += images[-1].width * images[-1].height
+        if num_pixels >= _PIXELS_AT_ONCE or position + 1 == len(indices):
+            yield position + 1 - len(images), images
+            images, num_pixels = [], 0
+
+
+def _augmented(cut: Callable[[SampleKeys], Tensor], augment: Augment, keys: SampleKeys) -> Tensor:
+    return augment(cut(keys), keys).to(torch.uint8)
+
+
+def _decode(split: Split, transform: Transform, indices: NDArray[np.int64]) -> Tensor:
+    """Decode the images ``indices`` of ``split``: (B, 3, S, S) uint8."""
+    return torch.stack([transform(split.read(int(index))) for index in indices])
