@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
+from vitutor_core.config import setting
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.params import check_seeds
+from vitutor_core.recipe import OWN
 
 
 class PathOption(click.Path):
@@ -27,10 +29,16 @@ class PathOption(click.Path):
 
 
 SCALES = ("digits", "small", "cifar100", "imagenet")
+"""Of the papers' tables; at the scale `OWN` the user's own images take the place of theirs."""
 
-scale = click.option(
-    "--scale", type=click.Choice(SCALES), default="digits", show_default=True, help="Which recipe: data and model size."
-)
+
+def _scale(names: tuple[str, ...], text: str) -> Callable[[Any], Any]:
+    return click.option("--scale", type=click.Choice(names), default="digits", show_default=True, help=text)
+
+
+scale = _scale(SCALES, "Which recipe: data and model size.")
+any_scale = _scale((*SCALES, OWN), "Which recipe: data and model size; own: your images (--source), sized to them.")
+source = click.option("--source", metavar="SOURCE", help="Short for --set data.source=SOURCE, e.g. folder:my_images.")
 recipe = click.option(
     "--recipe", type=PathOption(dir_okay=False), help="A recipe file of your own, instead of --scale's."
 )
@@ -88,6 +96,11 @@ def seed_numbers(text: str) -> tuple[int, ...]:
 def with_seed(settings: tuple[str, ...], seed: int | None) -> tuple[str, ...]:
     """Return the settings of --set with that of --seed."""
     return settings if seed is None else (*settings, f"seed={seed}")
+
+
+def with_source(settings: tuple[str, ...], source: str | None) -> tuple[str, ...]:
+    """Return the settings of --set with that of --source."""
+    return settings if source is None else (setting("data.source", source), *settings)
 
 
 def command_line(program: str) -> str:
