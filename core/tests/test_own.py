@@ -59,9 +59,7 @@ def test_what_is_set_is_taken_and_the_rest_fits_it() -> None:
     assert derive(images(), CPU, Wanted(image_size=50)).patch_size == 10
     with pytest.raises(ConfigError, match=r"data\.image_size: 53 px cannot be cut into patches; set it to 54"):
         derive(images(), CPU, Wanted(image_size=53))
-    with pytest.raises(
-        ConfigError, match=r"train\.batch_size: 200 is larger than an epoch of 160 .*; set it to 32"
-    ):
+    with pytest.raises(ConfigError, match=r"train\.batch_size: 200 is larger than an epoch of 160 .*; set it to 32"):
         derive(images(), CPU, Wanted(batch_size=200))
     part = images()._replace(whole=1_000)
     assert derive(part, CPU, Wanted(batch_size=200, full_epochs=True)).batch_size == 200

@@ -204,17 +204,8 @@ def resolve(
     """
     read = read_recipe(recipe)
     values = json.loads(json.dumps(read.base))
-    for kind, name, known in (("preset", preset, read.presets), ("row", row, read.rows)):
-        if name is None:
-            continue
-        if name not in known:
-            valid = f"{kind}s: {', '.join(known)}" if known else f"it has no {kind}s"
-            raise ConfigError(f"{recipe.name}: no {kind} '{name}'{nearest(name, known)}; {valid}")
-        for path, value in known[name].items():
-            if path != _ROWS:
-                assign(values, path, value)
-    for pattern, changes in read.presets.get(preset or "", {}).get(_ROWS, {}).items():
-        for path, value in changes.items() if row is not None and fnmatchcase(row, pattern) else ():
+    for _, changes in changes_of(read, recipe.name, preset=preset, row=row):
+        for path, value in changes.items():
             assign(values, path, value)
     sizes = sizes_of(values, settings, schema) if names_sizes(values) else None
     if sizes is not None:
@@ -223,3 +214,19 @@ def resolve(
     if sizes is not None:
         values = filled(values, sizes)  # settings may be those of a budget
     return schema.from_mapping(values, where=recipe.name)
+
+
+def changes_of(read: Recipe, where: str, *, preset: str | None, row: str | None) -> list[tuple[str, Changes]]:
+    """Return what a preset and a row change of a recipe's base, in order, each with what it is called."""
+    layers = []
+    for kind, name, known in (("preset", preset, read.presets), ("row", row, read.rows)):
+        if name is None:
+            continue
+        if name not in known:
+            valid = f"{kind}s: {', '.join(known)}" if known else f"it has no {kind}s"
+            raise ConfigError(f"{where}: no {kind} '{name}'{nearest(name, known)}; {valid}")
+        layers.append((f"{kind} {name}", {path: value for path, value in known[name].items() if path != _ROWS}))
+    for pattern, changes in read.presets.get(preset or "", {}).get(_ROWS, {}).items():
+        if row is not None and fnmatchcase(row, pattern):
+            layers.append((f"preset {preset}", changes))
+    return layers

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
 from vitutor_core.cli import options
+from vitutor_core.cli.config import config_command
 from vitutor_core.cli.predict import predict_command
 from vitutor_core.cli.train import Asked, train_row
 from vitutor_core.errors import ConfigError
@@ -31,7 +31,7 @@ def paper_group(paper: Paper, summary: str) -> click.Group:
     def group() -> None:
         pass
 
-    for command in (_train, _reproduce, _config, _rows, _evaluate, predict_command, _robustness, _export):
+    for command in (_train, _reproduce, config_command, _rows, _evaluate, predict_command, _robustness, _export):
         group.add_command(command(paper))
     return group
 
@@ -41,8 +41,8 @@ def _train(paper: Paper) -> click.Command:
     @options.any_scale
     @options.source
     @options.recipe
-    @options.preset
-    @click.option("--row", help="A row of the paper's tables, as `rows` lists them.")
+    @options.preset_of(paper)
+    @options.row_of(paper)
     @options.seed
     @options.settings
     @options.teachers
@@ -76,11 +76,11 @@ def _measured(metrics: dict[str, float]) -> str:
 
 def _reproduce(paper: Paper) -> click.Command:
     @click.command("reproduce")
-    @click.argument("row")
+    @click.argument("row", shell_complete=options.complete(paper, "rows"))
     @options.any_scale
     @options.source
     @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, separated by commas.")
-    @options.preset
+    @options.preset_of(paper)
     @options.settings
     @options.plan
     @options.results
@@ -124,34 +124,6 @@ def _reproduce(paper: Paper) -> click.Command:
     return reproduce
 
 
-def _config(paper: Paper) -> click.Command:
-    @click.command("config")
-    @options.any_scale
-    @options.source
-    @options.recipe
-    @options.preset
-    @click.option("--row", help="A row of the paper's tables.")
-    @options.seed
-    @options.settings
-    def config(
-        scale: str,
-        source: str | None,
-        recipe: Path | None,
-        preset: str | None,
-        row: str | None,
-        seed: int | None,
-        settings: tuple[str, ...],
-    ) -> None:
-        """Print the resolved config as JSON, and its fingerprint."""
-        resolved = paper.resolve(
-            scale, recipe, row, options.with_source(options.with_seed(settings, seed), source), preset=preset
-        )
-        click.echo(resolved.model_dump_json(indent=2))
-        click.echo(f"fingerprint {resolved.fingerprint()}", err=True)
-
-    return config
-
-
 def _rows(paper: Paper) -> click.Command:
     @click.command("rows")
     @options.any_scale
@@ -160,20 +132,11 @@ def _rows(paper: Paper) -> click.Command:
         """List the rows and presets that a recipe has, with what each changes."""
         found = read_recipe(recipe_path(paper.package, scale, recipe))
         for name, changes in found.rows.items():
-            click.echo(f"{name:28}{_brief(changes)}")
+            click.echo(f"{name:28}{options.brief(changes)}")
         for name, changes in found.presets.items():
-            click.echo(f"{'--preset ' + name:28}{_brief(changes)}")
+            click.echo(f"{'--preset ' + name:28}{options.brief(changes)}")
 
     return rows
-
-
-def _brief(changes: Mapping[str, object]) -> str:
-    """Show what a row changes; of a whole section only its first value, which names it."""
-    shown = {
-        path: next(iter(value.values()), None) if isinstance(value, Mapping) else value
-        for path, value in changes.items()
-    }
-    return ", ".join(f"{path}={'null' if value is None else value}" for path, value in shown.items())
 
 
 def _evaluate(paper: Paper) -> click.Command:
