@@ -1,4 +1,4 @@
-"""A config explains itself: every field's source, a commented recipe that comes back, completion, the reference page."""
+"""A config explains itself: where values come from, a commented recipe, completion in the shell, the page of fields."""
 
 from __future__ import annotations
 

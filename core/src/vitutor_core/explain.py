@@ -42,7 +42,7 @@ def fields_of(schema: type[Config], prefix: str = "") -> Iterator[Field]:
     for name, info in schema.model_fields.items():
         path, parts = prefix + name, _parts(info.annotation)
         section = next((part for part in parts if _is_section(part)), None)
-        keyed = next((get_args(part)[1] for part in parts if get_origin(part) is dict), None)
+        keyed: Any = next((get_args(part)[1] for part in parts if get_origin(part) is dict), None)
         if _is_section(keyed):
             yield Field(path, "mapping to sections", _default(info), info.description or "")
             yield from fields_of(keyed, f"{path}.{KEY}.")

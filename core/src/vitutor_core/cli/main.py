@@ -25,21 +25,9 @@ def vitutor() -> None:
     """ViTutor's shared tools. Each paper has a command of its own."""
 
 
-for command in (
-    data,
-    teacher,
-    predict_command(),
-    cache,
-    analyze,
-    compare,
-    report,
-    graph,
-    plan,
-    ready,
-    params,
-    fields,
-    doctor,
-):
+for command in (data, teacher, predict_command(), cache, analyze, compare, report, fields, doctor):
+    vitutor.add_command(command)
+for command in (graph, plan, ready, params):
     vitutor.add_command(command)
 
 
