@@ -64,7 +64,7 @@ def test_four_commands_lead_from_photos_to_a_model_that_timm_loads(
     assert (tmp_path / "evaluation" / "confusion.svg").exists()
     source = open_source(DataConfig(source=f"folder:{tmp_path / 'my_images'}", image_size=32, holdout=HOLDOUT))
     held_out = [source.evaluation.where(index) for index in range(4)]
-    predicted = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    predicted = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
     seen = subprocess.run(
         [sys.executable, "-c", PLAIN_TIMM, *held_out, *sorted(map(str, new.iterdir()))],
         cwd=tmp_path,

@@ -32,7 +32,16 @@ def run(group: click.Command, arguments: list[str] | None = None) -> NoReturn:
     if "--debug" in arguments:
         os.environ["VITUTOR_DEBUG"] = "1"
     arguments = [argument for argument in arguments if argument != "--debug"]
+    _list_whole_sentences(group)
     exit_after(lambda: group.main(arguments, standalone_mode=False))
+
+
+def _list_whole_sentences(group: click.Group) -> None:
+    """Let lists of commands wrap the first sentence of each, which click cuts at the end of the line."""
+    for command in group.commands.values():
+        command.short_help = command.get_short_help_str(limit=10**4)
+        if isinstance(command, click.Group):
+            _list_whole_sentences(command)
 
 
 def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:
