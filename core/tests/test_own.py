@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from core.tests.conftest import Called
 from core.tests.photo_samples import write_photos
 from vitutor_core import sizing
+from vitutor_core.cli.compare import check_row
+from vitutor_core.cli.paper import paper_group
+from vitutor_core.cli.reproduce import Row
 from vitutor_core.cli.sizes import size_lines
 from vitutor_core.cli.teacher import recipe_teachers
 from vitutor_core.config import setting
@@ -17,6 +21,7 @@ from vitutor_core.errors import ConfigError
 from vitutor_core.own import CPU_SIZE, FULL_SIZE, HOLDOUT, PRETRAINED, Images, Machine, Wanted, derive
 from vitutor_core.paper import Paper, installed_papers
 from vitutor_core.recipe import OWN, read_recipe, recipe_path
+from vitutor_core.runs import RunRecord
 
 CPU, GPU = Machine(2, False, False), Machine(16, True, False)
 PAPERS = installed_papers()
@@ -26,15 +31,15 @@ def images(train: int = 160, side: int = 400) -> Images:
     return Images(train, train, train // 4, 4, side, held_out=True)
 
 
-@pytest.mark.parametrize("side", [1, 8, 15, 16, 17, 23, 24, 31, 32, 47, 48, 63, 64, 65, 100, 175, 176, 223, 224, 5000])
+@pytest.mark.parametrize("side", [1, 8, 15, 16, 17, 23, 24, 31, 32, 47, 48, 63, 64, 65, 100, 175, 191, 192, 223, 224, 5000])
 @pytest.mark.parametrize("machine", [CPU, GPU])
 def test_the_size_is_the_images_own_in_whole_patches(side: int, machine: Machine) -> None:
     sizes = derive(images(side=side), machine)
     most = FULL_SIZE if machine.has_gpu else CPU_SIZE
-    assert sizes.image_size % sizes.patch_size == 0
+    assert sizes.image_size % (2 * sizes.patch_size) == 0
     assert 16 <= sizes.image_size <= most
-    assert 6 <= sizes.image_size // sizes.patch_size <= 21
-    assert abs(sizes.image_size - min(max(side, 16), most)) <= sizes.patch_size // 2
+    assert 6 <= sizes.image_size // sizes.patch_size <= 22
+    assert abs(sizes.image_size - min(max(side, 16), most)) <= sizes.patch_size
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 7, 20, 40, 160, 1_000, 50_000, 10**6])
@@ -115,6 +120,26 @@ def test_the_table_says_what_was_chosen_and_why(classes: Path) -> None:
     assert lines["training"].startswith("300 epochs of 2 updates of 16 images, 600 updates")
 
 
+@pytest.mark.parametrize("paper", PAPERS.values(), ids=list(PAPERS))
+def test_every_row_takes_its_first_step(paper: Paper, classes: Path) -> None:
+    settings = (setting("data.source", f"folder:{classes}"), "runtime.device=cpu")
+    for row in read_recipe(recipe_path(paper.package, OWN)).rows:
+        check_row(Row(paper, row, OWN, settings=settings), (0,))
+
+
+def test_a_row_that_starts_from_others_has_them_trained_first(classes: Path, tmp_path: Path, call: Called) -> None:
+    out = tmp_path / "run"
+    arguments = ("--scale", OWN, "--source", f"folder:{classes}", "--row", "mae_distilled_finetune", "--out", out)
+    group = paper_group(PAPERS["mae_lite_distill"], "a paper")
+    code, said, _ = call(group, "train", *arguments, "--set", "train.epochs=1", "--set", "data.image_size=16")
+    assert (code, said.startswith("top-1 ")) == (0, True)
+    record = RunRecord.read(out)
+    assert record.config["student"]["weights"] == str(out / "rows" / "mae_distilled")
+    taught = RunRecord.read(out / "rows" / "mae_distilled")
+    assert set(taught.teachers)
+    assert (taught.config["train"]["epochs"], taught.config["data"]["image_size"]) == (1, 16)
+
+
 def test_a_validation_split_is_used_where_there_is_one(classes: Path) -> None:
     assert resolved(PAPERS["drloc"], None, classes.parent).data.holdout is None
     assert resolved(PAPERS["drloc"], None, classes.parent, "data.eval_split=val").data.holdout is None
@@ -134,4 +159,10 @@ def test_mistakes_are_answered_before_torch_is_imported(classes: Path) -> None:
     assert said() == "False data.source: which images? name their folder with --source folder:PATH"
     assert said(f"data.source=folder:{classes}", "train.batch_size=99") == (
         "False train.batch_size: 99 is larger than an epoch of 32 images; set it to 16"
+    )
+    assert said(f"data.source=folder:{classes}", "student.kwargs.num_heads=3").startswith(
+        "False own.yaml: student: kwargs.embed_dim is 64, no multiple of the 3 of kwargs.num_heads; set it to 63 or 66"
+    )
+    assert "px are no multiple of its patches of 5 px" in said(
+        f"data.source=folder:{classes}", "student.kwargs.patch_size=5"
     )

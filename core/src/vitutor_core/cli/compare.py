@@ -49,7 +49,7 @@ def compare(
             rows.append(Row(paper, name, scale, settings=changes))
     for row in rows:
         with named(_title(row)):
-            _check(row, numbers)
+            check_row(row, numbers)
     if scale == OWN:
         taught = rows[-1].config(numbers[0])
         show_sizes(taught, recipe_teachers(taught, scale))
@@ -67,7 +67,7 @@ def _title(row: Row) -> str:
     return f"{row.paper.command}, row {row.name}"
 
 
-def _check(row: Row, seeds: tuple[int, ...]) -> None:
+def check_row(row: Row, seeds: tuple[int, ...]) -> None:
     """Check the configs of a row, and its first step, with untrained models in place of what comes before it."""
     from vitutor_core.cli.preflight import check_run
 
