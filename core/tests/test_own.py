@@ -31,7 +31,9 @@ def images(train: int = 160, side: int = 400) -> Images:
     return Images(train, train, train // 4, 4, side, held_out=True)
 
 
-@pytest.mark.parametrize("side", [1, 8, 15, 16, 17, 23, 24, 31, 32, 47, 48, 63, 64, 65, 100, 175, 191, 192, 223, 224, 5000])
+@pytest.mark.parametrize(
+    "side", [1, 8, 15, 16, 17, 23, 24, 31, 32, 47, 48, 63, 64, 65, 100, 175, 191, 192, 223, 224, 5000]
+)
 @pytest.mark.parametrize("machine", [CPU, GPU])
 def test_the_size_is_the_images_own_in_whole_patches(side: int, machine: Machine) -> None:
     sizes = derive(images(side=side), machine)

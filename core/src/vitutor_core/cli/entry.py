@@ -36,12 +36,11 @@ def run(group: click.Command, arguments: list[str] | None = None) -> NoReturn:
     exit_after(lambda: group.main(arguments, standalone_mode=False))
 
 
-def _list_whole_sentences(group: click.Group) -> None:
+def _list_whole_sentences(command: click.Command) -> None:
     """Let lists of commands wrap the first sentence of each, which click cuts at the end of the line."""
-    for command in group.commands.values():
-        command.short_help = command.get_short_help_str(limit=10**4)
-        if isinstance(command, click.Group):
-            _list_whole_sentences(command)
+    command.short_help = command.get_short_help_str(limit=10**4)
+    for child in command.commands.values() if isinstance(command, click.Group) else ():
+        _list_whole_sentences(child)
 
 
 def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:
