@@ -16,7 +16,7 @@ from vitutor_core.cli.paper import paper_group
 from vitutor_core.cli.reproduce import Row
 from vitutor_core.cli.sizes import size_lines
 from vitutor_core.cli.teacher import recipe_teachers
-from vitutor_core.config import setting
+from vitutor_core.config import parse_yaml, setting
 from vitutor_core.errors import ConfigError
 from vitutor_core.own import CPU_SIZE, FULL_SIZE, HOLDOUT, PRETRAINED, Images, Machine, Wanted, derive
 from vitutor_core.paper import Paper, installed_papers
@@ -120,6 +120,17 @@ def test_the_table_says_what_was_chosen_and_why(classes: Path) -> None:
     assert lines["size"].startswith(f"{config.data.image_size} px")
     assert lines["teacher"].startswith("cnn: resnet8_tiny")
     assert lines["training"].startswith("300 epochs of 2 updates of 16 images, 600 updates")
+
+
+@pytest.mark.parametrize("paper", PAPERS.values(), ids=list(PAPERS))
+def test_the_budget_of_a_comparison_is_sized_too(paper: Paper, classes: Path) -> None:
+    budget = parse_yaml(recipe_path("vitutor_core", f"budget/{OWN}").read_text(), where="budget")
+    rows = read_recipe(recipe_path(paper.package, OWN)).compare
+    assert rows is not None
+    shared = tuple(setting(field, value) for field, value in budget.items())
+    for row in (rows.plain, rows.methods[-1]):
+        config = paper.resolve(OWN, None, row, (*shared, setting("data.source", f"folder:{classes}")))
+        assert (config.train.batch_size, config.train.epochs, config.data.holdout) == (16, 300, HOLDOUT)
 
 
 @pytest.mark.parametrize("paper", PAPERS.values(), ids=list(PAPERS))
