@@ -31,7 +31,7 @@ def build(name: str, image_size: int) -> torch.nn.Module:
 @pytest.mark.parametrize("name", PATCHES)
 @pytest.mark.parametrize(("size", "rest", "sizes"), [(18, 2, "16 or 20"), (17, 1, "16 or 20"), (31, 3, "28 or 32")])
 def test_a_rest_is_refused_with_the_numbers(name: str, size: int, rest: int, sizes: str) -> None:
-    message = f"{name}: {size} px are no multiple of its patches of 4 px, so a border of {rest} px .* be {sizes}$"
+    message = f"{name}: {size} px are not a multiple of its patches of 4 px, so a border of {rest} px .* be {sizes}$"
     with pytest.raises(ConfigError, match=message):
         build(name, size)
 
@@ -56,7 +56,7 @@ def test_padding_is_no_loss() -> None:
 @pytest.mark.parametrize(("patch", "size"), [(16, 222), (16, 225), (14, 224 + 2), (32, 16)])
 def test_large_images(patch: int, size: int) -> None:
     model = ModelConfig(name="vit_tiny_patch16_224", kwargs={"patch_size": patch, **SMALL})
-    with pytest.raises(ConfigError, match=f"{size} px are no multiple of its patches of {patch} px"):
+    with pytest.raises(ConfigError, match=f"{size} px are not a multiple of its patches of {patch} px"):
         create_model(model, num_classes=4, image_size=size, channels=3)
 
 
@@ -64,6 +64,6 @@ def test_teachers_are_asked_too(tmp_path: Path) -> None:
     run(tmp_path / "run", "train.epochs=1")
     ten = tuple("0123456789")
     info = DataInfo("d", ten, 16, 3, (0.5,) * 3, (0.2,) * 3, num_train=10, num_eval=10, fingerprint="f")
-    with pytest.raises(ConfigError, match="18 px are no multiple of its patches of 8 px"):
+    with pytest.raises(ConfigError, match="18 px are not a multiple of its patches of 8 px"):
         load_teacher(TeacherConfig(weights=str(tmp_path / "run"), image_size=18), info)
     load_teacher(TeacherConfig(weights=str(tmp_path / "run")), info)

@@ -176,6 +176,6 @@ def test_mistakes_are_answered_before_torch_is_imported(classes: Path) -> None:
     assert said(f"data.source=folder:{classes}", "student.kwargs.num_heads=3").startswith(
         "False own.yaml: student: kwargs.embed_dim is 64, no multiple of the 3 of kwargs.num_heads; set it to 63 or 66"
     )
-    assert "px are no multiple of its patches of 5 px" in said(
+    assert "px are not a multiple of its patches of 5 px" in said(
         f"data.source=folder:{classes}", "student.kwargs.patch_size=5"
     )

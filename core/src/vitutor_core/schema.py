@@ -124,7 +124,7 @@ def border_of(image_size: int, patch: int) -> str:
         return ""
     below = f"{image_size - rest} or " if image_size > patch else ""
     return (
-        f"{image_size} px are no multiple of its patches of {patch} px, so a border of {rest} px would not be seen; "
+        f"{image_size} px are not a multiple of its patches of {patch} px, so a border of {rest} px would not be seen; "
         f"let data.image_size, or teacher.image_size, be {below}{image_size - rest + patch}"
     )
 
