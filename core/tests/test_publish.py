@@ -56,7 +56,7 @@ def test_what_is_published_can_be_read_in_the_repository(tmp_path):
     assert str(tmp_path) not in (target / "demo-runs.json").read_text()
     shown = re.findall(r"!?\[[^]]*\]\(([^)]*)\)", readme.read_text())
     assert shown == ["docs/results/digits/demo-ablation-ablation.svg", "docs/results/digits/demo.md"]
-    found = "+3.0 +- 0.7 points, inconclusive (it takes "
+    found = "+3.0 ± 0.7 points, inconclusive (it takes "
     assert f"- OURS minus plain model: {found}" in readme.read_text()
     pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (target / "demo.md").read_text())
     assert len(pictures) == len(list(target.glob("*.svg"))) == 3

@@ -26,7 +26,7 @@ from vitutor_core.errors import DataError, ResourceError
 from vitutor_core.report.drawing import COLOURS, THEME, style_of, told_apart
 from vitutor_core.report.html import write_report
 from vitutor_core.report.paper import PaperResults, load_paper_results
-from vitutor_core.report.plots import draw_figures
+from vitutor_core.report.plots import _epochs_below, draw_figures
 from vitutor_core.report.render import print_table, scope, to_markdown
 from vitutor_core.report.results import load_results
 from vitutor_core.report.table import build_table
@@ -100,7 +100,7 @@ def test_another_metric_of_a_row_in_another_unit(tmp_path: Path) -> None:
     assert pair_of(table, "ours:agent", "ours")["sentence"] == sentence
     assert table["further"] == []
     markdown = to_markdown(table)
-    assert "| agent | 0.210 | -0.040 | 0.220 +- 0.014 | -0.040 +- 0.014 | 2 | 898 | 56 |" in markdown
+    assert "| agent | 0.210 | -0.040 | 0.220 ± 0.014 | -0.040 ± 0.014 | 2 | 898 | 56 |" in markdown
     assert paper.title_of("ours_10:agent") == "the agent of OURS"
     assert paper.title_of("ours_10:other") == "OURS"
 
@@ -245,10 +245,19 @@ def test_terminal_fits_100_columns(paper: PaperResults, full: Path) -> None:
     assert table["summary"] in " ".join(text.split())
 
 
+def test_epochs_on_axes_are_whole() -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    axes.set_xlim(0, 3)
+    _epochs_below(axes)
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
 def test_markdown(paper: PaperResults, full: Path) -> None:
     text = to_markdown(build(paper, full))
-    assert "| with A | yes | 71.5 | +1.5 | 92.0 +- 1.0 | +1.0 +- 0.8 | 3 | 898 | 56 |" in text
-    assert "| OURS minus plain model at 10 % of the data | +14.0 | +10.3 +- 1.1 | confirmed | - |" in text
+    assert "| with A | yes | 71.5 | +1.5 | 92.0 ± 1.0 | +1.0 ± 0.8 | 3 | 898 | 56 |" in text
+    assert "| OURS minus plain model at 10 % of the data | +14.0 | +10.3 ± 1.1 | confirmed | - |" in text
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({line.count("|") for line in block.splitlines()}) == 1
 

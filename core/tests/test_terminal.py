@@ -13,8 +13,12 @@ import click
 import pytest
 from PIL import Image
 
+from core.tests.conftest import Called
 from vitutor_core.cli.entry import exit_after, printable
+from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.paper import paper_group
 from vitutor_core.errors import DataError
+from vitutor_core.paper import installed_papers
 
 NAMES = [
     "bad\x1b[2J\x1b[31m.png",
@@ -86,3 +90,10 @@ def test_a_terminal_sees_none_of_them(tmp_path: Path) -> None:
 def test_plain_text_stays() -> None:
     text = "Ünïcödé 'quotes' 100 % <b> C:\\x €"
     assert printable(text) == text
+
+
+@pytest.mark.parametrize("package", ["vitutor", *installed_papers()])
+def test_lists_of_commands_cut_no_sentence(package: str, call: Called) -> None:
+    group = vitutor if package == "vitutor" else paper_group(installed_papers()[package], "a paper")
+    _, out, _ = call(group, "--help")
+    assert not [line for line in out.splitlines() if line.endswith("...") and not line.startswith("Usage")]

@@ -120,6 +120,6 @@ def test_a_smoke_test_has_numbers_and_no_verdicts(paper: PaperResults, tmp_path:
     assert pair["sentence"] == "OURS minus plain model: +5.0 +- 0.8 points."
     text = to_markdown(table)
     assert "Scale digits (smoke test)" in text
-    assert "| OURS minus plain model | +2.3 | +5.0 +- 0.8 |\n" in text
+    assert "| OURS minus plain model | +2.3 | +5.0 ± 0.8 |\n" in text
     for word in ("confirmed", "contradicted", "inconclusive", "verdict |"):
         assert word not in text

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
@@ -21,9 +21,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from vitutor_core.config import Config, apply_settings, assign, nearest, parse_yaml
 from vitutor_core.errors import ConfigError
+from vitutor_core.sizing import filled, names_sizes, sizes_of
 
 Changes = dict[str, Any]
 CORE_GROUP = "core"
+OWN = "own"
+"""The scale of a user's own images."""
 SHIFTED_SETS = ("a", "r", "c", "v2", "real")
 """Sets of images out of distribution; set ``x`` lies in the folder ``imagenet-x``. See `vitutor_core.evaluate.sets`."""
 _KEYS = ("base", "presets", "variants", "rows", "products", "groups", "analyses", "robustness", "compare")
@@ -73,8 +76,9 @@ def recipe_path(package: str, scale: str, own: Path | None = None) -> Path:
 
 
 def scales_of(package: str) -> tuple[str, ...]:
-    """Return the scales that a package has a recipe for, in alphabetical order."""
-    return tuple(sorted(path.stem for path in (Path(str(files(package))) / "recipes").glob("*.yaml")))
+    """Return the scales that a package has a recipe for, in alphabetical order; `OWN` has no images of its own."""
+    found = sorted(path.stem for path in (Path(str(files(package))) / "recipes").glob("*.yaml"))
+    return tuple(scale for scale in found if scale != OWN)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -192,22 +196,37 @@ def resolve(
     *,
     preset: str | None = None,
     row: str | None = None,
-    settings: Iterable[str] = (),
+    settings: Sequence[str] = (),
 ) -> ConfigT:
-    """Build a config from a recipe, one of its presets, one of its rows, and ``a.b=c`` settings, in this order."""
+    """Build a config from a recipe, one of its presets, one of its rows, and ``a.b=c`` settings, in this order.
+
+    What the recipe names by a dollar is filled in before the settings; see `vitutor_core.sizing`.
+    """
     read = read_recipe(recipe)
     values = json.loads(json.dumps(read.base))
+    for _, changes in changes_of(read, recipe.name, preset=preset, row=row):
+        for path, value in changes.items():
+            assign(values, path, value)
+    sizes = sizes_of(values, settings, schema) if names_sizes(values) else None
+    if sizes is not None:
+        values = filled(values, sizes)
+    apply_settings(values, settings, schema)
+    if sizes is not None:
+        values = filled(values, sizes)  # settings may be those of a budget
+    return schema.from_mapping(values, where=recipe.name)
+
+
+def changes_of(read: Recipe, where: str, *, preset: str | None, row: str | None) -> list[tuple[str, Changes]]:
+    """Return what a preset and a row change of a recipe's base, in order, each with what it is called."""
+    layers = []
     for kind, name, known in (("preset", preset, read.presets), ("row", row, read.rows)):
         if name is None:
             continue
         if name not in known:
             valid = f"{kind}s: {', '.join(known)}" if known else f"it has no {kind}s"
-            raise ConfigError(f"{recipe.name}: no {kind} '{name}'{nearest(name, known)}; {valid}")
-        for path, value in known[name].items():
-            if path != _ROWS:
-                assign(values, path, value)
+            raise ConfigError(f"{where}: no {kind} '{name}'{nearest(name, known)}; {valid}")
+        layers.append((f"{kind} {name}", {path: value for path, value in known[name].items() if path != _ROWS}))
     for pattern, changes in read.presets.get(preset or "", {}).get(_ROWS, {}).items():
-        for path, value in changes.items() if row is not None and fnmatchcase(row, pattern) else ():
-            assign(values, path, value)
-    apply_settings(values, settings, schema)
-    return schema.from_mapping(values, where=recipe.name)
+        if row is not None and fnmatchcase(row, pattern):
+            layers.append((f"preset {preset}", changes))
+    return layers

@@ -117,6 +117,18 @@ class AugmentConfig(Config):
     repeats: int = fingerprinted(1, help="repeated augmentation: views of one image in an epoch", ge=1, le=100)
 
 
+def border_of(image_size: int, patch: int) -> str:
+    """Say which sizes are right for a model's patches, of images that are no multiple of them; else nothing."""
+    rest = image_size % patch
+    if not rest:
+        return ""
+    below = f"{image_size - rest} or " if image_size > patch else ""
+    return (
+        f"{image_size} px are not a multiple of its patches of {patch} px, so a border of {rest} px would not be seen; "
+        f"let data.image_size, or teacher.image_size, be {below}{image_size - rest + patch}"
+    )
+
+
 class ModelConfig(Config):
     """A model by its timm name."""
 
@@ -130,6 +142,17 @@ class ModelConfig(Config):
         None,
         help="start from a run folder or safetensors file (fingerprinted: its sha256); its head only for equal classes",
     )
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        width, heads = self.kwargs.get("embed_dim"), self.kwargs.get("num_heads")
+        if type(width) is int and type(heads) is int and heads > 0 and width % heads:
+            fitting = f"{width - width % heads} or " if width > heads else ""
+            raise ValueError(
+                f"kwargs.embed_dim is {width}, no multiple of the {heads} of kwargs.num_heads; set it to "
+                f"{fitting}{width - width % heads + heads}"
+            )
+        return self
 
 
 class TeacherConfig(Config):
@@ -267,6 +290,15 @@ class RunConfig(Config):
     train: TrainConfig = fingerprinted(help="length and precision")
     cache: CacheConfig = fingerprinted(CacheConfig(), help="stored teacher outputs")
     runtime: RuntimeConfig = runtime(RuntimeConfig(), help="what may change on resume")
+
+    @model_validator(mode="after")
+    def _patches_cover_the_image(self) -> Self:
+        patch = self.student.kwargs.get("patch_size")
+        if type(patch) is int and patch > 0 and not self.student.kwargs.get("dynamic_img_pad"):
+            problem = border_of(self.data.image_size, patch)
+            if problem:
+                raise ValueError(f"{self.student.name}: {problem}")
+        return self
 
     @property
     def view_seed(self) -> int:

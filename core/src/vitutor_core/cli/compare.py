@@ -10,31 +10,36 @@ import click
 
 from vitutor_core.cli import options
 from vitutor_core.cli.reproduce import Folders, Row, reproduce_row
-from vitutor_core.cli.teacher import teacher_config
+from vitutor_core.cli.sizes import show_sizes
+from vitutor_core.cli.teacher import recipe_teachers, teacher_config
 from vitutor_core.config import nearest, parse_yaml, setting
 from vitutor_core.errors import ConfigError, named
 from vitutor_core.files import write_json
 from vitutor_core.graph.needs import teachers_of
 from vitutor_core.paper import Paper, installed_papers
-from vitutor_core.recipe import Compared, read_recipe, recipe_path
+from vitutor_core.recipe import OWN, Compared, read_recipe, recipe_path
 
 
 @click.command("compare")
-@options.scale
+@options.any_scale
+@options.source
 @click.option("--papers", help="Package names, separated by commas.  [default: all that are installed]")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, separated by commas.")
 @options.settings
 @options.out()
-def compare(scale: str, papers: str | None, seeds: str, settings: tuple[str, ...], out: Path) -> None:
+def compare(
+    scale: str, source: str | None, papers: str | None, seeds: str, settings: tuple[str, ...], out: Path
+) -> None:
     """Train each paper's method and its plain student on one budget, and show what each method adds.
 
     Images, augmentation, optimiser and number of updates are the same for all; --set changes them for all, e.g.
-    --set data.source=folder:my_images --set data.fraction=0.1. What a method needs besides (teachers, pre-training)
+    --source folder:my_images --set data.fraction=0.1. What a method needs besides (teachers, pre-training)
     comes from its own recipe and is listed. Interrupted, the same command goes on; changed, it trains what changed.
     """
     from vitutor_core.cli.evaluate import evaluate_row
 
     numbers, budget = options.seed_numbers(seeds), _budget(scale)
+    settings = options.with_source(settings, source)
     chosen = [(paper, _compared(paper, scale)) for paper in _choose(papers)]
     rows = []
     for paper, compared in chosen:
@@ -44,7 +49,10 @@ def compare(scale: str, papers: str | None, seeds: str, settings: tuple[str, ...
             rows.append(Row(paper, name, scale, settings=changes))
     for row in rows:
         with named(_title(row)):
-            _check(row, numbers)
+            check_row(row, numbers)
+    if scale == OWN:
+        taught = rows[-1].config(numbers[0])
+        show_sizes(taught, recipe_teachers(taught, scale))
     folders = Folders(out, out / "work")
     for row in rows:
         with named(_title(row)):
@@ -59,7 +67,7 @@ def _title(row: Row) -> str:
     return f"{row.paper.command}, row {row.name}"
 
 
-def _check(row: Row, seeds: tuple[int, ...]) -> None:
+def check_row(row: Row, seeds: tuple[int, ...]) -> None:
     """Check the configs of a row, and its first step, with untrained models in place of what comes before it."""
     from vitutor_core.cli.preflight import check_run
 

@@ -32,7 +32,15 @@ def run(group: click.Command, arguments: list[str] | None = None) -> NoReturn:
     if "--debug" in arguments:
         os.environ["VITUTOR_DEBUG"] = "1"
     arguments = [argument for argument in arguments if argument != "--debug"]
+    _list_whole_sentences(group)
     exit_after(lambda: group.main(arguments, standalone_mode=False))
+
+
+def _list_whole_sentences(command: click.Command) -> None:
+    """Let lists of commands wrap the first sentence of each, which click cuts at the end of the line."""
+    command.short_help = command.get_short_help_str(limit=10**4)
+    for child in command.commands.values() if isinstance(command, click.Group) else ():
+        _list_whole_sentences(child)
 
 
 def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:

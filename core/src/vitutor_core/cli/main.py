@@ -12,6 +12,7 @@ from vitutor_core.cli.compare import compare
 from vitutor_core.cli.data import data
 from vitutor_core.cli.doctor import doctor
 from vitutor_core.cli.entry import run
+from vitutor_core.cli.fields import fields
 from vitutor_core.cli.graph import graph, params, plan, ready
 from vitutor_core.cli.predict import predict_command
 from vitutor_core.cli.report import report
@@ -24,7 +25,9 @@ def vitutor() -> None:
     """ViTutor's shared tools. Each paper has a command of its own."""
 
 
-for command in (data, teacher, predict_command(), cache, analyze, compare, report, graph, plan, ready, params, doctor):
+for command in (data, teacher, predict_command(), cache, analyze, compare, report, fields, doctor):
+    vitutor.add_command(command)
+for command in (graph, plan, ready, params):
     vitutor.add_command(command)
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from vitutor_core.errors import ConfigError
+from vitutor_core.config import setting
+from vitutor_core.errors import ConfigError, VitutorError
 from vitutor_core.graph.params import check_seeds
+from vitutor_core.paper import Paper
+from vitutor_core.recipe import OWN, read_recipe, recipe_path
 
 
 class PathOption(click.Path):
@@ -27,14 +31,20 @@ class PathOption(click.Path):
 
 
 SCALES = ("digits", "small", "cifar100", "imagenet")
+"""Of the papers' tables; at the scale `OWN` the user's own images take the place of theirs."""
 
-scale = click.option(
-    "--scale", type=click.Choice(SCALES), default="digits", show_default=True, help="Which recipe: data and model size."
-)
+
+def _scale(names: tuple[str, ...], text: str) -> Callable[[Any], Any]:
+    return click.option("--scale", type=click.Choice(names), default="digits", show_default=True, help=text)
+
+
+scale = _scale(SCALES, "Which recipe: data and model size.")
+any_scale = _scale((*SCALES, OWN), "Which recipe: data and model size; own: your images (--source), sized to them.")
+source = click.option("--source", metavar="SOURCE", help="Short for --set data.source=SOURCE, e.g. folder:my_images.")
 recipe = click.option(
     "--recipe", type=PathOption(dir_okay=False), help="A recipe file of your own, instead of --scale's."
 )
-preset = click.option("--preset", help="A preset of the recipe, such as the paper's or the released code's reading.")
+preset = click.option("--preset", help=(_PRESET := "A preset, such as the paper's or the released code's reading."))
 settings = click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Override a field, e.g. train.epochs=5; repeatable."
 )
@@ -88,6 +98,45 @@ def seed_numbers(text: str) -> tuple[int, ...]:
 def with_seed(settings: tuple[str, ...], seed: int | None) -> tuple[str, ...]:
     """Return the settings of --set with that of --seed."""
     return settings if seed is None else (*settings, f"seed={seed}")
+
+
+def row_of(paper: Paper) -> Callable[[Any], Any]:
+    """Return the --row option of a paper, whose rows the shell completes."""
+    text = "A row of the paper's tables, as `rows` lists them."
+    return click.option("--row", help=text, shell_complete=complete(paper, "rows"))
+
+
+def preset_of(paper: Paper) -> Callable[[Any], Any]:
+    """Return the --preset option of a paper, whose presets the shell completes."""
+    return click.option("--preset", help=_PRESET, shell_complete=complete(paper, "presets"))
+
+
+def complete(paper: Paper, part: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """Return what completes names of a ``part`` of the recipe that is chosen so far, each with what it changes."""
+
+    def names(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+        chosen = recipe_path(paper.package, ctx.params.get("scale") or "digits", ctx.params.get("recipe"))
+        try:
+            found = getattr(read_recipe(chosen), part)
+        except VitutorError:
+            return []  # the command itself says what is wrong with the recipe
+        return [CompletionItem(name, help=brief(changes)) for name, changes in found.items() if name.startswith(typed)]
+
+    return names
+
+
+def brief(changes: Mapping[str, object]) -> str:
+    """Show what a row changes; of a whole section only its first value, which names it."""
+    shown = {
+        path: next(iter(value.values()), None) if isinstance(value, Mapping) else value
+        for path, value in changes.items()
+    }
+    return ", ".join(f"{path}={'null' if value is None else value}" for path, value in shown.items())
+
+
+def with_source(settings: tuple[str, ...], source: str | None) -> tuple[str, ...]:
+    """Return the settings of --set with that of --source."""
+    return settings if source is None else (setting("data.source", source), *settings)
 
 
 def command_line(program: str) -> str:

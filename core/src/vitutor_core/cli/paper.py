@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
 from vitutor_core.cli import options
+from vitutor_core.cli.config import config_command
 from vitutor_core.cli.predict import predict_command
+from vitutor_core.cli.train import Asked, train_row
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.planned import PlannedRow, leave_out
 from vitutor_core.paper import Paper, load
 from vitutor_core.recipe import SHIFTED_SETS, read_recipe, recipe_path
+from vitutor_core.train.progress import QUIET
 
 
 def paper_group(paper: Paper, summary: str) -> click.Group:
@@ -29,23 +31,25 @@ def paper_group(paper: Paper, summary: str) -> click.Group:
     def group() -> None:
         pass
 
-    for command in (_train, _reproduce, _config, _rows, _evaluate, predict_command, _robustness, _export):
+    for command in (_train, _reproduce, config_command, _rows, _evaluate, predict_command, _robustness, _export):
         group.add_command(command(paper))
     return group
 
 
 def _train(paper: Paper) -> click.Command:
     @click.command("train")
-    @options.scale
+    @options.any_scale
+    @options.source
     @options.recipe
-    @options.preset
-    @click.option("--row", help="A row of the paper's tables, as `rows` lists them.")
+    @options.preset_of(paper)
+    @options.row_of(paper)
     @options.seed
     @options.settings
     @options.teachers
     @options.out()
     def train(
         scale: str,
+        source: str | None,
         recipe: Path | None,
         preset: str | None,
         row: str | None,
@@ -55,15 +59,8 @@ def _train(paper: Paper) -> click.Command:
         out: Path,
     ) -> None:
         """Train one run into OUT; the same command again resumes it."""
-        config = paper.resolve(scale, recipe, row, options.with_seed(settings, seed), preset=preset)
-        from vitutor_core.cli.teacher import with_teachers
-        from vitutor_core.train.progress import QUIET
-        from vitutor_core.train.session import RunLabel
-        from vitutor_core.train.session import train as run_session
-
-        config = with_teachers(config, scale, teachers or out / "teachers", method=paper.method)
-        label = RunLabel(paper.package, row or "train", scale, options.command_line(paper.command))
-        record = run_session(config, load(paper.method).build, label=label, out=out)
+        asked = Asked(paper, scale, recipe, preset, row, options.with_source(options.with_seed(settings, seed), source))
+        record = train_row(asked, out, teachers or out / "teachers")
         if os.environ.get("RANK", "0") == "0" and os.environ.get(QUIET) != "1":
             click.echo(f"{_measured(record.metrics)} on {record.metrics['images']:.0f} images; {out}")
 
@@ -79,10 +76,11 @@ def _measured(metrics: dict[str, float]) -> str:
 
 def _reproduce(paper: Paper) -> click.Command:
     @click.command("reproduce")
-    @click.argument("row")
-    @options.scale
+    @click.argument("row", shell_complete=options.complete(paper, "rows"))
+    @options.any_scale
+    @options.source
     @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, separated by commas.")
-    @options.preset
+    @options.preset_of(paper)
     @options.settings
     @options.plan
     @options.results
@@ -92,6 +90,7 @@ def _reproduce(paper: Paper) -> click.Command:
     def reproduce(
         row: str,
         scale: str,
+        source: str | None,
         seeds: str,
         preset: str | None,
         settings: tuple[str, ...],
@@ -111,9 +110,8 @@ def _reproduce(paper: Paper) -> click.Command:
         folders = Folders(results, work)
         if plan is None:
             numbers = options.seed_numbers(seeds)
-            reproduce_row(
-                Row(paper, row, scale, preset, settings), numbers, folders, jobs=jobs, processes=processes or 1
-            )
+            chosen = Row(paper, row, scale, preset, options.with_source(settings, source))
+            reproduce_row(chosen, numbers, folders, jobs=jobs, processes=processes or 1)
             return
         planned = PlannedRow.read(plan, paper.package, row)
         if planned.run:
@@ -126,51 +124,19 @@ def _reproduce(paper: Paper) -> click.Command:
     return reproduce
 
 
-def _config(paper: Paper) -> click.Command:
-    @click.command("config")
-    @options.scale
-    @options.recipe
-    @options.preset
-    @click.option("--row", help="A row of the paper's tables.")
-    @options.seed
-    @options.settings
-    def config(
-        scale: str,
-        recipe: Path | None,
-        preset: str | None,
-        row: str | None,
-        seed: int | None,
-        settings: tuple[str, ...],
-    ) -> None:
-        """Print the resolved config as JSON, and its fingerprint."""
-        resolved = paper.resolve(scale, recipe, row, options.with_seed(settings, seed), preset=preset)
-        click.echo(resolved.model_dump_json(indent=2))
-        click.echo(f"fingerprint {resolved.fingerprint()}", err=True)
-
-    return config
-
-
 def _rows(paper: Paper) -> click.Command:
     @click.command("rows")
-    @options.scale
-    def rows(scale: str) -> None:
-        """List the rows and presets that a scale's recipe has, with what each changes."""
-        recipe = read_recipe(recipe_path(paper.package, scale))
-        for name, changes in recipe.rows.items():
-            click.echo(f"{name:28}{_brief(changes)}")
-        for name, changes in recipe.presets.items():
-            click.echo(f"{'--preset ' + name:28}{_brief(changes)}")
+    @options.any_scale
+    @options.recipe
+    def rows(scale: str, recipe: Path | None) -> None:
+        """List the rows and presets that a recipe has, with what each changes."""
+        found = read_recipe(recipe_path(paper.package, scale, recipe))
+        for name, changes in found.rows.items():
+            click.echo(f"{name:28}{options.brief(changes)}")
+        for name, changes in found.presets.items():
+            click.echo(f"{'--preset ' + name:28}{options.brief(changes)}")
 
     return rows
-
-
-def _brief(changes: Mapping[str, object]) -> str:
-    """Show what a row changes; of a whole section only its first value, which names it."""
-    shown = {
-        path: next(iter(value.values()), None) if isinstance(value, Mapping) else value
-        for path, value in changes.items()
-    }
-    return ", ".join(f"{path}={'null' if value is None else value}" for path, value in shown.items())
 
 
 def _evaluate(paper: Paper) -> click.Command:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from vitutor_core.cli import options
+from vitutor_core.cli.sizes import show_sizes
 from vitutor_core.cli.stage import left_out
 from vitutor_core.config import differences, fingerprinted_fields, setting
 from vitutor_core.errors import CheckpointError, ConfigError, named
@@ -18,7 +19,7 @@ from vitutor_core.files import discard
 from vitutor_core.graph.needs import teachers_of
 from vitutor_core.graph.planned import read_planned
 from vitutor_core.paper import teacher_recipe
-from vitutor_core.recipe import resolve
+from vitutor_core.recipe import OWN, resolve
 from vitutor_core.runs import RunDir, RunRecord
 from vitutor_core.schema import DataConfig, RunConfig
 
@@ -35,7 +36,8 @@ _INHERITED = {
 
 @click.command("teacher")
 @click.argument("name")
-@options.scale
+@options.any_scale
+@options.source
 @options.recipe
 @options.settings
 @click.option(
@@ -48,6 +50,7 @@ _INHERITED = {
 def teacher(
     name: str,
     scale: str,
+    source: str | None,
     recipe: Path | None,
     settings: tuple[str, ...],
     work: Path | None,
@@ -59,6 +62,9 @@ def teacher(
         return
     if plan is not None:
         scale, work = read_planned(plan)["scale"], work or Path("work")
+    settings = options.with_source(settings, source)
+    if scale == OWN:
+        show_sizes(resolve(RunConfig, recipe or teacher_recipe(scale, name), row=name, settings=settings))
     result = train_teacher(scale, name, out, recipe=recipe, settings=settings, work=work)
     click.echo(f"{name}: top-1 {result:.2f} %; {out}")
 
@@ -117,6 +123,12 @@ def teacher_config(config: RunConfig, scale: str, name: str, settings: tuple[str
     """Return the config of the teacher ``name`` for the images of the student's ``config``."""
     with named(f"teacher {name}"):
         return _resolved(scale, name, (*_inherited(config), *settings))
+
+
+def recipe_teachers(config: RunConfig, scale: str) -> dict[str, RunConfig]:
+    """Return the configs of the teachers that a config names by recipe, by their names."""
+    names = dict.fromkeys(of.recipe for _, of in teachers_of(config) if of.recipe is not None and of.weights is None)
+    return {name: teacher_config(config, scale, name) for name in names}
 
 
 def _inherited(config: RunConfig) -> tuple[str, ...]:

@@ -75,8 +75,8 @@ class KeyedSampler:
         num_views = num_samples if num_views is None else num_views
         if batch_size > num_views:
             raise ConfigError(
-                f"train.batch_size: {batch_size} is larger than an epoch of {num_views} images; "
-                "lower it, train on more data, or set train.epoch_length=full"
+                f"train.batch_size: {batch_size} is larger than an epoch of {num_views} images; set it to {num_views} "
+                "at most"
             )
         if batch_size % (accumulate * world_size):
             raise ConfigError(

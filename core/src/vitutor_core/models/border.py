@@ -1,22 +1,19 @@
-"""Images that are not a multiple of a model's patches would lose a border without a word."""
+"""Images that are no multiple of a model's patches would lose a border without a word."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from vitutor_core.errors import ConfigError
+from vitutor_core.schema import border_of
 
 
 def check_border(model: nn.Module, name: str, image_size: int) -> None:
     """Raise `ConfigError` if patches of ``model`` do not cover images of ``image_size`` pixels a side."""
     for patch in sorted(_patches(model), reverse=True):
-        rest = image_size % patch
-        if rest:
-            below = f"{image_size - rest} or " if image_size > patch else ""
-            raise ConfigError(
-                f"{name}: {image_size} px are not a multiple of its patches of {patch} px, so a border of {rest} px "
-                f"would not be seen; let data.image_size, or teacher.image_size, be {below}{image_size - rest + patch}"
-            )
+        problem = border_of(image_size, patch)
+        if problem:
+            raise ConfigError(f"{name}: {problem}")
 
 
 def _patches(model: nn.Module) -> set[int]:

@@ -2,7 +2,7 @@
 
 They are timm's `ResNet` with the stem of the CIFAR experiments of He et al., "Deep Residual Learning for Image
 Recognition" (arXiv 1512.03385, section 4.2): a 3x3 convolution of stride 1 and no max-pooling. Stage maps are named
-``layer1``, ``layer2``, ... and have stride 1, 2, 4, ...
+``layer1``, ``layer2``, ... and have stride 1, 2, 4, ..., times ``stem_stride`` for larger images.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ def _small_image_resnet(
     layers: tuple[int, ...],
     channels: tuple[int, ...],
     block: type[nn.Module] = BasicBlock,
+    stem_stride: int = 1,
     in_chans: int = 3,
     **kwargs: Any,
 ) -> ResNet:
@@ -32,7 +33,7 @@ def _small_image_resnet(
         stem_width=channels[0] // 2,
         **kwargs,
     )
-    stem = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False)
+    stem = nn.Conv2d(in_chans, channels[0], 3, stride=stem_stride, padding=1, bias=False)
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
     model.conv1 = stem
     model.maxpool = nn.Identity()
@@ -40,7 +41,7 @@ def _small_image_resnet(
         # timm's forward passes name layer1 to layer4; an empty stage is what timm's own pruning leaves there.
         model.add_module(f"layer{stage + 1}", nn.Sequential())
     for info in model.feature_info:
-        info["reduction"] = max(1, info["reduction"] // 4)
+        info["reduction"] = stem_stride * max(1, info["reduction"] // 4)
     return model
 
 

@@ -104,7 +104,8 @@ def curves_figure(paper: PaperResults, title: str, rows: Rows, base: Path) -> Pi
                 high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
                 axes.fill_between(epochs, low, high, color=style["color"], alpha=0.18, linewidth=0)
             _mark_events(axes, _events(rows, curves))
-            axes.set(xlabel="epoch", xlim=(first, last))
+            axes.set(xlim=(first, last))
+            _epochs_below(axes)
         left.set(title=f"whole training ({measured_on(chain(*rows.values()))})", ylabel="top-1 accuracy (%)")
         right.set_title("the end, enlarged")
         draw_legend(figure)
@@ -134,7 +135,8 @@ def series_figure(paper: PaperResults, series: Series, rows: Rows, folder: Path)
                 axes.plot(epochs, means, color=colour, linewidth=1.8)
                 axes.annotate(f"{number}", (epochs[-1], means[-1]), (4, 0), textcoords="offset points", va="center")
             _mark_events(axes, _events(rows, [row]))
-            axes.set(title=f"{paper.title_of(row)} ({measured_on(rows[row])})", xlabel="epoch")
+            axes.set(title=f"{paper.title_of(row)} ({measured_on(rows[row])})")
+            _epochs_below(axes)
             axes.margins(x=0.08)
         axes_of[0].set_ylabel(series.axis)
 
@@ -176,6 +178,11 @@ def _events(rows: Rows, drawn: Iterable[str]) -> dict[int, str]:
     """Return what happens in the runs of the rows, by the number of epochs after which it does."""
     found = [event for row in drawn for event in rows[row][0].result.events.items()]
     return {epoch: name for name, epoch in sorted(found, key=lambda event: event[1])}
+
+
+def _epochs_below(axes: Any) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)  # there is no half an epoch
 
 
 def _mark_events(axes: Any, events: Iterable[int]) -> None:

@@ -136,8 +136,8 @@ def further_cells(table: Json) -> tuple[list[str], list[list[str]]]:
 
 
 def plain(text: str) -> str:
-    """Escape what Markdown or HTML would take for more than text."""
-    text = re.sub(r"([\\`*|\[\]])", r"\\\1", " ".join(text.split()))
+    """Escape what Markdown or HTML would take for more than text, and write plus-minus for +-."""
+    text = re.sub(r"([\\`*|\[\]])", r"\\\1", " ".join(text.split()).replace(" +- ", " \N{PLUS-MINUS SIGN} "))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

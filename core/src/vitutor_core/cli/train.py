@@ -1,0 +1,70 @@
+"""Train one run, and before it, at the scale of a user's own images, the rows that it starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitutor_core.cli import options
+from vitutor_core.cli.sizes import show_sizes
+from vitutor_core.cli.teacher import recipe_teachers, with_teachers
+from vitutor_core.config import setting
+from vitutor_core.errors import named
+from vitutor_core.graph.needs import teachers_of
+from vitutor_core.paper import Paper, load
+from vitutor_core.recipe import OWN
+from vitutor_core.runs import RunDir
+from vitutor_core.schema import RunConfig
+
+if TYPE_CHECKING:
+    from vitutor_core.runs import RunRecord
+
+_SHARED = ("data.", "runtime.", "train.", "seed=", "student.name=", "student.kwargs")
+"""Settings that a row has of the one that starts from it."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command was asked to train; ``row`` None is the recipe's base."""
+
+    paper: Paper
+    scale: str
+    recipe: Path | None
+    preset: str | None
+    row: str | None
+    settings: tuple[str, ...]
+
+    def config(self) -> RunConfig:
+        """Resolve it."""
+        return self.paper.resolve(self.scale, self.recipe, self.row, self.settings, preset=self.preset)
+
+
+def train_row(asked: Asked, out: Path, teachers: Path) -> RunRecord:
+    """Train a run into ``out``, and what it needs before it: teachers into ``teachers``, rows below ``out``."""
+    config = asked.config()
+    if asked.scale == OWN:
+        show_sizes(config, recipe_teachers(config, asked.scale))
+        config = config.changed(_rows_before(asked, config, out / "rows", teachers))
+    from vitutor_core.train.session import RunLabel, train
+
+    paper = asked.paper
+    config = with_teachers(config, asked.scale, teachers, method=paper.method)
+    label = RunLabel(paper.package, asked.row or "train", asked.scale, options.command_line(paper.command))
+    return train(config, load(paper.method).build, label=label, out=out)
+
+
+def _rows_before(asked: Asked, config: RunConfig, folder: Path, teachers: Path) -> list[str]:
+    """Train, unless they are there, the rows that a config starts from or learns from; return where they are."""
+    wanted = [("student", config.student.start_row, config.student.weights)]
+    wanted += [(path, teacher.row, teacher.weights) for path, teacher in teachers_of(config)]
+    shared = tuple(text for text in asked.settings if text.startswith(_SHARED))
+    found = []
+    for path, row, weights in wanted:
+        if row is None or weights is not None:
+            continue
+        run = RunDir((folder / row).absolute())
+        with named(f"row {row}"):
+            train_row(replace(asked, row=row, settings=shared), run.path, teachers)
+        found.append(setting(f"{path}.weights", str(run.path)))
+    return found
