@@ -265,18 +265,32 @@ def _robustness(paper: Paper) -> click.Command:
 def _export(paper: Paper) -> click.Command:
     @click.command("export")
     @click.argument("run", type=options.PathOption(exists=True, file_okay=False))
-    @click.option("--to", "target", required=True, type=options.PathOption())
+    @click.option("--to", type=options.PathOption(), help="A folder, or a file NAME.safetensors, for timm.")
+    @click.option("--onnx", type=options.PathOption(dir_okay=False), help="A file for onnxruntime and others.")
+    @click.option("--torch-export", type=options.PathOption(dir_okay=False), help="A file for torch.export.load.")
+    @click.option("--push", metavar="OWNER/NAME", help="Upload the folder of --to to the Hub, if new as private.")
+    @click.option("--source", help="Compare a program on these images, as data.source.  [default: RUN's evaluation]")
     @options.ema
-    def export(run: Path, target: Path, ema: bool) -> None:
-        """Write the student of RUN for timm, with a model card.
+    def export(
+        run: Path,
+        to: Path | None,
+        onnx: Path | None,
+        torch_export: Path | None,
+        push: str | None,
+        source: str | None,
+        ema: bool,
+    ) -> None:
+        """Write the student of RUN for others, with a model card.
 
         --to a folder, which timm.create_model("local-dir:FOLDER", pretrained=True) and resolve_data_config rebuild; or
-        to a file NAME.safetensors, for timm.create_model(..., checkpoint_path=FILE).
+        to a file, for timm.create_model(..., checkpoint_path=FILE). --onnx and --torch-export write programs, which
+        need none of our code: input "images", normalised, of any batch size. Their logits are compared with the
+        model's on real images, to 1e-4.
         """
-        from vitutor_core.cli.artefacts import export_run
+        from vitutor_core.cli.artefacts import Targets, export_run
 
         load(paper.method)  # registers the paper's models with timm
-        for line in export_run(run, target, paper.package, ema=ema):
+        for line in export_run(run, Targets(to, onnx, torch_export, push), paper.package, ema=ema, source=source):
             click.echo(line)
 
     return export

@@ -19,12 +19,12 @@ from vitutor_core.data.types import Data, DataInfo
 from vitutor_core.distill.taught import TaughtLoader, with_stored_logits
 from vitutor_core.distributed import Processes, processes
 from vitutor_core.errors import DataError
+from vitutor_core.models.named import named_model
 from vitutor_core.models.weights import (
     ModelCard,
     save_model,
     save_tensors,
     starting_weights,
-    takes_image_size,
     weights_sha256,
 )
 from vitutor_core.provenance import git_state, machine, versions
@@ -109,8 +109,11 @@ def _identity(config: RunConfig, label: RunLabel, data: Data, method: Method) ->
     }
     if data.contents:
         identity["image files"] = data.contents
-    if config.student.weights is not None:
-        identity["start"] = weights_sha256(starting_weights(config.student.weights))
+    start = config.student.weights
+    if start is None and config.student.pretrained and named_model(config.student.name).folder is not None:
+        start = config.student.name
+    if start is not None:
+        identity["start"] = weights_sha256(starting_weights(start))
     return identity
 
 
@@ -127,11 +130,12 @@ def _session(label: RunLabel, group: Processes) -> dict[str, Any]:
 
 def model_card(config: RunConfig, info: DataInfo, method: str, metrics: dict[str, float]) -> ModelCard:
     """Describe the student of a run for its weights file."""
-    kwargs = {**config.student.kwargs}
-    if takes_image_size(config.student.name):
+    student = named_model(config.student.name)
+    kwargs = {**student.kwargs, **config.student.kwargs}
+    if student.takes_image_size:
         kwargs.setdefault("img_size", info.image_size)
     return ModelCard(
-        name=config.student.name,
+        name=student.architecture,
         kwargs=kwargs | {"in_chans": info.channels},
         class_names=info.class_names,
         image_size=info.image_size,
