@@ -155,13 +155,16 @@ def setting(path: str, value: Any) -> str:
 def read_value(text: str, annotation: Any, *, where: str) -> Any:
     """Read a value that a user typed for a field of type ``annotation``.
 
-    A field of type text takes the text as it is, and ``null`` as none where it may be. Others are read as YAML. Where
+    A field of type text takes the text as it is, and ``null`` as none where it may be. Others are read as YAML; a list
+    may be typed without brackets, ``a,b``. Where
     text is one of several types, it is what is no value of the others, a list being in brackets; where numbers are too,
     quotes make it text.
     """
     types = _types(annotation)
     if str not in types:
-        return parse_yaml(text, where=where)
+        value = parse_yaml(text, where=where)
+        is_listed = list in types and isinstance(value, str)
+        return [parse_yaml(part.strip(), where=where) for part in value.split(",")] if is_listed else value
     if text == "null" and NoneType in types:
         return None
     try:

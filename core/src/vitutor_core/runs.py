@@ -168,6 +168,11 @@ class RunDir:
         return self.path / "inputs.json"
 
     @property
+    def tracking(self) -> Path:
+        """What trackers keep; it is not published."""
+        return self.path / "tracking"
+
+    @property
     def pictures(self) -> Path:
         return self.path / "pictures"
 

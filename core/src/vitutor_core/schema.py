@@ -156,7 +156,7 @@ class TeacherConfig(Config):
         if self.recipe is None and self.row is None and self.model is None and self.weights is None:
             raise ValueError("a teacher needs `recipe`, `row`, `model` or `weights`")
         if self.model is not None and self.recipe is not None:
-            raise ValueError("`recipe` and `model` exclude each other; set recipe=null for the model")
+            raise ValueError("`recipe` and `model` exclude each other; set one of them to null")
         if self.model is not None and self.model.weights is not None:
             raise ValueError("the weights of a teacher are `teacher.weights`, not `teacher.model.weights`")
         return self
@@ -262,6 +262,9 @@ class RuntimeConfig(Config):
         1, help="save after every this many epochs, and after the last", ge=1, le=EPOCHS
     )
     log_every_steps: int = runtime(20, help="steps between two readings of the losses", ge=1, le=MANY)
+    track: tuple[str, ...] = runtime(
+        (), help="trackers that get losses and metrics, by commas: tensorboard, wandb, mlflow, trackio, dvclive"
+    )
 
 
 class RunConfig(Config):

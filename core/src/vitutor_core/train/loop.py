@@ -13,6 +13,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
+from vitutor_core.config import leaves
 from vitutor_core.data.types import Data
 from vitutor_core.distributed import Processes, effective_precision
 from vitutor_core.errors import InterruptedRun, NonFiniteError
@@ -27,11 +28,20 @@ from vitutor_core.train.progress import RunProgress
 from vitutor_core.train.run_folder import RunFolder
 from vitutor_core.train.signals import StopRequest
 from vitutor_core.train.state import TrainState
+from vitutor_core.train.track import Facts, Tracking
 from vitutor_core.train.update import Updater
 
 
 def fit(
-    method: Method, data: Data, config: RunConfig, *, run: RunFolder, processes: Processes, identity: dict[str, Any]
+    method: Method,
+    data: Data,
+    config: RunConfig,
+    *,
+    run: RunFolder,
+    processes: Processes,
+    identity: dict[str, Any],
+    tracking: Tracking,
+    name: str,
 ) -> tuple[Measured, nn.Module | None]:
     """Train ``method`` to its end; return what the last evaluation found, and the averaged student if there is one.
 
@@ -48,6 +58,8 @@ def fit(
     updater = Updater(method, config, processes, state, guard, meter)
     probe = _probe_images(data)
     every = config.runtime
+    facts = Facts(run.files.tracking, name, {path: value for path, _, value in leaves(config)}, state.step)
+    tracking.start(facts, enabled=processes.is_main)
 
     with (
         StopRequest(run.path) as stop,
@@ -76,6 +88,8 @@ def fit(
                 if is_logged or progress.is_due():
                     meter.read()
                     progress.update(state.step, meter.note())
+                if is_logged:
+                    tracking.log(state.step, {"step_loss": meter.latest, "lr": optim.highest_lr(state.optimizer)})
                 if must_stop:
                     state.save(run, method, meter, processes)
                     raise InterruptedRun(
@@ -86,7 +100,7 @@ def fit(
             meter.read()
             progress.update(state.step, meter.note())
             line: dict[str, Any] = {"epoch": epoch, "step": state.step, **meter.epoch_line()}
-            line["lr"] = max(group["lr"] for group in state.optimizer.param_groups)  # layer decay lowers the others
+            line["lr"] = optim.highest_lr(state.optimizer)
             if (epoch + 1) % every.eval_every_epochs == 0 or epoch + 1 == epochs:
                 report = method.report(probe.to(processes.device))
                 with advise_for_evaluation(config):
@@ -95,6 +109,7 @@ def fit(
                 line |= measured.metrics
                 run.keep_pictures(epoch + 1, report.pictures)
             state.end_epoch(line, measured)
+            tracking.log(state.step, {key: value for key, value in line.items() if key not in ("step", "lr")})
             progress.epoch(_summary(line, epochs), last=epoch + 1 == epochs)
             must_stop = processes.any(bool(stop))
             if (epoch + 1) % every.checkpoint_every_epochs == 0 or epoch + 1 == epochs or must_stop:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ from vitutor_core.train.loop import fit
 from vitutor_core.train.memory import advise_for_evaluation, advise_for_training
 from vitutor_core.train.method import Method
 from vitutor_core.train.run_folder import RunFolder
+from vitutor_core.train.track import Callback, Tracking
 
 BuildMethod = Callable[[Any, DataInfo], Method]
 
@@ -52,12 +53,20 @@ class RunLabel:
 
 
 def train(
-    config: RunConfig, build_method: BuildMethod, *, label: RunLabel, out: Path, measure: bool = True
+    config: RunConfig,
+    build_method: BuildMethod,
+    *,
+    label: RunLabel,
+    out: Path,
+    measure: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> RunRecord:
     """Train one run into the folder ``out``, resuming what is there, and return its record.
 
     ``measure`` takes the method's own figures at the end, too; without it they are left to `train.evaluation`.
+    ``callbacks`` get what the trackers of ``runtime.track`` get, on the first process.
     """
+    tracking = Tracking.of(config.runtime.track, callbacks)
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
     started = time.monotonic()
@@ -77,12 +86,22 @@ def train(
             if run.is_finished:
                 return RunRecord.read(run.path)
             with advise_for_training(config, group.device):
-                (metrics, correct, _), averaged = fit(method, data, config, run=run, processes=group, identity=identity)
+                (metrics, correct, _), averaged = fit(
+                    method,
+                    data,
+                    config,
+                    run=run,
+                    processes=group,
+                    identity=identity,
+                    tracking=tracking,
+                    name=f"{label.paper} {label.row}, seed {config.seed}",
+                )
             if measure and method.traits.measures:
                 with advise_for_evaluation(config):
                     metrics = metrics | method.report(evaluation=data.evaluation).metrics
         finally:
             data.train.close()
+            tracking.close()
         if group.is_main:
             card = model_card(config, data.info, label.paper, metrics)
             save_model(run.files.weights, method.inference_model(), card)
