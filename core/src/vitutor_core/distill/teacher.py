@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class FrozenTeacher:
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.facts = {"name": name, "sha256": weights_sha256(model.state_dict()), "top1": top1}
-        self.input = {"image_size": image_size, "mean": list(mean), "std": list(std)}
+        self.input: dict[str, Any] = {"image_size": image_size, "mean": list(mean), "std": list(std)}
         self._image_size = image_size
         self._resize = image_size != info.image_size
         # (x * std_S + mean_S - mean_T) / std_T, as one multiplication and one addition

@@ -65,3 +65,10 @@ def check_registered(name: str) -> None:
     base = name.partition(".")[0]
     if not timm.is_model(base):
         raise ConfigError(f"model '{name}' is not registered with timm{nearest(base, timm.list_models())}")
+
+
+def input_size(model: Any) -> tuple[int, int, int]:
+    """Return channels, height and width of the images that a timm model was built for."""
+    channels, height, width = model.default_cfg["input_size"]
+    height, width = getattr(getattr(model, "patch_embed", None), "img_size", None) or (height, width)
+    return getattr(model, "in_chans", channels), height, width
