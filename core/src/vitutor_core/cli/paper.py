@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from vitutor_core.cli import options
+from vitutor_core.cli import calls, options
 from vitutor_core.cli.predict import predict_command
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.planned import PlannedRow, leave_out
@@ -55,15 +55,19 @@ def _train(paper: Paper) -> click.Command:
         out: Path,
     ) -> None:
         """Train one run into OUT; the same command again resumes it."""
-        config = paper.resolve(scale, recipe, row, options.with_seed(settings, seed), preset=preset)
-        from vitutor_core.cli.teacher import with_teachers
+        record = calls.train(
+            paper,
+            out,
+            scale=scale,
+            recipe=recipe,
+            preset=preset,
+            row=row,
+            settings=options.with_seed(settings, seed),
+            teachers=teachers,
+            command=options.command_line(paper.command),
+        )
         from vitutor_core.train.progress import QUIET
-        from vitutor_core.train.session import RunLabel
-        from vitutor_core.train.session import train as run_session
 
-        config = with_teachers(config, scale, teachers or out / "teachers", method=paper.method)
-        label = RunLabel(paper.package, row or "train", scale, options.command_line(paper.command))
-        record = run_session(config, load(paper.method).build, label=label, out=out)
         if os.environ.get("RANK", "0") == "0" and os.environ.get(QUIET) != "1":
             click.echo(f"{_measured(record.metrics)} on {record.metrics['images']:.0f} images; {out}")
 
