@@ -53,7 +53,6 @@ def compare_papers(
     same is written to ``out/compare.json``.
     """
     from vitutor_core.cli.evaluate import evaluate_row
-    from vitutor_core.report.verdict import SMOKE_TEST, judge
 
     out, settings, numbers, budget = Path(out), texts(settings), tuple(seeds), _budget(scale)
     chosen = [(paper, _compared(paper, scale)) for paper in _choose(papers)]
@@ -72,11 +71,7 @@ def compare_papers(
             reproduce_row(row, numbers, folders)
             runs, evaluation = folders.runs(row.paper, row.name), out / "evaluation" / row.paper.package / row.name
             evaluate_row(row.paper, runs, evaluation, None, speed=False)
-    lines = [_line(paper, compared, out / "evaluation") for paper, compared in chosen]
-    lines.sort(key=lambda line: -line["gain"]["mean"])
-    if any(line["source"] != SMOKE_TEST for line in lines):
-        judged = judge([(None, line["gain"]) for line in lines])
-        lines = [line | verdict for line, verdict in zip(lines, judged, strict=True)]
+    lines = _judged([_line(paper, compared, out / "evaluation") for paper, compared in chosen])
     write_json(out / "compare.json", {"lines": lines})
     return lines
 
@@ -151,6 +146,17 @@ def _line(paper: Paper, compared: Compared, results: Path) -> dict[str, Any]:
         "pretraining_updates": sum(rows[name][0].result.updates for name in compared.methods[:-1]),
         "cost": seconds(*compared.methods) / seconds(compared.plain),
     }
+
+
+def _judged(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines, the largest gain first, with verdicts where the images allow them."""
+    from vitutor_core.report.verdict import SMOKE_TEST, judge
+
+    lines = sorted(lines, key=lambda line: -line["gain"]["mean"])
+    if all(line["source"] == SMOKE_TEST for line in lines):
+        return lines
+    verdicts = judge([(None, line["gain"]) for line in lines])
+    return [line | verdict for line, verdict in zip(lines, verdicts, strict=True)]
 
 
 def _show(lines: list[dict[str, Any]]) -> None:
