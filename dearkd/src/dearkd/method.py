@@ -80,6 +80,10 @@ class DearKD(Method):
         cls, student: Any, teacher: FrozenTeacher, terms: ObjectiveConfig, info: DataInfo, *, stages: Stages = (1, 1)
     ) -> Self:
         """Make the projectors between a student and its teacher; raises `ConfigError` where the two do not fit."""
+        if terms.distill != "none" and getattr(teacher.model, "num_classes", None) == 0:
+            raise ConfigError(
+                "teacher: it has no classes to teach; set method.distill=none, and it teaches by its maps"
+            )
         pairs = _pairs(student, teacher, terms, info) if terms.beta_loss > 0 else ()
         aligners = _build_aligners(student, teacher, pairs, terms, info) if pairs else None
         head_dist = None
@@ -171,7 +175,7 @@ def check_student(student: nn.Module, terms: ObjectiveConfig) -> None:
     """Raise `ConfigError` where a student has not what the logit term reads."""
     name, distill = getattr(student, "pretrained_cfg", {}).get("architecture", type(student).__name__), terms.distill
     if distill == "pooled" and not hasattr(student, "num_prefix_tokens"):
-        raise ConfigError(f"method.distill=pooled: {name} has no patch tokens; use a vision transformer")
+        raise ConfigError(f"method.distill=pooled: {name} has no patch tokens; set student.name=deit_tiny_patch16_224")
     if distill == "token" and not hasattr(student, "head_dist"):
         raise ConfigError(f"method.distill=token: {name} has no distillation token; use one of timm's deit_*_distilled")
 

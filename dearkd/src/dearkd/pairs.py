@@ -28,13 +28,14 @@ def auto_pairs(student: Any, teacher: Any, *, scale: float = 1.0) -> Pairs:
     depth, patch = len(getattr(student, "blocks", ())), getattr(student, "patch_embed", None)
     size = getattr(patch, "patch_size", None)
     if depth == 0 or size is None:
-        raise ConfigError("method.pairs=auto: the student has no blocks of patches; set method.pairs=[], or a ViT")
+        raise ConfigError("method.pairs=auto: the student has no blocks of patches of one size; set method.pairs=[]")
+    side = size if isinstance(size, int) else max(size)
     # Of the stages with equal cells the deepest one counts, as of the blocks of a ViT.
     stages = {entry["reduction"]: entry["module"] for entry in getattr(teacher, "feature_info", ())}
     if not stages:
         raise ConfigError("method.pairs=auto: the teacher lists no stages; name modules in method.pairs, or set it []")
     cells = sorted(stages)
-    last = max((index for index, cell in enumerate(cells) if cell * scale <= size[0]), default=0)
+    last = max((index for index, cell in enumerate(cells) if cell * scale <= side), default=0)
     first, second = round(depth / 3), max(round(2 * depth / 3), 1)
     pairs = [(second, stages[cells[last]])]
     if last > 0 and 1 <= first < second:
