@@ -102,7 +102,7 @@ def _forward(model: Any, images: Tensor, indices: list[int]) -> tuple[Tensor, Te
     logits = model.forward_head(tokens)
     if isinstance(logits, tuple):
         raise ConfigError(
-            f"{type(model).__name__} returns a tuple of logits; set student.name to a model with one head"
+            f"{type(model).__name__} returns a tuple of logits; call set_distilled_training(False), or take one head"
         )
     return logits, tokens, maps
 
