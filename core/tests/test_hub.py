@@ -90,7 +90,7 @@ def test_a_teacher_from_a_folder_brings_its_classes_size_and_normalisation(expor
         (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: no such file"),
         (lambda folder: (folder / "model.safetensors").write_text("x"), "not a safetensors file"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "its config.json is none of timm's"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "its config.json is not one of timm's"),
         (lambda folder: edit(folder, architecture="nothing_like_it"), "'nothing_like_it' is not registered"),
         (lambda folder: edit(folder, model_args={"checkpoint_path": "evil.pth"}), "'checkpoint_path' is no argument"),
         (lambda folder: edit(folder, model_args={"embed_dim": 2**14, "num_heads": 2}), "a larger model"),
@@ -172,5 +172,5 @@ def test_without_a_network_the_file_to_fetch_is_named_at_once(offline, toy_folde
 
 def test_names_that_are_none():
     assert named_folder("resnet18") is None
-    with pytest.raises(ConfigError, match="no name of a repository"):
+    with pytest.raises(ConfigError, match="not the name of a repository"):
         fetch("a/b/c", WEIGHTS)

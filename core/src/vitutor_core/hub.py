@@ -56,7 +56,7 @@ def fetch(repository: str, wanted: str) -> Path | None:
     except RemoteEntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise ConfigError(f"hf-hub:{repository}: no name of a repository ({error}); write OWNER/NAME") from None
+        raise ConfigError(f"hf-hub:{repository}: not the name of a repository ({error}); write OWNER/NAME") from None
     except Exception as error:  # whatever the network does
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     try:

@@ -55,7 +55,7 @@ def named_model(name: str) -> NamedModel:
         described = PretrainedCfg(**{key: value for key, value in cfg.items() if key in known})
         kwargs = {key: value for key, value in dict(saved or {}).items() if key not in _OF_THE_DATA}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{name}: its config.json is none of timm's ({error})") from None
+        raise CheckpointError(f"{name}: its config.json is not one of timm's ({error})") from None
     check_registered(architecture)
     return NamedModel(architecture, kwargs, described, folder)
 
