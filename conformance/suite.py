@@ -303,16 +303,16 @@ class MethodConformance:
         assert [module.training for module in method.modules()] == modes
 
     def test_export_loads_into_timm(self, finished: Path, tmp_path: Path) -> None:
-        from vitutor_core.cli.artefacts import export_run
+        from vitutor_core.cli.artefacts import Targets, export_run
         from vitutor_core.models.weights import read_card
 
-        export_run(finished, tmp_path / "student.safetensors", self.package)
+        export_run(finished, Targets(tmp_path / "student.safetensors"), self.package)
         card = read_card(tmp_path / "student.safetensors")
         kwargs: dict[str, Any] = {"num_classes": 10, **card.kwargs}
         model = timm.create_model(card.name, checkpoint_path=str(tmp_path / "student.safetensors"), **kwargs)
         assert model.eval()(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
         assert "timm.create_model" in (tmp_path / "student.md").read_text()
-        export_run(finished, tmp_path / "student", self.package)
+        export_run(finished, Targets(tmp_path / "student", torch_export=tmp_path / "student.pt2"), self.package)
         rebuilt = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True)
         images = torch.rand(2, 3, 16, 16)
         assert torch.equal(rebuilt.eval()(images), model(images))

@@ -82,6 +82,6 @@ def build(config, teacher) -> Callable[..., Coadvise]:
         run = config(*settings)
         torch.manual_seed(0)
         student = create_model(run.student, num_classes=5, image_size=16, channels=3)
-        return Coadvise(student, run, {role: teacher(role) for role in run.method.order}, INFO).train()
+        return Coadvise(student, run.method, {role: teacher(role) for role in run.method.order}, INFO).train()
 
     return from_settings

@@ -108,6 +108,7 @@ def test_pretrained_weights_of_other_numbers_of_heads_are_refused_before_the_dow
         return model
 
     monkeypatch.setattr(timm, "create_model", watched)
+    monkeypatch.setattr("vitutor_core.models.weights.fetch", lambda *_: None)
     with pytest.raises(ConfigError, match=rf"weights of {name}: trained with \d+ heads in .*let num_heads"):
         build(name=name, kwargs=kwargs, pretrained=True)
     assert True not in built

@@ -68,7 +68,7 @@ def test_every_row_gets_the_budget_and_a_finished_one_is_kept(toy, monkeypatch, 
     assert made == ["plain", "warm", "tuned"]
 
 
-def test_gains_share_their_five_percent_and_digits_get_no_verdict(tmp_path, capsys):
+def test_gains_share_their_five_percent_and_digits_get_no_verdict(capsys):
     def line(paper, p, source):
         gain = {"mean": 2.0, "standard_error": 0.5, "df": 8.0, "p": p, "over": "seeds and images"}
         stats = {"mean": 70.0, "sd": 1.0}
@@ -76,8 +76,8 @@ def test_gains_share_their_five_percent_and_digits_get_no_verdict(tmp_path, caps
         return {"paper": paper, "plain": stats, "method": stats, "gain": gain, "source": source, **cost}
 
     for source, verdicts in (("folder:mine", ["above", "inconclusive"]), ("digits", [None, None])):
-        compare._show([line("one", 0.01, source), line("two", 0.06, source)], tmp_path)
-        lines = json.loads((tmp_path / "compare.json").read_text())["lines"]
+        lines = compare._judged([line("one", 0.01, source), line("two", 0.06, source)])
+        compare._show(lines)
         assert [found.get("verdict") for found in lines] == verdicts
         assert ("smoke test" in capsys.readouterr().out) == (source == "digits")
 

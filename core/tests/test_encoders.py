@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from core.tests.train_samples import curves, run, tiny_config
-from vitutor_core.cli.artefacts import export_run
+from vitutor_core.cli.artefacts import Targets, export_run
 from vitutor_core.cli.paper import _measured
 from vitutor_core.errors import DataError
 from vitutor_core.evaluate.neighbours import neighbour_accuracy
@@ -70,7 +70,7 @@ def test_an_encoder_is_evaluated_and_exported_without_an_accuracy(encoder, tmp_p
     assert "top1" not in found
     assert found["images"] == 896  # the whole set, of which the run was given a part
     assert found["parameters"] > 0
-    export_run(out, tmp_path / "encoder.safetensors", "supervised")
+    export_run(out, Targets(tmp_path / "encoder.safetensors"), "supervised")
     assert "Its head is not trained" in (tmp_path / "encoder.md").read_text()
     assert json.loads((out / "metrics.json").read_text())["metrics"] == encoder[1]["metrics"]
 

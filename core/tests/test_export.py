@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from core.tests.photo_samples import CLASSES
 from core.tests.train_samples import same, weights
-from vitutor_core.cli.artefacts import export_run
+from vitutor_core.cli.artefacts import Targets, export_run
 from vitutor_core.data.augment.resample import eval_transform
 from vitutor_core.evaluate.named import named_images
 from vitutor_core.models.timm_folder import package_of, save_timm_folder, timm_crop
@@ -64,7 +64,7 @@ def by_plain_timm(folder, photos, tmp_path):
 @pytest.mark.parametrize("ema", [False, True])
 def test_plain_timm_finds_the_same_logits_and_accuracy(photo_run, photos, tmp_path, ema):
     record = json.loads((photo_run / "metrics.json").read_text())
-    (line,) = export_run(photo_run, tmp_path / "out", "toypaper", ema=ema)
+    (line,) = export_run(photo_run, Targets(tmp_path / "out"), "toypaper", ema=ema)
     assert line == f'folder  {tmp_path}/out: timm.create_model("local-dir:{tmp_path}/out", pretrained=True)'
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -76,7 +76,16 @@ def test_plain_timm_finds_the_same_logits_and_accuracy(photo_run, photos, tmp_pa
     prefix = "ema_" if ema else ""
     assert top1 == record["metrics"][f"{prefix}top1"]
     assert read_card(tmp_path / "out" / "model.safetensors").metrics["top1"] == top1
-    assert f"Top-1 {top1:.2f} %" in (tmp_path / "out" / "README.md").read_text()
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert f"Top-1 {top1:.2f} % on 24 held-out images" in page
+    for line in (
+        "| method | toypaper, plain, scale digits, seed 0 |",
+        f"| data | folder:set, 32 images, fingerprint {record['data_fingerprint']} |",
+        "| length | 8 epochs, 16 updates |",
+        f"| config | fingerprint {record['fingerprint']} |",
+    ):
+        assert line in page
+    assert str(photos) not in page
     model, card = load_model(photo_run / ("student_ema.safetensors" if ema else "student.safetensors"))
     own = eval_transform(card)
     paths = named_images([str(photos / "val")])
@@ -93,7 +102,7 @@ def read(path):
 
 
 def test_the_config_says_what_timm_must_know(photo_run, tmp_path):
-    export_run(photo_run, tmp_path / "out", "toypaper")
+    export_run(photo_run, Targets(tmp_path / "out"), "toypaper")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["model_args"]["num_heads"] == 2
     assert config["label_names"] == list(CLASSES)

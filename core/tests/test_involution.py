@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitutor_core.models import involution as module
-from vitutor_core.models.involution import Involution, involution
+from vitutor_core.models.involution import Involution, involution, unfolded
 
 CASES = [(1, 3, 5, 7), (1, 7, 9, 4), (2, 3, 6, 10), (2, 7, 8, 6)]  # stride, kernel, height, width
 
@@ -31,14 +31,6 @@ def naive(x: Tensor, kernels: Tensor, stride: int) -> Tensor:
             if 0 <= row < height and 0 <= column < width:
                 out[b, c, i, j] += kernels[b, c * groups // channels, u * size + v, i, j] * x[b, c, row, column]
     return out
-
-
-def unfolded(x: Tensor, kernels: Tensor, stride: int) -> Tensor:
-    """The usual portable form."""
-    batch, groups, taps, rows, columns = kernels.shape
-    size = round(taps**0.5)
-    windows = F.unfold(x, size, padding=size // 2, stride=stride).view(batch, groups, -1, taps, rows, columns)
-    return (windows * kernels[:, :, None]).sum(3).flatten(1, 2)
 
 
 def inputs(stride: int, size: int, height: int, width: int, *, batch: int = 2, channels: int = 4) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from core.tests.photo_samples import CLASSES
-from vitutor_core.cli.artefacts import export_run
+from vitutor_core.cli.artefacts import Targets, export_run
 from vitutor_core.cli.main import vitutor
 from vitutor_core.cli.teacher import train_teacher
 from vitutor_core.errors import ConfigError
@@ -70,7 +70,7 @@ def test_averaged_weights_and_a_file_of_any_paper(photo_run, photos, call, tmp_p
 def test_a_teacher_and_an_exported_folder(photo_run, photos, call, tmp_path):
     settings = (f"data.source=folder:{photos}", "data.image_size=16", "train.epochs=1", "train.batch_size=16")
     train_teacher("digits", "cnn", tmp_path / "cnn", settings=settings)
-    export_run(photo_run, tmp_path / "folder", "toypaper")
+    export_run(photo_run, Targets(tmp_path / "folder"), "toypaper")
     for model, run in ((tmp_path / "cnn", tmp_path / "cnn"), (tmp_path / "folder", photo_run)):
         assert call(vitutor, "predict", model, photos / "val", "--csv", tmp_path / "out.csv")[0] == 0
         right = sum(map(is_right, table(tmp_path / "out.csv")))

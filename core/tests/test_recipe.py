@@ -13,7 +13,7 @@ import pytest
 
 from vitutor_core.cli.options import SCALES
 from vitutor_core.config import leaves, parse_yaml
-from vitutor_core.models.weights import pretrained_classes
+from vitutor_core.models.named import named_model
 from vitutor_core.paper import GROUP, teacher_recipe
 from vitutor_core.recipe import CORE_GROUP, read_recipe, recipe_path
 
@@ -60,7 +60,7 @@ BY_CHOICE = {"ablation", "generated"}
 def expected_group(config):
     """The group of a row that needs images or weights that a user may not have; those of all others are `core`."""
     source, student = config.data.source, config.student
-    if student.pretrained and pretrained_classes(student.name) is None:
+    if student.pretrained and named_model(student.name).classes is None:
         return "published_weights"
     if source.startswith("domainnet:"):
         return "domainnet"

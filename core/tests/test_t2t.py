@@ -14,8 +14,9 @@ from torch import Tensor
 from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate.complexity import complexity
 from vitutor_core.models.intermediates import read_intermediates
+from vitutor_core.models.named import named_model
 from vitutor_core.models.t2t import TokenPerformer, TokensToToken, sinusoid_positions
-from vitutor_core.models.weights import create_model, takes_image_size
+from vitutor_core.models.weights import create_model
 from vitutor_core.schema import ModelConfig
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -194,7 +195,7 @@ def test_operations_are_counted_without_memory():
 
 
 def test_sizes():
-    assert takes_image_size("t2t_vit_14")
+    assert named_model("t2t_vit_14").takes_image_size
     config = ModelConfig(name="t2t_vit_14", kwargs={**TINY, "strides": (1, 2, 2)})
     with pytest.raises(ConfigError, match="no multiple of the strides' product 4"):
         create_model(config, num_classes=5, image_size=18, channels=3)

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from core.tests.train_samples import full_disk, same
 from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
+from vitutor_core.models.named import named_model
 from vitutor_core.models.weights import (
     ModelCard,
     create_model,
     load_model,
     load_strictly,
-    pretrained_classes,
     read_card,
     save_model,
     weights_sha256,
@@ -217,10 +217,11 @@ def test_a_download_that_fails_is_one_line(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr("vitutor_core.models.weights.fetch", lambda *_: None)
     with pytest.raises(ConfigError, match=r"model resnet18 with .*: no network"):
         create_model(ModelConfig(name="resnet18", pretrained=True), num_classes=3, image_size=16, channels=3)
 
 
 def test_pretrained_classes_are_known_without_a_download():
-    assert pretrained_classes("resnet18.a1_in1k") == 1000
-    assert pretrained_classes("resnet8_tiny") is None  # there are no weights
+    assert named_model("resnet18.a1_in1k").classes == 1000
+    assert named_model("resnet8_tiny").classes is None  # there are no weights

@@ -13,7 +13,8 @@ from drloc import DRLoc
 from drloc.cli import PAPER
 from vitutor_core.cli.options import SCALES
 from vitutor_core.errors import ConfigError
-from vitutor_core.models.weights import create_model, pretrained_classes
+from vitutor_core.models.named import named_model
+from vitutor_core.models.weights import create_model
 from vitutor_core.recipe import read_recipe, recipe_path
 from vitutor_core.report.paper import load_paper_results
 from vitutor_core.train import optim
@@ -95,7 +96,7 @@ def test_fine_tuning_starts_from_weights_or_not_at_all():
     for family in ("swin", "resnet"):
         student = resolve("imagenet", f"{family}_finetune").student
         assert student.pretrained
-        assert pretrained_classes(student.name) == 1000
+        assert named_model(student.name).classes == 1000
     # timm has no weights of T2T-ViT; the row must not train from scratch without a word.
     student = resolve("imagenet", "t2t_finetune").student
     with pytest.raises(ConfigError, match="No pretrained weights exist for t2t_vit_14"), torch.device("meta"):

@@ -37,6 +37,11 @@ class ObjectiveConfig(Config):
         None, help="without an agent: radius of sharpness-aware minimisation; null: off", gt=0, le=LARGE
     )
 
+    @property
+    def aligned(self) -> bool:
+        """Whether Algorithm 1 computes the gradients, of a run with an agent."""
+        return self.mode == "shared" and self.align
+
 
 class BootstrappingConfig(RunConfig):
     """Everything that a run needs. ``student`` is the ViT, or whatever model is trained without an agent."""
@@ -57,4 +62,4 @@ class BootstrappingConfig(RunConfig):
     @property
     def aligned(self) -> bool:
         """Whether Algorithm 1 computes the gradients."""
-        return self.agent is not None and self.method.mode == "shared" and self.method.align
+        return self.agent is not None and self.method.aligned

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bootstrapping_vit.align import AlignedUpdate
-from bootstrapping_vit.config import BootstrappingConfig
+from bootstrapping_vit.config import BootstrappingConfig, ObjectiveConfig
 from bootstrapping_vit.losses import agent_loss, feature_decay, feature_loss, mutual_term, vit_loss
 from bootstrapping_vit.models.pair import share_weights, shared_tensors
 from vitutor_core.data.types import Batch, DataInfo, EvalLoader
@@ -31,29 +31,34 @@ from vitutor_core.train.sam import SharpnessAware
 class BootstrappingViT(Method):
     """The ViT and its agent; without an agent plain supervised training, the baselines of the tables."""
 
-    def __init__(self, student: nn.Module, config: BootstrappingConfig, *, agent: Any = None) -> None:
+    def __init__(self, student: nn.Module, terms: ObjectiveConfig, *, agent: Any = None, epochs: int = 1) -> None:
         super().__init__()
         self.student: Any = student
         self.agent = agent
-        self._terms = config.method
-        self._epochs = config.train.schedule_epochs or config.train.epochs
-        self._aligned = config.aligned
-        self.traits = Traits(decays_all=config.method.decay_all, measures=agent is not None)
-        self._layers = _layers(student, config) if agent is not None else ()
+        self._terms = terms
+        self._epochs = epochs
+        self._aligned = agent is not None and terms.aligned
+        self.traits = Traits(decays_all=terms.decay_all, measures=agent is not None)
+        self._layers = _layers(student, terms) if agent is not None else ()
 
     @classmethod
     def build(cls, config: BootstrappingConfig, info: DataInfo) -> Self:
         """Build ViT and agent for the data at hand; raises `ConfigError` where they do not fit together."""
         student = create_student(config.student, info)
+        epochs = config.train.schedule_epochs or config.train.epochs
         if config.agent is None:
-            return cls(student, config)
-        agent: Any = create_student(config.agent, info)
-        if config.method.mode == "shared":
+            return cls(student, config.method, epochs=epochs)
+        return cls.paired(student, create_student(config.agent, info), config.method, info, epochs=epochs)
+
+    @classmethod
+    def paired(cls, student: Any, agent: Any, terms: ObjectiveConfig, info: DataInfo, *, epochs: int) -> Self:
+        """Put a ViT and an agent together; raises `ConfigError` where they do not fit."""
+        if terms.mode == "shared":
             try:
                 share_weights(agent, student)
             except (ValueError, AttributeError) as error:
                 raise ConfigError(f"method.mode=shared: {error}") from None
-        method = cls(student, config, agent=agent)
+        method = cls(student, terms, agent=agent, epochs=epochs)
         method._check_features(info)
         return method
 
@@ -121,14 +126,15 @@ class BootstrappingViT(Method):
             raise ConfigError(f"agent: {error}; change agent.kwargs, or set method.w_feat=0") from None
 
 
-def _layers(student: Any, config: BootstrappingConfig) -> tuple[int, ...]:
+def _layers(student: Any, terms: ObjectiveConfig) -> tuple[int, ...]:
     """Return the layers with a feature loss."""
-    if config.method.w_feat == 0:
+    if terms.w_feat == 0:
         return ()
     depth = len(getattr(student, "blocks", ()))
     if depth == 0:
-        raise ConfigError(f"method.w_feat: {config.student.name} has no blocks to supervise; use a vision transformer")
-    layers = tuple(range(depth)) if config.method.layers is None else config.method.layers
+        name = getattr(student, "pretrained_cfg", {}).get("architecture", type(student).__name__)
+        raise ConfigError(f"method.w_feat: {name} has no blocks to supervise; use a vision transformer")
+    layers = tuple(range(depth)) if terms.layers is None else terms.layers
     if any(not 0 <= layer < depth for layer in layers):
         raise ConfigError(f"method.layers: {list(layers)} of a student with layers 0 to {depth - 1}")
     return layers

@@ -11,7 +11,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from coadvise import models as _models  # noqa: F401  # registers the students with timm
-from coadvise.config import CoadviseConfig
+from coadvise.config import CoadviseConfig, ObjectiveConfig
 from coadvise.evaluation import token_metrics
 from coadvise.losses import divergence, label_loss, total_loss
 from vitutor_core.data.types import Batch, DataInfo, EvalLoader
@@ -35,12 +35,12 @@ class Coadvise(Method):
     traits = Traits(measures=True)
 
     def __init__(
-        self, student: nn.Module, config: CoadviseConfig, teachers: Mapping[str, FrozenTeacher], info: DataInfo
+        self, student: nn.Module, terms: ObjectiveConfig, teachers: Mapping[str, FrozenTeacher], info: DataInfo
     ) -> None:
         super().__init__()
         self.student: Any = student
         self._teachers = dict(teachers)
-        self._terms = config.method
+        self._terms = terms
         self._info = info
 
     @classmethod
@@ -48,13 +48,8 @@ class Coadvise(Method):
         """Build student and teachers for the data at hand; raises `ConfigError` where they do not fit."""
         student = create_student(config.student, info)
         roles = config.method.order or ()
-        tokens = len(getattr(student, "teacher_heads", ()))
-        if roles and tokens not in (0, len(roles)):
-            raise ConfigError(
-                f"teachers: {len(roles)} for the {tokens} teacher tokens of {config.student.name}; set "
-                f"student.kwargs.teacher_tokens to {len(roles)}, or to 0 for all terms on the class token"
-            )
-        return cls(student, config, {role: load_teacher(config.teachers[role], info) for role in roles}, info)
+        check_tokens(student, len(roles))
+        return cls(student, config.method, {role: load_teacher(config.teachers[role], info) for role in roles}, info)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         output = self.student(batch.images)
@@ -107,6 +102,17 @@ class Coadvise(Method):
         if self._teachers and len(logits) > 1:
             names = [CLASS, *self._teachers]
         return dict(zip(names, logits, strict=True))
+
+
+def check_tokens(student: nn.Module, teachers: int) -> None:
+    """Raise `ConfigError` where a student with tokens for teachers has another number of them."""
+    tokens = len(getattr(student, "teacher_heads", ()))
+    if teachers and tokens not in (0, teachers):
+        name = getattr(student, "pretrained_cfg", {}).get("architecture", type(student).__name__)
+        raise ConfigError(
+            f"teachers: {teachers} for the {tokens} teacher tokens of {name}; set student.kwargs.teacher_tokens to "
+            f"{teachers}, or to 0 for all terms on the class token"
+        )
 
 
 def _logits_of(teacher: FrozenTeacher) -> Any:

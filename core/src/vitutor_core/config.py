@@ -54,7 +54,7 @@ class Config(BaseModel):
             # JSON mode is strict about types and still reads a list where the schema has a tuple.
             return cls.model_validate_json(json.dumps(values))
         except ValidationError as error:
-            lines = [_explain(detail, cls) for detail in error.errors()]
+            lines = [_explain(detail, cls) for detail in _of_the_type_meant(error.errors())]
             raise ConfigError(f"{where}: " + "; ".join(lines)) from None
         except TypeError as error:
             raise ConfigError(f"{where}: {error}; use plain YAML values") from None
@@ -155,13 +155,16 @@ def setting(path: str, value: Any) -> str:
 def read_value(text: str, annotation: Any, *, where: str) -> Any:
     """Read a value that a user typed for a field of type ``annotation``.
 
-    A field of type text takes the text as it is, and ``null`` as none where it may be. Others are read as YAML. Where
-    text is one of several types, it is what the others do not accept, a list being in brackets; where numbers are too,
+    A field of type text takes the text as it is, and ``null`` as none where it may be. Others are read as YAML; a list
+    may be typed without brackets, ``a,b``. Where text is one of several types, it is what the others do not accept, a
+    list being in brackets; where numbers are too,
     quotes make it text.
     """
     types = _types(annotation)
     if str not in types:
-        return parse_yaml(text, where=where)
+        value = parse_yaml(text, where=where)
+        is_listed = list in types and isinstance(value, str)
+        return [parse_yaml(part.strip(), where=where) for part in value.split(",")] if is_listed else value
     if text == "null" and NoneType in types:
         return None
     try:
@@ -213,8 +216,18 @@ def assign(values: dict[str, Any], path: str, value: Any) -> None:
     values[last] = value
 
 
+def _of_the_type_meant(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Leave out, of a list for a field that also takes a word, that it is no such word."""
+    return [
+        detail
+        for detail in details
+        if not (detail["type"] == "literal_error" and isinstance(detail["input"], list) and len(details) > 1)
+    ]
+
+
 def _explain(detail: ErrorDetails, schema: type[Config]) -> str:
-    path = ".".join(str(part) for part in detail["loc"])
+    # Of several types, pydantic puts the one that was tried into the path.
+    path = ".".join(part for part in map(str, detail["loc"]) if not part.startswith(("literal[", "tuple[")))
     if detail["type"] == "value_error":  # of a rule over several fields
         message = detail["msg"].removeprefix("Value error, ")
         return f"{path}: {message}" if path else message

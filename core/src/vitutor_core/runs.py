@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vitutor_core.errors import CheckpointError, VitutorError
 from vitutor_core.files import check_replaceable, replace_folder, write_json
+from vitutor_core.hub import WEIGHTS, named_file
 from vitutor_core.provenance import git_state, machine, versions
 
 if TYPE_CHECKING:
@@ -167,6 +168,11 @@ class RunDir:
         return self.path / "inputs.json"
 
     @property
+    def tracking(self) -> Path:
+        """What trackers keep; it is not published."""
+        return self.path / "tracking"
+
+    @property
     def pictures(self) -> Path:
         return self.path / "pictures"
 
@@ -193,5 +199,11 @@ class RunDir:
 
 
 def weights_file(path: Path) -> Path:
-    """Return the weights of a run folder, or the file that ``path`` is itself."""
+    """Return the weights of a run folder, or the file that ``path`` is itself.
+
+    ``path`` may also be a name with ``local-dir:`` or ``hf-hub:`` in front; see `hub`.
+    """
+    named = named_file(str(path), WEIGHTS)
+    if named is not None:
+        return named
     return RunDir(path).weights if path.is_dir() else path

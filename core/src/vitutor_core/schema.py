@@ -132,15 +132,19 @@ def border_of(image_size: int, patch: int) -> str:
 class ModelConfig(Config):
     """A model by its timm name."""
 
-    name: str = fingerprinted(help="any name timm.create_model takes, with its pretrained tag if it matters")
+    name: str = fingerprinted(
+        help="any name timm.create_model takes, with its pretrained tag if it matters; also local-dir:FOLDER, as "
+        "`export` writes it, and hf-hub:OWNER/NAME"
+    )
     kwargs: dict[str, KwargValue] = fingerprinted({}, help="further arguments of timm.create_model")
-    pretrained: bool = fingerprinted(False, help="start from the weights that timm names")
+    pretrained: bool = fingerprinted(False, help="start from the weights that the name stands for")
     start_row: str | None = fingerprinted(
         None, help="start from this row's student of the same seed (reproduce finds it)"
     )
     weights: str | None = runtime(
         None,
-        help="start from a run folder or safetensors file (fingerprinted: its sha256); its head only for equal classes",
+        help="start from a run folder, safetensors file, local-dir:FOLDER or hf-hub:OWNER/NAME (fingerprinted: its "
+        "sha256); its head only for equal classes",
     )
 
     @model_validator(mode="after")
@@ -166,12 +170,16 @@ class TeacherConfig(Config):
     weights: str | None = runtime(
         None, help="a run folder, or a safetensors file for `model` (fingerprinted: its sha256)"
     )
-    image_size: ImageSize | None = fingerprinted(None, help="input side of the teacher; null: the student's")
+    image_size: ImageSize | None = fingerprinted(
+        None, help="input side of the teacher; null: its own, of a run, folder or repository, else the student's"
+    )
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
         if self.recipe is None and self.row is None and self.model is None and self.weights is None:
             raise ValueError("a teacher needs `recipe`, `row`, `model` or `weights`")
+        if self.model is not None and self.recipe is not None:
+            raise ValueError("`recipe` and `model` exclude each other; set one of them to null")
         if self.model is not None and self.model.weights is not None:
             raise ValueError("the weights of a teacher are `teacher.weights`, not `teacher.model.weights`")
         return self
@@ -277,6 +285,9 @@ class RuntimeConfig(Config):
         1, help="save after every this many epochs, and after the last", ge=1, le=EPOCHS
     )
     log_every_steps: int = runtime(20, help="steps between two readings of the losses", ge=1, le=MANY)
+    track: tuple[str, ...] = runtime(
+        (), help="trackers that get losses and metrics, by commas: tensorboard, wandb, mlflow, trackio, dvclive"
+    )
 
 
 class RunConfig(Config):

@@ -27,8 +27,10 @@ class ObjectiveConfig(Config):
         help="where the teacher's hard label goes: pooled content tokens (DearKD), or DeiT's distillation token",
     )
     share_head: bool = fingerprinted(False, help="pooled: use the class head instead of a head of its own")
-    pairs: tuple[tuple[Layer, str], ...] = fingerprinted(
-        ((4, "s2"), (8, "s3")), help="student block (from 1) and teacher stage of each hidden loss; empty: none"
+    pairs: Literal["auto"] | tuple[tuple[Layer, str], ...] = fingerprinted(
+        ((4, "s2"), (8, "s3")),
+        help="student block (from 1) and teacher stage of each hidden loss; empty: none; auto: the last stages whose "
+        "cells are no larger than a patch, as the teacher's feature_info says",
     )
     two_stage: bool = fingerprinted(True, help="drop the teacher after stage1_epochs; false: keep it to the end")
     stage1_epochs: int | None = fingerprinted(
@@ -36,8 +38,8 @@ class ObjectiveConfig(Config):
     )
     freeze_rpe: bool = fingerprinted(False, help="stop training alpha and delta in stage II")
     target_norm: Literal["none", "channel_std"] = fingerprinted("none", help="normalisation of the teacher's maps")
-    aligner_act: Literal["relu", "none"] = fingerprinted(
-        "relu", help="none: for teachers whose maps have negative values"
+    aligner_act: Literal["relu", "none", "auto"] = fingerprinted(
+        "relu", help="none: for teachers whose maps have negative values; auto: none if they have, of an image of noise"
     )
     channel_map: Literal["pointwise", "grouped"] = fingerprinted("pointwise", help="how the aligner changes channels")
 

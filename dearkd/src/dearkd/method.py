@@ -13,12 +13,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dearkd.config import DearKDConfig
+from dearkd.config import DearKDConfig, ObjectiveConfig
 from dearkd.losses.hidden import hidden_loss
 from dearkd.losses.logit import logit_loss
 from dearkd.losses.total import total_loss
 from dearkd.models.aligner import Aligner
 from dearkd.models.mhca import MHCA
+from dearkd.pairs import Pairs, auto_pairs
 from vitutor_core.analysis.attention import attention_distance
 from vitutor_core.data.types import Batch, DataInfo, EvalLoader
 from vitutor_core.distill import FrozenTeacher
@@ -28,6 +29,9 @@ from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.models.modes import evaluation_mode
 from vitutor_core.models.weights import create_student
 from vitutor_core.train.method import Clock, Method, Report, StepOutput
+
+Stages = tuple[int, int]
+"""Epochs with the teacher, and all."""
 
 TEACHER = "cnn"
 """The role of its only teacher."""
@@ -42,9 +46,11 @@ class DearKD(Method):
     def __init__(
         self,
         student: nn.Module,
-        config: DearKDConfig,
+        terms: ObjectiveConfig,
         *,
+        stages: Stages = (0, 1),
         teacher: FrozenTeacher | None = None,
+        pairs: Pairs = (),
         aligners: nn.ModuleList | None = None,
         head_dist: nn.Linear | None = None,
     ) -> None:
@@ -54,32 +60,44 @@ class DearKD(Method):
         self.head_dist = head_dist
         self._teacher = teacher
         self._facts = teacher.facts if teacher is not None else None
-        self._terms = config.method
-        self._stage1_epochs = config.stage1_epochs
-        self._leaves = 0 < config.stage1_epochs < config.train.epochs
+        self._terms = terms
+        self._pairs = pairs
+        self._stage1_epochs, epochs = stages
+        self._leaves = 0 < self._stage1_epochs < epochs
 
     @classmethod
     def build(cls, config: DearKDConfig, info: DataInfo) -> Self:
         """Build student, teacher and projectors for the data at hand; raises `ConfigError` where they do not fit."""
         student: Any = create_student(config.student, info)
+        stages = (config.stage1_epochs, config.train.epochs)
         if config.teacher is None:
-            return cls(student, config)
-        _check_student(student, config)
-        terms = config.method
-        teacher = load_teacher(config.teacher, info)
-        aligners = _build_aligners(student, teacher, config, info) if terms.pairs and terms.beta_loss > 0 else None
+            return cls(student, config.method, stages=stages)
+        check_student(student, config.method)
+        return cls.taught(student, load_teacher(config.teacher, info), config.method, info, stages=stages)
+
+    @classmethod
+    def taught(
+        cls, student: Any, teacher: FrozenTeacher, terms: ObjectiveConfig, info: DataInfo, *, stages: Stages = (1, 1)
+    ) -> Self:
+        """Make the projectors between a student and its teacher; raises `ConfigError` where the two do not fit."""
+        if terms.distill != "none" and getattr(teacher.model, "num_classes", None) == 0:
+            raise ConfigError(
+                "teacher: it has no classes to teach; set method.distill=none, and it teaches by its maps"
+            )
+        pairs = _pairs(student, teacher, terms, info) if terms.beta_loss > 0 else ()
+        aligners = _build_aligners(student, teacher, pairs, terms, info) if pairs else None
         head_dist = None
         if terms.distill == "pooled" and not terms.share_head:
             head_dist = nn.Linear(student.num_features, info.num_classes)
             nn.init.trunc_normal_(head_dist.weight, std=0.02)
             nn.init.zeros_(head_dist.bias)
-        return cls(student, config, teacher=teacher, aligners=aligners, head_dist=head_dist)
+        return cls(student, terms, stages=stages, teacher=teacher, pairs=pairs, aligners=aligners, head_dist=head_dist)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         if self._teacher is None:
             loss = F.cross_entropy(self.student(batch.images), batch.targets)
             return StepOutput(loss, parts={"label_loss": loss})
-        pairs = self._terms.pairs if self.aligners is not None else ()
+        pairs = self._pairs if self.aligners is not None else ()
         student = read_intermediates(self.student, batch.images, features=[block - 1 for block, _ in pairs])
         stages = [stage for _, stage in pairs]
         teacher = self._teacher(batch.images, features=stages, logits=batch.taught.get(TEACHER))
@@ -153,24 +171,34 @@ class DearKD(Method):
         return {f"attention_distance_block{index}": distance for index, distance in enumerate(distances)}
 
 
-def _check_student(student: nn.Module, config: DearKDConfig) -> None:
-    name, distill = config.student.name, config.method.distill
+def check_student(student: nn.Module, terms: ObjectiveConfig) -> None:
+    """Raise `ConfigError` where a student has not what the logit term reads."""
+    name, distill = getattr(student, "pretrained_cfg", {}).get("architecture", type(student).__name__), terms.distill
     if distill == "pooled" and not hasattr(student, "num_prefix_tokens"):
-        raise ConfigError(f"method.distill=pooled: {name} has no patch tokens; use a vision transformer")
+        raise ConfigError(f"method.distill=pooled: {name} has no patch tokens; set student.name=deit_tiny_patch16_224")
     if distill == "token" and not hasattr(student, "head_dist"):
         raise ConfigError(f"method.distill=token: {name} has no distillation token; use one of timm's deit_*_distilled")
 
 
-def _build_aligners(student: Any, teacher: FrozenTeacher, config: DearKDConfig, info: DataInfo) -> nn.ModuleList:
-    pairs = config.method.pairs
+def _pairs(student: Any, teacher: FrozenTeacher, terms: ObjectiveConfig, info: DataInfo) -> Pairs:
+    if terms.pairs != "auto":
+        return terms.pairs
+    return auto_pairs(student, teacher.model, scale=info.image_size / teacher.input["image_size"])
+
+
+def _build_aligners(
+    student: Any, teacher: FrozenTeacher, pairs: Pairs, terms: ObjectiveConfig, info: DataInfo
+) -> nn.ModuleList:
     blocks = getattr(student, "blocks", ())
     for block, _ in pairs:
         if not 1 <= block <= len(blocks):
             raise ConfigError(f"method.pairs: block {block} of a student with {len(blocks)} blocks")
-    images = torch.zeros(1, info.channels, info.image_size, info.image_size)
+    # Noise, as of black images even a map without ReLU may have one sign.
+    images = torch.randn(1, info.channels, info.image_size, info.image_size, generator=torch.Generator().manual_seed(0))
     maps = teacher(images, features=[stage for _, stage in pairs]).features
-    act = config.method.aligner_act == "relu"
-    if act and any((map_ < 0).any() for map_ in maps):
+    has_both_signs = any(bool((map_ < 0).any()) for map_ in maps)
+    act = not has_both_signs if terms.aligner_act == "auto" else terms.aligner_act == "relu"
+    if act and has_both_signs:
         raise ConfigError("method.pairs: a teacher stage has negative values; set method.aligner_act=none")
     return nn.ModuleList(
         Aligner(
@@ -178,7 +206,7 @@ def _build_aligners(student: Any, teacher: FrozenTeacher, config: DearKDConfig, 
             map_.shape[1],
             (map_.shape[2], map_.shape[3]),
             act=act,
-            channel_map=config.method.channel_map,
+            channel_map=terms.channel_map,
         )
         for map_ in maps
     )

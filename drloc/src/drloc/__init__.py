@@ -8,7 +8,9 @@ loss = F.cross_entropy(out.logits, labels) + 0.5 * out.loss
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vitutor_core.lazy import lazily
 
 if TYPE_CHECKING:
     from drloc.compose import WithDRLoc
@@ -18,13 +20,4 @@ if TYPE_CHECKING:
 __all__ = ["DRLoc", "LossConfig", "WithDRLoc"]
 __version__ = "0.1.0"
 
-_HOMES = {"DRLoc": "drloc.localise", "LossConfig": "drloc.config", "WithDRLoc": "drloc.compose"}
-
-
-def __getattr__(name: str) -> Any:
-    """Import torch and timm only for those who use the loss: the command must answer --help at once."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'drloc' has no attribute '{name}'")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazily(__name__, {"DRLoc": "drloc.localise", "LossConfig": "drloc.config", "WithDRLoc": "drloc.compose"})

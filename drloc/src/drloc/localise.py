@@ -16,6 +16,7 @@ from drloc.pairs import offsets, pair_tokens, sample_pairs, scale
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.models.modes import evaluation_mode
+from vitutor_core.models.named import input_size as built_for
 
 
 class Localisation(NamedTuple):
@@ -59,7 +60,7 @@ class DRLoc(nn.Module):
         if grids != "final":
             self._positions = block_names(model) if grids == "blocks" else tuple(grids)
         with evaluation_mode(model), torch.no_grad():
-            images = next(model.parameters()).new_zeros(1, *(input_size or _input_size(model)))
+            images = next(model.parameters()).new_zeros(1, *(input_size or built_for(model)))
             shapes = [tuple(grid.shape[1:]) for grid in self.grids(model, images)[1]]
         for position, (_, height, width) in zip(self._positions, shapes, strict=True):
             if min(height, width) < 2:
@@ -127,12 +128,6 @@ class DRLoc(nn.Module):
         if config.head_init == "trunc_normal":
             init_head(head)
         return head
-
-
-def _input_size(model: Any) -> tuple[int, int, int]:
-    channels, height, width = model.default_cfg["input_size"]
-    height, width = getattr(getattr(model, "patch_embed", None), "img_size", None) or (height, width)
-    return getattr(model, "in_chans", channels), height, width
 
 
 def _expected_class(logits: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,59 +1,89 @@
-"""Export the student of a finished run: a file of weights, or a folder that timm and the Hub read."""
+"""Export the student of a finished run: as weights, as a folder that timm and the Hub read, or as a program."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitutor_core.cli.models import run_weights
-from vitutor_core.errors import CheckpointError
+from vitutor_core.cli.page import card_page, card_text
+from vitutor_core.data.augment.mixing import Normalise
+from vitutor_core.data.build import eval_loader
+from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.evaluate.labelled import labelled_images
 from vitutor_core.files import replace_folder, write_text
-from vitutor_core.models.timm_folder import EXPORTED_NAME, package_of, save_timm_folder
+from vitutor_core.hub import CONFIG, WEIGHTS, push
+from vitutor_core.models.program import save_exported, save_onnx
+from vitutor_core.models.timm_folder import package_of, save_timm_folder
 from vitutor_core.models.weights import ModelCard, load_model, save_model
 from vitutor_core.runs import RunRecord
+from vitutor_core.schema import DataConfig, RuntimeConfig
 
-_CARD = """{front}# {name}
-
-Trained by ViTutor's {method}, {classes} classes, {size} px input. {quality}
-
-```python
-{setup}import timm
-
-model = timm.create_model({call}).eval()
-{transform}```
-
-Input: RGB, the shorter side resized to {resize} px ({interpolation}), the central {size} x {size} px; pixels in [0, 1],
-normalised with mean {mean} and standard deviation {std}.
-Classes, in the order of the logits: {class_names}.
-"""
-_FRONT = """---
-library_name: timm
-pipeline_tag: image-classification
-tags: [image-classification, timm, vitutor]
----
-"""
-_TRANSFORM = "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
+_IMAGES = 16
+"""On which a program is compared with the model."""
 
 
-def export_run(run: Path, target: Path, package: str, *, ema: bool = False) -> list[str]:
-    """Write weights and a model card, after checking that timm reads them; return what to tell the user.
+@dataclass(frozen=True)
+class Targets:
+    """Where an export goes; each is a path to write, but ``push``, the repository that gets the folder ``to``."""
 
-    ``target`` is a file if it ends with ``.safetensors``, else a folder. ``ema`` takes the averaged weights.
+    to: Path | None = None
+    onnx: Path | None = None
+    torch_export: Path | None = None
+    push: str | None = None
+
+
+def export_run(run: Path, targets: Targets, package: str, *, ema: bool = False, source: str | None = None) -> list[str]:
+    """Write what ``targets`` names, each checked by reading it again; return what to tell the user.
+
+    ``to`` is a file if it ends with ``.safetensors``, else a folder. ``ema`` takes the averaged weights. Programs are
+    compared with the model on images of ``source``, or of the run's own evaluation.
     """
-    RunRecord.read(run, package)
+    to, programs = targets.to, {save_onnx: targets.onnx, save_exported: targets.torch_export}
+    if to is None and not any(programs.values()):
+        raise ConfigError("export: nothing to write; give --to, --onnx or --torch-export")
+    if targets.push is not None and (to is None or to.suffix == ".safetensors"):
+        raise ConfigError("--push: it pushes the folder of --to; give --to FOLDER, too")
+    record = RunRecord.read(run, package)
     model, card = load_model(run_weights(run, ema=ema))
-    write = _export_file if target.suffix == ".safetensors" else _export_folder
-    lines = write(target, model, card)
-    owner = package_of(card)
-    note = f"note    import {owner}.models first: timm alone does not know {card.name}"
-    return lines if owner is None else [*lines, note]
+    lines: list[str] = []
+    if any(programs.values()):
+        images = _real_images(record, card, source)
+        for save, path in programs.items():
+            if path is not None:
+                largest = save(path, model, card, images)
+                lines.append(f"program {path}: logits of {len(images)} images differ by {largest:.1g} at most")
+    if to is not None:
+        write = _export_file if to.suffix == ".safetensors" else _export_folder
+        lines += write(to, model, card, record)
+        owner = package_of(card)
+        if owner is not None:
+            lines.append(f"note    import {owner}.models first: timm alone does not know {card.name}")
+        if targets.push is not None:
+            lines.append(f"pushed  {push(to, targets.push, message=card_text(record, card))}")
+    return lines
 
 
-def _export_file(target: Path, model: nn.Module, card: ModelCard) -> list[str]:
+def _real_images(record: RunRecord, card: ModelCard, source: str | None) -> Tensor:
+    """Return the first evaluation images (N, 3, S, S) of a source, as the model gets them."""
+    where = "metrics.json"
+    data = DataConfig.from_mapping(record.config["data"], where=where)
+    runtime = RuntimeConfig.from_mapping(record.config["runtime"], where=where).changed(["workers=0"])
+    split = labelled_images(data, card.class_names, source=source)
+    chosen = np.arange(min(_IMAGES, len(split.labels)))
+    device = torch.device("cpu")
+    normalise = Normalise(card.mean, card.std, device)
+    loader = eval_loader(split, chosen, data, runtime, normalise=normalise, device=device)
+    return torch.cat([images for images, _ in loader])
+
+
+def _export_file(target: Path, model: nn.Module, card: ModelCard, record: RunRecord) -> list[str]:
     save_model(target, model, card)
     kwargs: dict[str, Any] = {"num_classes": len(card.class_names), **card.kwargs}
     again = timm.create_model(card.name, checkpoint_path=str(target), **kwargs)
@@ -61,41 +91,15 @@ def _export_file(target: Path, model: nn.Module, card: ModelCard) -> list[str]:
         not torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
     ):
         raise CheckpointError(f"{target}: timm does not read the weights back")
-    arguments = (f"{name}={value!r}" for name, value in kwargs.items())
+    arguments = [f'"{card.name}"', f'checkpoint_path="{target.name}"', *(f"{name}={kwargs[name]!r}" for name in kwargs)]
     page = target.with_suffix(".md")
-    write_text(page, _page(card, ", ".join([f'"{card.name}"', f'checkpoint_path="{target.name}"', *arguments])))
+    write_text(page, card_page(record, card, ", ".join(arguments)))
     return [f"weights {target}", f"card    {page}"]
 
 
-def _export_folder(target: Path, model: nn.Module, card: ModelCard) -> list[str]:
-    with replace_folder(target, "config.json", EXPORTED_NAME, "README.md") as partial:
+def _export_folder(target: Path, model: nn.Module, card: ModelCard, record: RunRecord) -> list[str]:
+    with replace_folder(target, CONFIG, WEIGHTS, "README.md") as partial:
         save_timm_folder(partial, model, card)
         call = f'"local-dir:{target.resolve().name}", pretrained=True'
-        write_text(partial / "README.md", _page(card, call, front=_FRONT, transform=_TRANSFORM))
+        write_text(partial / "README.md", card_page(record, card, call, is_folder=True))
     return [f'folder  {target}: timm.create_model("local-dir:{target}", pretrained=True)']
-
-
-def _setup(card: ModelCard) -> str:
-    package = package_of(card)
-    return "" if package is None else f"import {package}.models  # registers {card.name} with timm\n"
-
-
-def _page(card: ModelCard, call: str, *, front: str = "", transform: str = "") -> str:
-    return _CARD.format(
-        front=front,
-        name=card.name,
-        method=card.method,
-        classes=len(card.class_names),
-        size=card.image_size,
-        quality=f"Top-1 {card.metrics['top1']:.2f} % on held-out images."
-        if "top1" in card.metrics
-        else "Its head is not trained: fine-tune it.",
-        setup=_setup(card),
-        call=call,
-        transform=transform,
-        resize=round(card.image_size / card.crop_ratio),
-        interpolation=card.interpolation,
-        mean=card.mean,
-        std=card.std,
-        class_names=", ".join(card.class_names),
-    )

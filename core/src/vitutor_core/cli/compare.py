@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from vitutor_core.cli import options
+from vitutor_core.cli.calls import Settings, texts
 from vitutor_core.cli.reproduce import Folders, Row, reproduce_row
 from vitutor_core.cli.sizes import show_sizes
 from vitutor_core.cli.teacher import recipe_teachers, teacher_config
@@ -36,10 +38,28 @@ def compare(
     --source folder:my_images --set data.fraction=0.1. What a method needs besides (teachers, pre-training)
     comes from its own recipe and is listed. Interrupted, the same command goes on; changed, it trains what changed.
     """
+    names = papers.split(",") if papers is not None else None
+    numbers, settings = options.seed_numbers(seeds), options.with_source(settings, source)
+    _show(compare_papers(out, scale=scale, papers=names, seeds=numbers, settings=settings))
+    click.echo(f"written {out / 'compare.json'}")
+
+
+def compare_papers(
+    out: Path | str,
+    *,
+    scale: str = "digits",
+    papers: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    settings: Settings = (),
+) -> list[dict[str, Any]]:
+    """Train each paper's method and its plain student on one budget; return what each adds, the largest gain first.
+
+    ``papers`` are names of packages, all that are installed by default; ``settings`` change the budget for all. The
+    same is written to ``out/compare.json``.
+    """
     from vitutor_core.cli.evaluate import evaluate_row
 
-    numbers, budget = options.seed_numbers(seeds), _budget(scale)
-    settings = options.with_source(settings, source)
+    out, settings, numbers, budget = Path(out), texts(settings), tuple(seeds), _budget(scale)
     chosen = [(paper, _compared(paper, scale)) for paper in _choose(papers)]
     rows = []
     for paper, compared in chosen:
@@ -59,8 +79,9 @@ def compare(
             reproduce_row(row, numbers, folders)
             runs, evaluation = folders.runs(row.paper, row.name), out / "evaluation" / row.paper.package / row.name
             evaluate_row(row.paper, runs, evaluation, None, speed=False)
-    lines = [_line(paper, compared, out / "evaluation") for paper, compared in chosen]
-    _show(lines, out)
+    lines = _judged([_line(paper, compared, out / "evaluation") for paper, compared in chosen])
+    write_json(out / "compare.json", {"lines": lines})
+    return lines
 
 
 def _title(row: Row) -> str:
@@ -81,10 +102,10 @@ def check_row(row: Row, seeds: tuple[int, ...]) -> None:
     check_run(config.changed(["student.start_row=null"]), row.paper.method, before)
 
 
-def _choose(names: str | None) -> list[Paper]:
+def _choose(names: Sequence[str] | None) -> list[Paper]:
     """Return the papers that are asked for, or all that are installed; raises `ConfigError` where there is none."""
     installed = installed_papers()
-    wanted = sorted(installed) if names is None else names.split(",")
+    wanted = sorted(installed) if names is None else names
     for name in wanted:
         if name not in installed:
             hint = nearest(name, installed) or f"; pip install ./{name}"
@@ -135,17 +156,23 @@ def _line(paper: Paper, compared: Compared, results: Path) -> dict[str, Any]:
     }
 
 
-def _show(lines: list[dict[str, Any]], out: Path) -> None:
+def _judged(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines, the largest gain first, with verdicts where the images allow them."""
+    from vitutor_core.report.verdict import SMOKE_TEST, judge
+
+    lines = sorted(lines, key=lambda line: -line["gain"]["mean"])
+    if all(line["source"] == SMOKE_TEST for line in lines):
+        return lines
+    verdicts = judge([(None, line["gain"]) for line in lines])
+    return [line | verdict for line, verdict in zip(lines, verdicts, strict=True)]
+
+
+def _show(lines: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from vitutor_core.report.render import gap, measured, number
-    from vitutor_core.report.verdict import SMOKE_TEST, judge
 
-    lines = sorted(lines, key=lambda line: -line["gain"]["mean"])
-    if any(line["source"] != SMOKE_TEST for line in lines):
-        judged = judge([(None, line["gain"]) for line in lines])
-        lines = [line | verdict for line, verdict in zip(lines, judged, strict=True)]
     table = Table(box=None, pad_edge=False, header_style="dim")
     headings = ("method", "plain student", "with it", "gain", "verdict", "could see", "updates", "before", "time")
     for heading in (*headings, "teachers"):
@@ -168,5 +195,3 @@ def _show(lines: list[dict[str, Any]], out: Path) -> None:
     click.echo("top-1 in %, mean +- sd over seeds; gain +- standard error; verdicts as in the reports;")
     click.echo("could see: the smallest gain with 80 % chance of a verdict; before: updates of pre-training;")
     click.echo("time: of the method's runs over that of the plain student's, teachers not counted")
-    write_json(out / "compare.json", {"lines": lines})
-    click.echo(f"written {out / 'compare.json'}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.hub import WEIGHTS
 from vitutor_core.paper import installed_paper, load
 from vitutor_core.runs import RunDir
 
@@ -18,13 +19,12 @@ if TYPE_CHECKING:
 
 def load_any(path: Path, *, ema: bool = False) -> tuple[nn.Module, ModelCard]:
     """Rebuild the model of ``path``, or of a run, with ``ema``, its averaged weights; raises `CheckpointError`."""
-    from vitutor_core.models.timm_folder import EXPORTED_NAME
     from vitutor_core.models.weights import load_model, read_card
 
     file = path
     if path.is_dir():
-        is_export = (path / EXPORTED_NAME).exists() and not RunDir(path).weights.exists()
-        file = path / EXPORTED_NAME if is_export else run_weights(path, ema=ema)
+        is_export = (path / WEIGHTS).exists() and not RunDir(path).weights.exists()
+        file = path / WEIGHTS if is_export else run_weights(path, ema=ema)
     card = read_card(file)
     if card is None:
         raise CheckpointError(f"{file.absolute()}: has no model card; export the model with ViTutor")

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import click
 
-from vitutor_core.cli import options
+from vitutor_core.cli import calls, options
 from vitutor_core.cli.config import config_command
 from vitutor_core.cli.predict import predict_command
-from vitutor_core.cli.train import Asked, train_row
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.planned import PlannedRow, leave_out
 from vitutor_core.paper import Paper, load
@@ -59,8 +58,18 @@ def _train(paper: Paper) -> click.Command:
         out: Path,
     ) -> None:
         """Train one run into OUT; the same command again resumes it."""
-        asked = Asked(paper, scale, recipe, preset, row, options.with_source(options.with_seed(settings, seed), source))
-        record = train_row(asked, out, teachers or out / "teachers")
+        record = calls.train(
+            paper,
+            out,
+            scale=scale,
+            recipe=recipe,
+            preset=preset,
+            row=row,
+            settings=options.with_source(options.with_seed(settings, seed), source),
+            teachers=teachers,
+            command=options.command_line(paper.command),
+        )
+
         if os.environ.get("RANK", "0") == "0" and os.environ.get(QUIET) != "1":
             click.echo(f"{_measured(record.metrics)} on {record.metrics['images']:.0f} images; {out}")
 
@@ -231,18 +240,32 @@ def _robustness(paper: Paper) -> click.Command:
 def _export(paper: Paper) -> click.Command:
     @click.command("export")
     @click.argument("run", type=options.PathOption(exists=True, file_okay=False))
-    @click.option("--to", "target", required=True, type=options.PathOption())
+    @click.option("--to", type=options.PathOption(), help="A folder, or a file NAME.safetensors, for timm.")
+    @click.option("--onnx", type=options.PathOption(dir_okay=False), help="A file for onnxruntime and others.")
+    @click.option("--torch-export", type=options.PathOption(dir_okay=False), help="A file for torch.export.load.")
+    @click.option("--push", metavar="OWNER/NAME", help="Upload the folder of --to to the Hub, if new as private.")
+    @click.option("--source", help="Compare a program on these images, as data.source.  [default: RUN's evaluation]")
     @options.ema
-    def export(run: Path, target: Path, ema: bool) -> None:
-        """Write the student of RUN for timm, with a model card.
+    def export(
+        run: Path,
+        to: Path | None,
+        onnx: Path | None,
+        torch_export: Path | None,
+        push: str | None,
+        source: str | None,
+        ema: bool,
+    ) -> None:
+        """Write the student of RUN for others, with a model card.
 
         --to a folder, which timm.create_model("local-dir:FOLDER", pretrained=True) and resolve_data_config rebuild; or
-        to a file NAME.safetensors, for timm.create_model(..., checkpoint_path=FILE).
+        to a file, for timm.create_model(..., checkpoint_path=FILE). --onnx and --torch-export write programs, which
+        need none of our code: input "images", normalised, of any batch size. Their logits are compared with the
+        model's on real images, to 1e-4.
         """
-        from vitutor_core.cli.artefacts import export_run
+        from vitutor_core.cli.artefacts import Targets, export_run
 
         load(paper.method)  # registers the paper's models with timm
-        for line in export_run(run, target, paper.package, ema=ema):
+        for line in export_run(run, Targets(to, onnx, torch_export, push), paper.package, ema=ema, source=source):
             click.echo(line)
 
     return export

@@ -8,16 +8,15 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
-from vitutor_core.cli import options
+from vitutor_core.cli import calls, options
 from vitutor_core.cli.entry import printable
 from vitutor_core.errors import DataError, ResourceError
 from vitutor_core.files import write_text
 from vitutor_core.paper import Paper, load
-from vitutor_core.runs import RunDir, RunRecord
 
 if TYPE_CHECKING:
     from vitutor_core.evaluate.predict import Prediction
@@ -49,19 +48,13 @@ def predict_command(paper: Paper | None = None) -> click.Command:
             _make_folder(table.parent)
         if paper is not None:
             load(paper.method)  # registers the paper's models with timm
-        from vitutor_core.cli.models import load_any
-        from vitutor_core.distributed import choose_device, effective_precision
-        from vitutor_core.evaluate.predict import predict as predictions
+        found = calls.predict(model, paths, top=top, ema=ema, batch_size=batch, device=device)
         from vitutor_core.train.progress import RunProgress
 
-        chosen = choose_device(device)
-        network, card = load_any(model, ema=ema)
-        precision = effective_precision(_precision(model), chosen)
         lines: list[Prediction] = []
         problems = []
         shows_progress = len(paths) > batch and (table is not None or not sys.stdout.isatty())
         with RunProgress("predicting", len(paths), enabled=shows_progress) as progress:
-            found = predictions(network, card, paths, top=top, batch_size=batch, device=chosen, precision=precision)
             for done, prediction in enumerate(found, start=1):
                 if prediction.problem is not None:
                     problems.append(prediction.problem)
@@ -71,7 +64,7 @@ def predict_command(paper: Paper | None = None) -> click.Command:
                     click.echo(_line(prediction))
                 progress.of(done, len(paths))
         if table is not None:
-            _write(table, lines, min(top, len(card.class_names)))
+            _write(table, lines, max((len(line.classes) for line in lines), default=top))
             click.echo(f"{len(lines)} images; {table}")
         for problem in problems:
             click.echo(f"error: {printable(problem)}", err=True)
@@ -79,14 +72,6 @@ def predict_command(paper: Paper | None = None) -> click.Command:
             raise DataError(f"{len(problems)} of {len(paths)} images cannot be read")
 
     return predict
-
-
-def _precision(model: Path) -> Literal["fp32", "bf16"]:
-    """Return the precision in which a run is evaluated; a file does not say it."""
-    if not RunDir(model).metrics.is_file():
-        return "fp32"
-    precision = RunRecord.read(model).config.get("train", {}).get("precision")
-    return "bf16" if precision == "bf16" else "fp32"
 
 
 def _make_folder(folder: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitutor_core.cli import options
 from vitutor_core.cli.sizes import show_sizes
 from vitutor_core.cli.teacher import recipe_teachers, with_teachers
 from vitutor_core.config import setting
@@ -19,6 +19,7 @@ from vitutor_core.schema import RunConfig
 
 if TYPE_CHECKING:
     from vitutor_core.runs import RunRecord
+    from vitutor_core.train.track import Callback
 
 _SHARED = ("data.", "runtime.", "train.", "seed=", "student.name=", "student.kwargs")
 """Settings that a row has of the one that starts from it."""
@@ -34,14 +35,18 @@ class Asked:
     preset: str | None
     row: str | None
     settings: tuple[str, ...]
+    command: str
 
     def config(self) -> RunConfig:
         """Resolve it."""
         return self.paper.resolve(self.scale, self.recipe, self.row, self.settings, preset=self.preset)
 
 
-def train_row(asked: Asked, out: Path, teachers: Path) -> RunRecord:
-    """Train a run into ``out``, and what it needs before it: teachers into ``teachers``, rows below ``out``."""
+def train_row(asked: Asked, out: Path, teachers: Path, callbacks: Sequence[Callback] = ()) -> RunRecord:
+    """Train a run into ``out``, and what it needs before it: teachers into ``teachers``, rows below ``out``.
+
+    ``callbacks`` are told of this run alone; see `train.track`.
+    """
     config = asked.config()
     if asked.scale == OWN:
         show_sizes(config, recipe_teachers(config, asked.scale))
@@ -50,8 +55,8 @@ def train_row(asked: Asked, out: Path, teachers: Path) -> RunRecord:
 
     paper = asked.paper
     config = with_teachers(config, asked.scale, teachers, method=paper.method)
-    label = RunLabel(paper.package, asked.row or "train", asked.scale, options.command_line(paper.command))
-    return train(config, load(paper.method).build, label=label, out=out)
+    label = RunLabel(paper.package, asked.row or "train", asked.scale, asked.command)
+    return train(config, load(paper.method).build, label=label, out=out, callbacks=callbacks)
 
 
 def _rows_before(asked: Asked, config: RunConfig, folder: Path, teachers: Path) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,11 @@ from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.models.border import check_border
 from vitutor_core.models.intermediates import forward_features, read_intermediates
+from vitutor_core.models.named import named_model
 from vitutor_core.models.weights import (
     create_model,
     load_model,
     load_strictly,
-    pretrained_classes,
     read_card,
     weights_sha256,
 )
@@ -54,7 +54,7 @@ class FrozenTeacher:
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.facts = {"name": name, "sha256": weights_sha256(model.state_dict()), "top1": top1}
-        self.input = {"image_size": image_size, "mean": list(mean), "std": list(std)}
+        self.input: dict[str, Any] = {"image_size": image_size, "mean": list(mean), "std": list(std)}
         self._image_size = image_size
         self._resize = image_size != info.image_size
         # (x * std_S + mean_S - mean_T) / std_T, as one multiplication and one addition
@@ -117,7 +117,9 @@ def load_teacher(config: TeacherConfig, info: DataInfo) -> FrozenTeacher:
         raise ConfigError("teacher: no weights given; set teacher.weights, or teacher.model to a timm name")
     if path is None:
         _check_pretrained(config.model, info)
-    size = config.image_size or info.image_size
+    found = named_model(config.model.name)
+    own_size = found.cfg.input_size[-1] if found.folder is not None and found.cfg is not None else info.image_size
+    size = config.image_size or own_size
     model = create_model(config.model, num_classes=info.num_classes, image_size=size, channels=info.channels)
     if path is not None:
         _load_plain(model, path)
@@ -145,7 +147,8 @@ def _check_pretrained(config: ModelConfig, info: DataInfo) -> None:
     """Check what timm's weights know before they are downloaded."""
     if not config.pretrained:
         raise ConfigError("teacher.model: an untrained teacher; set teacher.model.pretrained=true or teacher.weights")
-    classes = pretrained_classes(config.name)
+    found = named_model(config.name)
+    classes = found.classes
     if classes is None:
         raise ConfigError(f"teacher.model: timm has no weights for {config.name}; train it, or set teacher.weights")
     is_encoder = classes == 0 and config.kwargs.get("num_classes") == 0  # no classes to compare
@@ -154,6 +157,8 @@ def _check_pretrained(config: ModelConfig, info: DataInfo) -> None:
             f"teacher {config.name} has {classes} classes, the data {info.name} {info.num_classes}; "
             "train a teacher on this data, or pass its weights"
         )
+    if found.folder is not None and found.cfg is not None and found.cfg.label_names and not is_encoder:
+        check_classes(found.cfg.label_names, info.class_names, where=f"teacher {config.name}")
 
 
 def _load_plain(model: nn.Module, path: Path) -> None:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from vitutor_core.data.sources.locate import data_root, locate
+from vitutor_core.errors import VitutorError
 from vitutor_core.graph.needs import teachers_of
 from vitutor_core.schema import ModelConfig, RunConfig
 
@@ -42,12 +43,18 @@ def missing_weights(config: RunConfig) -> Iterator[str]:
 
 
 def _missing_pretrained(model: ModelConfig) -> Iterator[str]:
-    import timm
-
     import vitutor_core.models  # noqa: F401  # registers ours
+    from vitutor_core.models.named import named_model
 
     name = model.name
-    config = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
+    try:
+        found = named_model(name)
+    except VitutorError as error:
+        yield f"weights of {name}: {error}"
+        return
+    config = found.cfg
+    if found.folder is not None:
+        return
     if config is None or not config.has_weights:
         yield f"weights of {name}: timm has none; convert published ones and give their file as student.weights"
     elif not _is_cached(config.hf_hub_id) and not _reaches(_HUB):

@@ -242,7 +242,7 @@ class CvT(nn.Module):
         for embedding, stage in zip(self.embeddings, self.stages, strict=True):
             tokens, grid = embedding(map_)
             if stage is self.stages[-1] and self.cls_token is not None:
-                tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+                tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
             tokens = stage(tokens, grid)
             yield tokens, grid
             map_ = _as_map(tokens[:, -grid[0] * grid[1] :], grid)
@@ -259,7 +259,7 @@ class CvT(nn.Module):
 
 
 def _as_map(tokens: Tensor, grid: Grid) -> Tensor:
-    return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
 
 
 def _ramp(end: float, depth: int) -> list[float]:

@@ -101,7 +101,9 @@ def _forward(model: Any, images: Tensor, indices: list[int]) -> tuple[Tensor, Te
         tokens = model.forward_features(images)
     logits = model.forward_head(tokens)
     if isinstance(logits, tuple):
-        raise ConfigError(f"{type(model).__name__} returns a tuple of logits; call set_distilled_training(False)")
+        raise ConfigError(
+            f"{type(model).__name__} returns a tuple of logits; call set_distilled_training(False), or take one head"
+        )
     return logits, tokens, maps
 
 

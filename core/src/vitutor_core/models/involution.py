@@ -59,7 +59,7 @@ class Involution(nn.Module):
                 "match; make the input size divisible by the network's stride"
             )
         kernels: Tensor = self.generate(self.act(self.bn(self.reduce(self.pool(x)))))
-        return kernels.view(len(x), self.groups, self.kernel_size**2, height // self.stride, width // self.stride)
+        return kernels.view(x.shape[0], self.groups, self.kernel_size**2, height // self.stride, width // self.stride)
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
@@ -89,10 +89,21 @@ def involution(x: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
     """
     size, groups = math.isqrt(kernels.shape[2]), kernels.shape[1]
     grid = tuple(-(-side // stride) for side in x.shape[-2:])
-    if size**2 != kernels.shape[2] or x.shape[1] % groups or grid != kernels.shape[3:] or len(x) != len(kernels):
+    fits = x.shape[0] == kernels.shape[0] and grid == kernels.shape[3:]
+    if size**2 != kernels.shape[2] or x.shape[1] % groups or not fits:
         raise ValueError(f"involution: kernels {tuple(kernels.shape)} for a map {tuple(x.shape)} with stride {stride}")
+    if torch.compiler.is_exporting():
+        return unfolded(x, kernels, stride)
     out: Tensor = _involution(x, kernels, stride)
     return out
+
+
+def unfolded(x: Tensor, kernels: Tensor, stride: int) -> Tensor:
+    """Return the same in operators that every reader of an exported model has, with K * K copies of ``x``."""
+    batch, groups, taps, rows, columns = kernels.shape
+    size = math.isqrt(taps)
+    windows = F.unfold(x, size, padding=size // 2, stride=stride).view(batch, groups, -1, taps, rows, columns)
+    return (windows * kernels[:, :, None]).sum(3).flatten(1, 2)
 
 
 @torch.library.custom_op("vitutor::involution", mutates_args=())
@@ -155,7 +166,7 @@ def _windows(padded: Tensor, kernels: Tensor, stride: int) -> Iterator[tuple[int
 
 @_involution.register_fake
 def _(x: Tensor, kernels: Tensor, _stride: int) -> Tensor:
-    return x.new_empty((len(x), x.shape[1], *kernels.shape[3:]))
+    return x.new_empty((x.shape[0], x.shape[1], *kernels.shape[3:]))
 
 
 @_involution_backward.register_fake

@@ -13,10 +13,9 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from vitutor_core.errors import CheckpointError
+from vitutor_core.hub import CONFIG, WEIGHTS
 from vitutor_core.models.weights import ModelCard, save_model
 
-EXPORTED_NAME = "model.safetensors"
-"""As timm and the Hub call the weights."""
 _OF_ARCHITECTURE = ("architecture", "classifier", "first_conv", "fixed_input_size", "input_size", "num_classes")
 
 
@@ -25,7 +24,7 @@ def save_timm_folder(folder: Path, model: nn.Module, card: ModelCard) -> None:
 
     ``model`` was made by ``timm.create_model``. Raises `CheckpointError` if timm does not rebuild it.
     """
-    save_model(folder / EXPORTED_NAME, model, card)
+    save_model(folder / WEIGHTS, model, card)
     data = {
         "input_size": (len(card.mean), card.image_size, card.image_size),
         "interpolation": card.interpolation,
@@ -40,7 +39,7 @@ def save_timm_folder(folder: Path, model: nn.Module, card: ModelCard) -> None:
     described.pretrained_cfg = {
         name: value for name, value in described.pretrained_cfg.items() if name in _OF_ARCHITECTURE
     }
-    save_config_for_hf(model, str(folder / "config.json"), names, dict(card.kwargs), data)
+    save_config_for_hf(model, str(folder / CONFIG), names, dict(card.kwargs), data)
     again = timm.create_model(f"local-dir:{folder}", pretrained=True)
     same = zip(model.state_dict().values(), again.state_dict().values(), strict=True)
     found = timm.data.resolve_data_config(model=again)

@@ -23,11 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from vitutor_core.config import Config, fingerprinted, nearest
+from vitutor_core.config import Config, fingerprinted
 from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import CheckpointError, ConfigError, named
 from vitutor_core.files import atomic
+from vitutor_core.hub import WEIGHTS, fetch
 from vitutor_core.models.border import check_border
+from vitutor_core.models.named import NamedModel, check_registered, named_model
 from vitutor_core.runs import weights_file
 from vitutor_core.schema import CropRatio, ImageSize, Interpolation, KwargValue, ModelConfig, Share
 
@@ -77,14 +79,17 @@ def create_model(config: ModelConfig, *, num_classes: int, image_size: int, chan
 
     Raises `ConfigError` for an unknown name or argument, and `CheckpointError` for weights of another model.
     """
-    kwargs: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels, **config.kwargs}
-    if takes_image_size(config.name):
+    found = named_model(config.name)
+    kwargs: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels, **found.kwargs, **config.kwargs}
+    if found.takes_image_size:
         kwargs.setdefault("img_size", image_size)
     if config.pretrained and config.kwargs:
-        check_heads(
-            _skeleton(config.name, kwargs), _skeleton(config.name, {}), where=f"timm's weights of {config.name}"
-        )
-    model = _create(config.name, kwargs, pretrained=config.pretrained)
+        trained = _skeleton(found.architecture, found.kwargs)
+        check_heads(_skeleton(found.architecture, kwargs), trained, where=f"the weights of {config.name}")
+    if not config.pretrained:
+        model = _create(found.architecture, kwargs)
+    else:
+        model = _create_pretrained(config.name, found, kwargs)
     check_border(model, config.name, image_size)
     if config.weights is not None:
         _start_from(model, config.weights)
@@ -134,9 +139,9 @@ def _skeleton(name: str, kwargs: dict[str, Any]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                return _create(name, kwargs, pretrained=False)
+                return _create(name, kwargs)
         except (ConfigError, NotImplementedError):  # it computes with what it builds
-            return _create(name, kwargs, pretrained=False)
+            return _create(name, kwargs)
 
 
 def _start_from(model: nn.Module, where: str) -> None:
@@ -149,18 +154,6 @@ def _start_from(model: nn.Module, where: str) -> None:
     if any(name.startswith(heads) and tensors[name].shape != own[name].shape for name in own.keys() & tensors.keys()):
         tensors = {name: own[name] if name.startswith(heads) else value for name, value in tensors.items()}
     load_strictly(model, tensors, where=str(Path(where).absolute()))
-
-
-def takes_image_size(name: str) -> bool:
-    """Return whether a timm model is built for one input size, as ViTs are and CNNs are not."""
-    config = _pretrained_cfg(name)
-    return bool(config is not None and config.fixed_input_size)
-
-
-def pretrained_classes(name: str) -> int | None:
-    """Return for how many classes timm's weights of a model are, or None where timm names no weights."""
-    config = _pretrained_cfg(name)
-    return config.num_classes if config is not None and config.has_weights else None
 
 
 def save_model(path: Path, model: nn.Module, card: ModelCard) -> None:
@@ -213,7 +206,7 @@ def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
     tensors = load_file(path)
     with named(str(path.absolute())), _no_larger_than(tensors):
         _skeleton(card.name, kwargs)
-        model = _create(card.name, kwargs, pretrained=False)
+        model = _create(card.name, kwargs)
     load_strictly(model, tensors, where=str(path.absolute()))
     return model, card
 
@@ -259,8 +252,22 @@ def weights_sha256(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _create(name: str, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Module:
-    _check_name(name)
+def _create_pretrained(name: str, found: NamedModel, kwargs: dict[str, Any]) -> nn.Module:
+    """Build a model with the weights that its name stands for, which timm fits to its classes, channels and size."""
+    if found.folder is None:
+        if found.cfg is not None and found.cfg.hf_hub_id:
+            fetch(found.cfg.hf_hub_id, found.cfg.hf_hub_filename or WEIGHTS)  # timm would ask ten times
+        return _create(name, kwargs, pretrained=True)
+    path = found.folder / WEIGHTS
+    read_card(path)  # says what is wrong with the file
+    with named(name), _no_larger_than(load_file(path)):
+        _skeleton(found.architecture, found.kwargs)
+    return _create(f"local-dir:{found.folder}", kwargs, pretrained=True)
+
+
+def _create(name: str, kwargs: dict[str, Any], *, pretrained: bool = False) -> nn.Module:
+    if not pretrained:
+        check_registered(name)
     for key in kwargs.keys() & _NOT_OURS:
         raise ConfigError(f"model {name}: '{key}' is not an argument of a model; leave it out of its kwargs")
     try:
@@ -271,17 +278,3 @@ def _create(name: str, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Module
         reason = str(error) or type(error).__name__
         raise ConfigError(f"model {name} with {json.dumps(kwargs)}: {reason}") from error
     return model
-
-
-def _pretrained_cfg(name: str) -> Any:
-    _check_name(name)
-    try:
-        return timm.get_pretrained_cfg(name)
-    except RuntimeError as error:
-        raise ConfigError(f"model '{name}': {error}") from None
-
-
-def _check_name(name: str) -> None:
-    base = name.partition(".")[0]
-    if not timm.is_model(base):
-        raise ConfigError(f"model '{name}' is not registered with timm{nearest(base, timm.list_models())}")

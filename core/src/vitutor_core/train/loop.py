@@ -16,6 +16,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
+from vitutor_core.config import leaves
 from vitutor_core.data.types import Batch, Data, WaitGivenUp, never
 from vitutor_core.distributed import Processes, effective_precision
 from vitutor_core.errors import InterruptedRun, NonFiniteError
@@ -30,11 +31,20 @@ from vitutor_core.train.progress import RunProgress
 from vitutor_core.train.run_folder import RunFolder
 from vitutor_core.train.signals import StopRequest
 from vitutor_core.train.state import TrainState
+from vitutor_core.train.track import Facts, Tracking
 from vitutor_core.train.update import Updater
 
 
 def fit(
-    method: Method, data: Data, config: RunConfig, *, run: RunFolder, processes: Processes, identity: dict[str, Any]
+    method: Method,
+    data: Data,
+    config: RunConfig,
+    *,
+    run: RunFolder,
+    processes: Processes,
+    identity: dict[str, Any],
+    tracking: Tracking,
+    name: str,
 ) -> tuple[Measured, nn.Module | None]:
     """Train ``method`` to its end; return what the last evaluation found, and the averaged student if there is one.
 
@@ -52,6 +62,8 @@ def fit(
     probe = _probe_images(data)
     every = config.runtime
     save = partial(state.save, run, method, meter, processes)
+    facts = Facts(run.files.tracking, name, {path: value for path, _, value in leaves(config)}, state.step)
+    tracking.start(facts, enabled=processes.is_main)
 
     with (
         StopRequest(run.path) as stop,
@@ -80,6 +92,10 @@ def fit(
                         if is_logged or progress.is_due():
                             meter.read()
                             progress.update(state.step, meter.note())
+                        if is_logged:
+                            tracking.log(
+                                state.step, {"step_loss": meter.latest, "lr": optim.highest_lr(state.optimizer)}
+                            )
                         if not is_last and _must_stop(stop, state, every.log_every_steps, processes):
                             break
                         waited = time.monotonic()
@@ -93,7 +109,7 @@ def fit(
             meter.read()
             progress.update(state.step, meter.note())
             line: dict[str, Any] = {"epoch": epoch, "step": state.step, **meter.epoch_line()}
-            line["lr"] = max(group["lr"] for group in state.optimizer.param_groups)  # layer decay lowers the others
+            line["lr"] = optim.highest_lr(state.optimizer)
             if (epoch + 1) % every.eval_every_epochs == 0 or epoch + 1 == epochs:
                 report = method.report(probe.to(processes.device))
                 with advise_for_evaluation(config):
@@ -102,6 +118,7 @@ def fit(
                 line |= measured.metrics
                 run.keep_pictures(epoch + 1, report.pictures)
             state.end_epoch(line, measured)
+            tracking.log(state.step, {key: value for key, value in line.items() if key not in ("step", "lr")})
             progress.epoch(_summary(line, epochs), last=epoch + 1 == epochs)
             must_stop = processes.any(bool(stop))
             if (epoch + 1) % every.checkpoint_every_epochs == 0 or epoch + 1 == epochs or must_stop:
@@ -109,6 +126,15 @@ def fit(
             if must_stop and epoch + 1 < epochs:
                 raise InterruptedRun(f"stopped after epoch {epoch}; run it again to go on", stop.signal_number or 15)
     return measured, state.ema.module if state.ema is not None else None
+
+
+def _show_step(state: TrainState, meter: Meter, progress: RunProgress, tracking: Tracking | None) -> None:
+    """Show where the run is when that is due, and log it where ``tracking`` is given."""
+    if tracking is not None or progress.is_due():
+        meter.read()
+        progress.update(state.step, meter.note())
+    if tracking is not None:
+        tracking.log(state.step, {"step_loss": meter.latest, "lr": optim.highest_lr(state.optimizer)})
 
 
 def _save_and_stop(state: TrainState, begun: int, stop: StopRequest, save: Callable[[], None]) -> NoReturn:

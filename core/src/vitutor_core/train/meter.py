@@ -25,7 +25,8 @@ class Meter:
             sums = dict.fromkeys(sums, 0.0)  # what was saved is the sum over all processes
         self._sums = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in sums.items()}
         self.recent: deque[Tensor] = deque(maxlen=50)
-        self._loss = float("nan")
+        self.latest = float("nan")
+        """The loss that was read last."""
         self._restart_clock()
 
     def add(self, output: StepOutput, images: int) -> None:
@@ -47,11 +48,11 @@ class Meter:
     def read(self) -> None:
         """Read the latest loss; the one host sync of a log interval."""
         if self.recent:
-            self._loss = float(self.recent[-1])
+            self.latest = float(self.recent[-1])
 
     def note(self) -> str:
         """Describe the latest loss and the throughput in a few words."""
-        return f"loss {self._loss:.3f}, {self._images_per_s():.0f} images/s"
+        return f"loss {self.latest:.3f}, {self._images_per_s():.0f} images/s"
 
     def sums(self) -> dict[str, float]:
         """Return the sums so far, of all processes, to be saved."""

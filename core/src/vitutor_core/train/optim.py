@@ -169,3 +169,8 @@ def _is_moment(shape: torch.Size, parameter: torch.Size) -> bool:
         (*parameter[:axis], *kept, *parameter[axis + 1 :]) for axis in range(len(parameter)) for kept in ((), (1,))
     ]
     return shape == parameter or tuple(shape) in means
+
+
+def highest_lr(optimizer: torch.optim.Optimizer) -> float:
+    """Return the learning rate of the group with the highest one: layer decay lowers those of the others."""
+    return max(float(group["lr"]) for group in optimizer.param_groups)

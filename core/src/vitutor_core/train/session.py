@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +19,12 @@ from vitutor_core.data.types import Data, DataInfo
 from vitutor_core.distill.taught import TaughtLoader, with_stored_logits
 from vitutor_core.distributed import Processes, processes
 from vitutor_core.errors import DataError
+from vitutor_core.models.named import named_model
 from vitutor_core.models.weights import (
     ModelCard,
     save_model,
     save_tensors,
     starting_weights,
-    takes_image_size,
     weights_sha256,
 )
 from vitutor_core.provenance import git_state, machine, versions
@@ -35,6 +35,7 @@ from vitutor_core.train.loop import fit
 from vitutor_core.train.memory import advise_for_evaluation, advise_for_training
 from vitutor_core.train.method import Method
 from vitutor_core.train.run_folder import RunFolder
+from vitutor_core.train.track import Callback, Tracking
 
 BuildMethod = Callable[[Any, DataInfo], Method]
 
@@ -52,12 +53,20 @@ class RunLabel:
 
 
 def train(
-    config: RunConfig, build_method: BuildMethod, *, label: RunLabel, out: Path, measure: bool = True
+    config: RunConfig,
+    build_method: BuildMethod,
+    *,
+    label: RunLabel,
+    out: Path,
+    measure: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> RunRecord:
     """Train one run into the folder ``out``, resuming what is there, and return its record.
 
     ``measure`` takes the method's own figures at the end, too; without it they are left to `train.evaluation`.
+    ``callbacks`` get what the trackers of ``runtime.track`` get, on the first process.
     """
+    tracking = Tracking.of(config.runtime.track, callbacks)
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
     started = time.monotonic()
@@ -77,12 +86,22 @@ def train(
             if run.is_finished:
                 return RunRecord.read(run.path)
             with advise_for_training(config, group.device):
-                (metrics, correct, _), averaged = fit(method, data, config, run=run, processes=group, identity=identity)
+                (metrics, correct, _), averaged = fit(
+                    method,
+                    data,
+                    config,
+                    run=run,
+                    processes=group,
+                    identity=identity,
+                    tracking=tracking,
+                    name=f"{label.paper} {label.row}, seed {config.seed}",
+                )
             if measure and method.traits.measures:
                 with advise_for_evaluation(config):
                     metrics = metrics | method.report(evaluation=data.evaluation).metrics
         finally:
             data.train.close()
+            tracking.close()
         if group.is_main:
             card = model_card(config, data.info, label.paper, metrics)
             save_model(run.files.weights, method.inference_model(), card)
@@ -109,8 +128,11 @@ def _identity(config: RunConfig, label: RunLabel, data: Data, method: Method) ->
     }
     if data.contents:
         identity["image files"] = data.contents
-    if config.student.weights is not None:
-        identity["start"] = weights_sha256(starting_weights(config.student.weights))
+    start = config.student.weights
+    if start is None and config.student.pretrained and named_model(config.student.name).folder is not None:
+        start = config.student.name
+    if start is not None:
+        identity["start"] = weights_sha256(starting_weights(start))
     return identity
 
 
@@ -127,11 +149,12 @@ def _session(label: RunLabel, group: Processes) -> dict[str, Any]:
 
 def model_card(config: RunConfig, info: DataInfo, method: str, metrics: dict[str, float]) -> ModelCard:
     """Describe the student of a run for its weights file."""
-    kwargs = {**config.student.kwargs}
-    if takes_image_size(config.student.name):
+    student = named_model(config.student.name)
+    kwargs = {**student.kwargs, **config.student.kwargs}
+    if student.takes_image_size:
         kwargs.setdefault("img_size", info.image_size)
     return ModelCard(
-        name=config.student.name,
+        name=student.architecture,
         kwargs=kwargs | {"in_chans": info.channels},
         class_names=info.class_names,
         image_size=info.image_size,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import timm
 import torch
 from timm.data import ImageNetInfo
 from timm.data.imagenet_info import infer_imagenet_subset
@@ -20,6 +18,7 @@ from vitutor_core.distill import FrozenTeacher
 from vitutor_core.distill.teacher import load_teacher
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.intermediates import read_intermediates
+from vitutor_core.models.named import named_model
 from vitutor_core.models.weights import read_card
 from vitutor_core.runs import weights_file
 from vitutor_core.schema import TeacherConfig
@@ -65,9 +64,9 @@ def describe(config: TeacherConfig) -> DataInfo:
         card = read_card(weights_file(Path(config.weights)))
         if card is not None:
             return _info(card.class_names, config.image_size or card.image_size, card.mean, card.std)
-    cfg: Any = timm.get_pretrained_cfg(config.model.name) if config.model is not None else None
+    cfg = named_model(config.model.name).cfg if config.model is not None else None
     subset = infer_imagenet_subset(cfg.to_dict()) if cfg is not None else None
-    if subset is None:
+    if cfg is None or subset is None:
         raise ConfigError("teacher: its classes have no names; give a run folder, or one of timm's ImageNet models")
     names = tuple(ImageNetInfo(subset).label_names())
     return _info(names, config.image_size or cfg.input_size[-1], cfg.mean, cfg.std)

@@ -121,7 +121,8 @@ class MHCA(nn.Module):
         mask = resolve_self_attn_mask(tokens, q, attn_mask, is_causal)
         if mask is not None:
             bias = bias + mask
-        if self.fused_attn:
+        # Exported, the fused operator falls apart into parts whose memory layout is not the one it was traced with.
+        if self.fused_attn and not torch.compiler.is_exporting():
             dropout = self.attn_drop.p if self.training else 0.0
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         else:

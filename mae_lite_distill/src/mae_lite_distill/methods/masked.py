@@ -5,6 +5,7 @@ L = L_MAE + alpha * L_attn, the teacher seeing the patches that the student sees
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -57,9 +58,20 @@ class MaskedPretraining(Pretraining):
     @classmethod
     def build(cls, config: MAELiteConfig, info: DataInfo) -> Self:
         """Build encoder, decoder and, where one is named, the teacher; raises `ConfigError` where they do not fit."""
-        mae = config.mae
         student: Any = create_student(config.student, info)
         check_encoder(student, f"student {config.student.name}")
+        named = config.teacher
+        teacher = None if named is None else lambda: load_teacher(named, info)
+        return cls.paired(student, config.mae, info, teacher=teacher)
+
+    @classmethod
+    def paired(
+        cls, student: Any, mae: MAEConfig, info: DataInfo, *, teacher: Callable[[], FrozenTeacher] | None
+    ) -> Self:
+        """Initialise an encoder, and make its decoder and what a teacher needs; raises `ConfigError`.
+
+        The teacher is made after the decoder: its weights are drawn before they are loaded.
+        """
         if int(student.patch_embed.num_patches * (1 - mae.mask_ratio)) == 0:
             raise ConfigError(f"mae.mask_ratio: keeps none of {student.patch_embed.num_patches} patches")
         init_encoder(student)
@@ -72,16 +84,16 @@ class MaskedPretraining(Pretraining):
             depth=mae.decoder_depth,
             heads=mae.decoder_heads,
         )
-        if config.teacher is None:
+        if teacher is None:
             return cls(student, decoder, mae, info)
-        teacher = load_teacher(config.teacher, info)
-        _check_pair(student, teacher.model, mae)
+        known = teacher()
+        _check_pair(student, known.model, mae)
         extra = None
         if mae.decouple_after is not None:
             extra = LogitBlock(student.embed_dim, student.blocks[-1].attn.num_heads)
             init_masked(extra)
-        maps = nn.ParameterList(_head_map(student, teacher.model, layer, mae) for layer in mae.distill_layers)
-        return cls(student, decoder, mae, info, teacher=teacher, head_maps=maps, extra_block=extra)
+        maps = nn.ParameterList(_head_map(student, known.model, layer, mae) for layer in mae.distill_layers)
+        return cls(student, decoder, mae, info, teacher=known, head_maps=maps, extra_block=extra)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         return self.objective(batch.images, self._mask(batch.images))
