@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -99,9 +99,8 @@ def fit(
                         if not is_last and _must_stop(stop, state, every.log_every_steps, processes):
                             break
                         waited = time.monotonic()
-                if state.step < (epoch + 1) * updates:
-                    guard.raise_if_bad()
-                    _save_and_stop(state, epoch * updates, stop, save)
+                guard.raise_if_bad()
+                _stop_if_left(state, epoch * updates, updates, stop, save)
             except NonFiniteError:
                 state.write_crash(run, meter, micro_batches)
                 raise
@@ -137,8 +136,10 @@ def _show_step(state: TrainState, meter: Meter, progress: RunProgress, tracking:
         tracking.log(state.step, {"step_loss": meter.latest, "lr": optim.highest_lr(state.optimizer)})
 
 
-def _save_and_stop(state: TrainState, begun: int, stop: StopRequest, save: Callable[[], None]) -> NoReturn:
-    """End inside the epoch that began at step ``begun``; without a step since then, there is nothing to save."""
+def _stop_if_left(state: TrainState, begun: int, updates: int, stop: StopRequest, save: Callable[[], None]) -> None:
+    """End a run that has left the epoch that began at step ``begun``; without a step since then, nothing is saved."""
+    if state.step == begun + updates:
+        return
     if state.step > begun:
         save()
     raise InterruptedRun(f"stopped at step {state.step}; run it again to go on", stop.signal_number or 15)
