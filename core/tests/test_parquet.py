@@ -18,6 +18,7 @@ from PIL import Image
 
 from core.tests.source_samples import opened, shades
 from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.files import file_sha256
 
 pytestmark = pytest.mark.usefixtures("data_root")
 NAMES = ["ant", "bee"]
@@ -202,6 +203,28 @@ def test_the_hub_downloads_only_parquet(bugs: Path, tmp_path: Path, monkeypatch:
     for name in ("a/wasps", "a/ants"):
         with pytest.raises(DataError, match=rf"hub:{name}: it has no train-.*, nor has the Hub converted it"):
             opened(f"hub:{name}")
+
+
+def test_a_download_is_compared_with_the_hash_that_the_hub_gives(
+    bugs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*_: object, **__: object) -> str:
+        for shard in bugs.glob("*.parquet"):
+            blob = tmp_path / "blobs" / file_sha256(shard)
+            blob.parent.mkdir(exist_ok=True)
+            blob.write_bytes(shard.read_bytes() + damage)
+            link = tmp_path / "snapshot" / shard.name
+            link.parent.mkdir(exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(blob)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    damage = b"x"
+    with pytest.raises(DataError, match=r"\.parquet: SHA-256 is [0-9a-f]{64}, expected .*; run it again"):
+        opened("hub:a/flies")
+    damage = b""
+    assert len(opened("hub:a/flies").train.labels) == 5
 
 
 def test_a_failed_download_says_where_it_looked(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from vitutor_core.data.sources.statistics import IMAGENET
 from vitutor_core.data.sources.subsets import part
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.files import file_sha256
 from vitutor_core.schema import DataConfig
 
 _LAYOUT = "train-*.parquet and validation-*.parquet or test-*.parquet"
@@ -83,6 +85,7 @@ def hub_folder(repository: str) -> Path:
         if holds_shards(folder):
             return folder
     for revision in (None, "refs/convert/parquet"):
+        begun = time.time()
         try:
             folder = Path(
                 snapshot_download(repository, repo_type="dataset", allow_patterns="*.parquet", revision=revision)
@@ -94,9 +97,23 @@ def hub_folder(repository: str) -> Path:
                 f"hub:{repository}: not found in {local[0]}, and the download failed: "
                 f"{str(error).strip().splitlines()[0]}; check the name and the network, or put the shards there"
             ) from None
+        _verify_downloads(folder, begun)
         if holds_shards(folder):
             return folder
     raise DataError(f"hub:{repository}: it has no {_LAYOUT}, nor has the Hub converted it; choose another data set")
+
+
+def _verify_downloads(folder: Path, since: float) -> None:
+    """Compare shards that were downloaded after ``since`` with the SHA-256 that the Hub gives: the cache's file name.
+
+    The Hub's library compares sizes alone. Raises `DataError`, and deletes the file, so that it is downloaded again.
+    """
+    for shard in folder.rglob("*.parquet"):
+        blob = shard.resolve()
+        is_new = re.fullmatch(r"[0-9a-f]{64}", blob.name) and blob.stat().st_mtime >= since
+        if is_new and (found := file_sha256(blob)) != blob.name:
+            blob.unlink()
+            raise DataError(f"{shard}: SHA-256 is {found}, expected {blob.name}; run it again to download it again")
 
 
 def holds_shards(folder: Path) -> bool:
