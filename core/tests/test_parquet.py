@@ -209,7 +209,7 @@ def test_a_download_is_compared_with_the_hash_that_the_hub_gives(
     bugs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(*_: object, **__: object) -> str:
-        for shard in bugs.glob("*.parquet"):
+        for shard in bugs.rglob("*.parquet"):
             blob = tmp_path / "blobs" / file_sha256(shard)
             blob.parent.mkdir(exist_ok=True)
             blob.write_bytes(shard.read_bytes() + damage)
