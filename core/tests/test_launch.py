@@ -113,3 +113,9 @@ def test_papers_are_announced_without_heavy_imports_and_their_references_load():
 def test_seeds_that_cannot_be(text):
     with pytest.raises(ConfigError, match="--seeds"):
         seed_numbers(text)
+
+
+def test_a_job_that_may_use_one_core_starts_no_more_runs(monkeypatch):
+    monkeypatch.setattr(launch.Path, "exists", lambda _: False)  # no GPU
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3})
+    assert launch.default_jobs() == 2

@@ -54,6 +54,12 @@ def machine() -> dict[str, Any]:
     return {"processor": _processor(), "cores": os.cpu_count(), "gpu": gpu, "system": platform.system()}
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use, which a cluster's job sets below those of the machine."""
+    ask = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(ask(0)) if ask is not None else os.cpu_count() or 1
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

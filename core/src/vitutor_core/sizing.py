@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import statistics
 import warnings
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from typing import Any
 from vitutor_core.config import Config, apply_settings
 from vitutor_core.errors import ConfigError
 from vitutor_core.own import HOLDOUT, PRETRAINED, Images, Machine, Sizes, Wanted, derive
+from vitutor_core.provenance import usable_cores
 from vitutor_core.schema import DataConfig
 
 _SEEN = 32
@@ -135,7 +135,7 @@ def _size(split: Any, index: int) -> tuple[int, int]:
 def machine(device: str = "auto") -> Machine:
     """Look at the machine, without torch."""
     has_gpu = device.startswith("cuda") or (device == "auto" and can_use_gpu())
-    return Machine(os.cpu_count() or 1, has_gpu, has_gpu and _has_weights())
+    return Machine(usable_cores(), has_gpu, has_gpu and _has_weights())
 
 
 def can_use_gpu() -> bool:

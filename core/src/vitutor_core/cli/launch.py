@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from vitutor_core.cli.entry import exit_after
 from vitutor_core.errors import InterruptedRun, VitutorError
 from vitutor_core.paper import load
+from vitutor_core.provenance import usable_cores
 from vitutor_core.train.progress import QUIET
 from vitutor_core.train.signals import STOP_SIGNALS
 
@@ -40,7 +41,7 @@ def default_jobs() -> int:
     """Return how many processes run side by side."""
     # A small model keeps one core busy, so a run per core and one to fill the gaps; a GPU takes one run.
     has_gpu = Path("/dev/nvidia0").exists()
-    return 1 if has_gpu else (os.cpu_count() or 1) + 1
+    return 1 if has_gpu else usable_cores() + 1
 
 
 def run_jobs(
@@ -61,7 +62,7 @@ def run_jobs(
     # The fork server imports the heavy packages once for all jobs.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*preload, "sklearn.datasets"])
-    threads = max(1, (os.cpu_count() or 1) // min(side_by_side, len(jobs)) // processes)
+    threads = max(1, usable_cores() // min(side_by_side, len(jobs)) // processes)
 
     def start(job: Job) -> BaseProcess | _Torchrun:
         if processes > 1:

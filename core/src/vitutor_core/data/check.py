@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.sources.subsets import fingerprint, subset_indices
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import DataError
+from vitutor_core.provenance import usable_cores
 from vitutor_core.schema import DataConfig
 
 _CHUNK = 256
@@ -79,7 +79,7 @@ def check_source(config: DataConfig, *, progress: Callable[[int, int], None]) ->
     total = sum(len(split.labels) for split in splits)
     kept = subset_indices(source.train.labels, config)
     found = (_Found(), _Found())
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for split, images in zip(splits, found, strict=True):
             for facts in pool.map(partial(_look, split), _chunks(len(split.labels))):
                 images.add(facts)
