@@ -92,7 +92,10 @@ def test_a_teacher_from_a_folder_brings_its_classes_size_and_normalisation(expor
         (lambda folder: (folder / "model.safetensors").write_text("x"), "not a safetensors file"),
         (lambda folder: (folder / "config.json").write_text("[]"), "its config.json is not one of timm's"),
         (lambda folder: edit(folder, architecture="nothing_like_it"), "'nothing_like_it' is not registered"),
-        (lambda folder: edit(folder, model_args={"checkpoint_path": "evil.pth"}), "'checkpoint_path' is no argument"),
+        (
+            lambda folder: edit(folder, model_args={"checkpoint_path": "evil.pth"}),
+            "'checkpoint_path' is not an argument",
+        ),
         (lambda folder: edit(folder, model_args={"embed_dim": 2**14, "num_heads": 2}), "a larger model"),
         (lambda folder: save_file({"a": torch.zeros(1)}, folder / "model.safetensors"), "Unexpected key"),
     ],

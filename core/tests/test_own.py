@@ -174,7 +174,7 @@ def test_mistakes_are_answered_before_torch_is_imported(classes: Path) -> None:
         "False train.batch_size: 99 is larger than an epoch of 32 images; set it to 16"
     )
     assert said(f"data.source=folder:{classes}", "student.kwargs.num_heads=3").startswith(
-        "False own.yaml: student: kwargs.embed_dim is 64, no multiple of the 3 of kwargs.num_heads; set it to 63 or 66"
+        "False own.yaml: student: kwargs.embed_dim is 64, not a multiple of the 3 of kwargs.num_heads; set it to 63 or"
     )
     assert "px are not a multiple of its patches of 5 px" in said(
         f"data.source=folder:{classes}", "student.kwargs.patch_size=5"

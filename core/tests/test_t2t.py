@@ -197,7 +197,7 @@ def test_operations_are_counted_without_memory():
 def test_sizes():
     assert named_model("t2t_vit_14").takes_image_size
     config = ModelConfig(name="t2t_vit_14", kwargs={**TINY, "strides": (1, 2, 2)})
-    with pytest.raises(ConfigError, match="no multiple of the strides' product 4"):
+    with pytest.raises(ConfigError, match="not a multiple of the strides' product 4"):
         create_model(config, num_classes=5, image_size=18, channels=3)
     model = create_model(config, num_classes=5, image_size=16, channels=3)
     with pytest.raises(ValueError, match="built for"):

@@ -123,7 +123,7 @@ def test_competition_with_a_student(teacher, opened, finished_student, tmp_path)
 
 
 WRONG = {
-    "num_images": ({"num_images": 13}, "no multiple of a batch of 6 .* take 12 or 18"),
+    "num_images": ({"num_images": 13}, "not a multiple of a batch of 6 .* take 12 or 18"),
     "phases": ({"phases": [{"iterations": 1, "lr": 0.1, "shrink": 2}]}, "the last one must have shrink 1"),
     "competition": ({"terms": {"competition": 0.2}}, "terms.competition and competitor go together"),
     "pairs": (

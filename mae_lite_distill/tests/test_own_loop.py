@@ -23,5 +23,5 @@ def test_without_a_teacher_it_reconstructs_alone():
     encoder = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=1)
     output = MaskedAutoencoder(encoder, config=MAEConfig(mask_ratio=0.5))(torch.randn(2, 3, 32, 32))
     assert output.parts.keys() == {"reconstruction_loss"}
-    with pytest.raises(ConfigError, match="encoder: ResNet is no plain vision transformer of timm"):
+    with pytest.raises(ConfigError, match="encoder: ResNet is not a plain vision transformer of timm"):
         MaskedAutoencoder(timm.create_model("resnet10t"))

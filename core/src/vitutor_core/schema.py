@@ -118,7 +118,7 @@ class AugmentConfig(Config):
 
 
 def border_of(image_size: int, patch: int) -> str:
-    """Say which sizes are right for a model's patches, of images that are no multiple of them; else nothing."""
+    """Say which sizes are right for a model's patches, of images that are not a multiple of them; else nothing."""
     rest = image_size % patch
     if not rest:
         return ""
@@ -153,7 +153,7 @@ class ModelConfig(Config):
         if type(width) is int and type(heads) is int and heads > 0 and width % heads:
             fitting = f"{width - width % heads} or " if width > heads else ""
             raise ValueError(
-                f"kwargs.embed_dim is {width}, no multiple of the {heads} of kwargs.num_heads; set it to "
+                f"kwargs.embed_dim is {width}, not a multiple of the {heads} of kwargs.num_heads; set it to "
                 f"{fitting}{width - width % heads + heads}"
             )
         return self

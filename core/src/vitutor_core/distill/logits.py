@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,8 +57,8 @@ class LogitStore:
         path, partial = self._path(epoch), self._path(epoch).with_suffix(f".{os.getpid()}.tmp")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
             (self._folder / "key.json").write_text(self._key + "\n")
+            self._remove_leftovers((self._folder / "key.json").stat().st_mtime)
             with partial.open("wb") as file:
                 file.write(content)
                 file.flush()
@@ -73,10 +72,10 @@ class LogitStore:
             ) from None
         return True
 
-    def _remove_leftovers(self) -> None:
+    def _remove_leftovers(self, now: float) -> None:
         """Delete what killed processes left: a file that has not grown for so long is written by nobody."""
         for partial in self._folder.glob("*.tmp"):
-            if time.time() - partial.stat().st_mtime > _SECONDS_TO_WRITE:
+            if now - partial.stat().st_mtime > _SECONDS_TO_WRITE:
                 partial.unlink(missing_ok=True)
 
     def _path(self, epoch: int) -> Path:

@@ -1,4 +1,4 @@
-"""Images that are no multiple of a model's patches would lose a border without a word."""
+"""Images that are not a multiple of a model's patches would lose a border without a word."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class GenerationConfig(Config):
         if self.num_images % self.batch_size:
             below = max(self.num_images // self.batch_size, 1) * self.batch_size
             raise ValueError(
-                f"num_images is {self.num_images}, no multiple of a batch of {self.batch_size} "
+                f"num_images is {self.num_images}, not a multiple of a batch of {self.batch_size} "
                 f"(classes_per_batch x images_per_class); take {below} or {below + self.batch_size}"
             )
         if not self.phases or self.phases[-1].shrink != 1:

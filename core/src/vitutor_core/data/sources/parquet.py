@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import time
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,7 +86,7 @@ def hub_folder(repository: str) -> Path:
         if holds_shards(folder):
             return folder
     for revision in (None, "refs/convert/parquet"):
-        begun = time.time()
+        begun = _now()
         try:
             folder = Path(
                 snapshot_download(repository, repo_type="dataset", allow_patterns="*.parquet", revision=revision)
@@ -101,6 +102,12 @@ def hub_folder(repository: str) -> Path:
         if holds_shards(folder):
             return folder
     raise DataError(f"hub:{repository}: it has no {_LAYOUT}, nor has the Hub converted it; choose another data set")
+
+
+def _now() -> float:
+    """Return the time that a file gets which is written now."""
+    with tempfile.TemporaryFile() as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 def _verify_downloads(folder: Path, since: float) -> None:
