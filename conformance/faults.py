@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import tomllib
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
+from xml.etree import ElementTree
 
 import click
-import pytest
 
 from conformance.kills import kill_often
 from vitutor_core.provenance import git_state, machine, versions
@@ -23,18 +25,24 @@ from vitutor_core.provenance import git_state, machine, versions
 ROOT = Path(__file__).parent.parent
 
 
-class Outcomes:
-    """A plugin of pytest that keeps whether each test passed; one that is skipped is in neither list."""
+class Outcomes(NamedTuple):
+    """Which cases of tests passed and which failed; one that was skipped is in neither set."""
 
-    def __init__(self) -> None:
-        self.passed: set[str] = set()
-        self.failed: set[str] = set()
+    passed: set[str]
+    failed: set[str]
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed:
-            self.failed.add(report.nodeid)
-        elif report.when == "call" and report.passed:
-            self.passed.add(report.nodeid)
+    @classmethod
+    def read(cls, junit: str) -> Self:
+        """Read what pytest wrote with ``--junitxml``; cases are named ``FILE::TEST[PARAMETERS]``."""
+        found = cls(set(), set())
+        for case in ElementTree.fromstring(junit).iter("testcase"):  # noqa: S314  # pytest's own file
+            kinds = {child.tag for child in case}
+            name = f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}"
+            if kinds & {"failure", "error"}:
+                found.failed.add(name)
+            elif "skipped" not in kinds:
+                found.passed.add(name)
+        return found
 
     def of(self, name: str) -> set[str]:
         """Return the cases of a test, or of a file's tests."""
@@ -57,6 +65,15 @@ def count(kinds: list[dict[str, Any]], outcomes: Outcomes) -> list[dict[str, Any
         counted |= cases
         rows.append({**kind, "cases": len(cases), "survived": len(cases - outcomes.failed)})
     return rows
+
+
+def run_tests(tests: list[str], processes: str) -> Outcomes:
+    """Run tests, ``processes`` at a time."""
+    with tempfile.TemporaryDirectory() as folder:
+        junit = Path(folder) / "junit.xml"
+        command = [sys.executable, "-m", "pytest", "-n", processes, f"--junitxml={junit}", *dict.fromkeys(tests)]
+        subprocess.run(command, cwd=ROOT, check=False)  # a failure is an outcome
+        return Outcomes.read(junit.read_text(encoding="utf-8"))
 
 
 def kill_training(kills: int) -> dict[str, Any]:
@@ -114,10 +131,7 @@ def main() -> None:
     arguments = parser.parse_args()
     kinds = tomllib.loads((Path(__file__).parent / "faults.toml").read_text())["kind"]
     killed = kill_training(arguments.kills)
-    outcomes = Outcomes()
-    tests = [name for kind in kinds for name in kind["tests"]]
-    pytest.main(["-q", "-n", arguments.processes, "--rootdir", str(ROOT), *dict.fromkeys(tests)], plugins=[outcomes])
-    rows = [killed, *count(kinds, outcomes)]
+    rows = [killed, *count(kinds, run_tests([name for kind in kinds for name in kind["tests"]], arguments.processes))]
     record = {"rows": rows, "machine": machine(), "versions": versions(), "git": git_state()}
     (ROOT / "docs" / "results" / "faults.json").write_text(json.dumps(record, indent=1) + "\n")
     (ROOT / "docs" / "reliability.md").write_text(INTRODUCTION + table(rows))

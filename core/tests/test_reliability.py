@@ -21,9 +21,13 @@ def test_the_tests_that_are_counted_exist(name: str) -> None:
 
 
 def test_each_case_is_counted_once_and_failures_are_seen() -> None:
-    outcomes = Outcomes()
-    outcomes.passed = {"a.py::one[1]", "a.py::one[2]", "a.py::two", "b.py::three", "a.py::one_more"}
-    outcomes.failed = {"a.py::one[2]", "c.py::four"}
+    outcomes = Outcomes.read(
+        """<testsuites><testsuite>
+        <testcase classname="a" name="one[1]"/> <testcase classname="a" name="one[2]"><failure/></testcase>
+        <testcase classname="a" name="two"/> <testcase classname="a" name="one_more"/>
+        <testcase classname="a" name="three"><skipped/></testcase> <testcase classname="b" name="five"/>
+        <testcase classname="c" name="four"><error/></testcase></testsuite></testsuites>"""
+    )
     kinds = [
         {"group": "attacks", "name": "x", "how": "h", "tests": ["a.py::one"]},
         {"group": "attacks", "name": "y", "how": "h", "tests": ["a.py"]},
