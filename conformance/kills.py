@@ -37,8 +37,8 @@ def kill_often(train: Callable[[Path], object], folder: Path, *, kills: int, see
     injections = survived = 0
     while injections < kills:
         out = folder / f"run-{injections}"
-        hits = 0
-        while True:
+        hits, code, number = 0, -signal.SIGKILL, signal.SIGKILL
+        while code in (-number, 128 + number):
             process = _start(train, out)
             # Longer each time, so that a run gets somewhere also where the machine has become slower.
             time.sleep(random.uniform(0, seconds * 1.1**hits))
@@ -46,10 +46,6 @@ def kill_often(train: Callable[[Path], object], folder: Path, *, kills: int, see
             os.killpg(process, number)
             code = _wait(process)
             hits += code != 0
-            if code not in (0, -number, 128 + number):
-                break
-            if code == 0:
-                break
         injections += hits
         survived += hits if code == 0 and _is_equal(folder / "whole", out) else 0
     return Killed(injections, survived)

@@ -57,6 +57,11 @@ class InterruptedRun(VitutorError):
         self.exit_code = 128 + signal_number
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where there is none."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 @contextmanager
 def named(who: str, remedy: str = "") -> Iterator[None]:
     """Put ``who`` before the message of an error, and after one that another config avoids how to set it."""

@@ -134,7 +134,7 @@ def _field(known: Mapping[str, Field], path: str) -> Field:
     if path in known:
         return known[path]
     parts = path.split(".")
-    keyed = (".".join([*parts[:place], KEY, *parts[place + 1 :]]) for place in range(len(parts)))
+    keyed = (".".join([*parts[:index], KEY, *parts[index + 1 :]]) for index in range(len(parts)))
     return next(known[name] for name in keyed if name in known)
 
 

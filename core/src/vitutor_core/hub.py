@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
+from vitutor_core.errors import CheckpointError, ConfigError, ResourceError, first_line
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _WAIT_S = 5.0
@@ -58,7 +58,7 @@ def fetch(repository: str, wanted: str) -> Path | None:
     except HFValidationError as error:
         raise ConfigError(f"hf-hub:{repository}: not the name of a repository ({error}); write OWNER/NAME") from None
     except Exception as error:  # whatever the network does
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        reason = first_line(error)
     try:
         return Path(hf_hub_download(model, wanted, revision=revision or None, local_files_only=bool(reason)))
     except LocalEntryNotFoundError:
@@ -87,6 +87,6 @@ def push(folder: Path, repository: str, *, message: str) -> str:
         reason = " ".join(str(error).split())
         raise ConfigError(f"--push {repository}: {reason}; log in with 'hf auth login', or set HF_TOKEN") from None
     except Exception as error:  # whatever the network does
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        reason = first_line(error)
         raise ResourceError(f"--push {repository}: the Hub does not answer ({reason}); {folder} is written") from None
     return str(made)

@@ -91,7 +91,13 @@ def predict(
     """
     from vitutor_core.evaluate.named import named_images
 
-    paths = named_images(map(str, images))
+    return predict_files(model, named_images(map(str, images)), top=top, ema=ema, batch_size=batch_size, device=device)
+
+
+def predict_files(
+    model: Path | str, paths: Sequence[Path], *, top: int, ema: bool, batch_size: int, device: str
+) -> Iterator[Prediction]:
+    """Do what `predict` does, of image files."""
     from vitutor_core.cli.models import load_any
     from vitutor_core.distributed import choose_device, effective_precision
     from vitutor_core.evaluate.predict import predict as predictions

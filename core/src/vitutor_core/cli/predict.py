@@ -48,7 +48,7 @@ def predict_command(paper: Paper | None = None) -> click.Command:
             _make_folder(table.parent)
         if paper is not None:
             load(paper.method)  # registers the paper's models with timm
-        found = calls.predict(model, paths, top=top, ema=ema, batch_size=batch, device=device)
+        found = calls.predict_files(model, paths, top=top, ema=ema, batch_size=batch, device=device)
         from vitutor_core.train.progress import RunProgress
 
         lines: list[Prediction] = []

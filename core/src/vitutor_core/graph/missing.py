@@ -13,7 +13,7 @@ from vitutor_core.graph.needs import teachers_of
 from vitutor_core.schema import ModelConfig, RunConfig
 
 _HUB = "huggingface.co"
-_DOWNLOADED = {"cifar10": _HUB, "cifar100": _HUB}
+_HOSTS = {"cifar10": _HUB, "cifar100": _HUB, "hub": _HUB, "torchvision": "download.pytorch.org"}
 
 
 def missing_data(source: str) -> Iterator[str]:
@@ -23,8 +23,7 @@ def missing_data(source: str) -> Iterator[str]:
     if folder is not None and _is_empty(locate(folder)):
         yield f"no images in {data_root() / folder} (VITUTOR_DATA_ROOT names the folder of all data sets)"
     name = argument if kind == "torchvision" else source
-    host = _DOWNLOADED.get(name) or ("download.pytorch.org" if kind == "torchvision" else None)
-    host = _HUB if kind == "hub" else host
+    host = _HOSTS.get(kind)
     if host is not None and _is_empty(data_root() / name) and not _reaches(host):
         yield f"not in {data_root() / name}, and {host} cannot be reached to download it"
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.errors import CheckpointError, ConfigError, first_line
 from vitutor_core.files import atomic
 from vitutor_core.models.modes import evaluation_mode
 from vitutor_core.models.weights import ModelCard
@@ -67,7 +67,7 @@ def _exported(model: nn.Module, card: ModelCard, images: Tensor) -> Iterator[tor
             example = images if len(images) > 1 else images.expand(2, -1, -1, -1).clone()
             yield torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
     except (RuntimeError, ValueError, TypeError) as error:  # of any operator
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(f"{card.name} cannot be exported so ({reason}); export it with --to") from error
     finally:
         logging.disable(level)

@@ -10,7 +10,7 @@ import torch
 
 from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.distributed import world
-from vitutor_core.errors import ConfigError, VitutorError
+from vitutor_core.errors import ConfigError, VitutorError, first_line
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.memory import is_out_of_memory
 from vitutor_core.train.method import Clock, Method
@@ -75,5 +75,5 @@ def _one_line(what: str, remedy: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             return  # the run itself will say so, with what to do about it
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        reason = first_line(error)
         raise ConfigError(f"{what} ({reason}); {remedy}") from error

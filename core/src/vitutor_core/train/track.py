@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vitutor_core.config import nearest
-from vitutor_core.errors import ConfigError
+from vitutor_core.errors import ConfigError, first_line
 
 GROUP = "vitutor.trackers"
 Callback = Callable[[int, dict[str, float]], object]
@@ -115,5 +115,5 @@ class Tracking:
 
 
 def _give_up(name: str, error: Exception) -> None:
-    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    reason = first_line(error)
     warnings.warn(f"tracker {name}: {reason}; the run goes on without it", stacklevel=3)

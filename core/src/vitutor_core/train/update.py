@@ -13,7 +13,7 @@ from torch import nn
 from vitutor_core.data import keyed
 from vitutor_core.data.types import Batch
 from vitutor_core.distributed import Processes, effective_precision
-from vitutor_core.errors import ConfigError
+from vitutor_core.errors import ConfigError, first_line
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
 from vitutor_core.train.guard import FiniteGuard
@@ -88,7 +88,7 @@ def advise_without_compile() -> Iterator[None]:
         # By name: to import the compiler takes seconds.
         if not any(of.__module__.startswith(("torch._dynamo.", "torch._inductor.")) for of in type(error).__mro__):
             raise
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        reason = first_line(error)
         raise ConfigError(
             f"train.compile: torch cannot compile this step ({reason}); go on with --set train.compile=false, in a new "
             "--out if there is a checkpoint"
