@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
+import threading
 import time
 from dataclasses import replace
 
@@ -162,14 +165,31 @@ def test_what_is_pushed_is_a_student_a_teacher_and_a_start(toy_folder, photo_run
 
 @pytest.mark.slow
 @pytest.mark.parametrize("offline", [False, True])
-def test_without_a_network_the_file_to_fetch_is_named(offline, toy_folder, tmp_path):
+def test_without_a_network_the_file_to_fetch_is_named_at_once(offline, toy_folder, tmp_path):
     more = {"HF_HUB_OFFLINE": "1"} if offline else {}
-    lost = hub_environment(toy_folder, "http://127.0.0.1:9", tmp_path / "hf", **more)
-    for name, file in (("hf-hub:me/mine", "me/mine config.json"), ("resnet18.a1_in1k", "timm/resnet18.a1_in1k model.")):
-        fields = [f"--set={text}" for text in named(name)]
-        code, _, errors, _ = command(lost, "train", *fields, "--out", tmp_path / "run")
-        assert (code, len(errors.splitlines())) == (4, 1), errors
-        assert f"run 'hf download {file}" in errors
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        asked = []
+        threading.Thread(target=hang_up, args=(server, asked), daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        lost = hub_environment(toy_folder, address, tmp_path / "hf", **more)
+        for name, file in (
+            ("hf-hub:me/mine", "me/mine config.json"),
+            ("resnet18.a1_in1k", "timm/resnet18.a1_in1k model."),
+        ):
+            fields = [f"--set={text}" for text in named(name)]
+            code, _, errors, _ = command(lost, "train", *fields, "--out", tmp_path / "run")
+            assert (code, len(errors.splitlines())) == (4, 1), errors
+            assert f"run 'hf download {file}" in errors
+    assert len(asked) <= (0 if offline else 4)  # at most twice for each file, where the library alone asks ten times
+
+
+def hang_up(server, asked):
+    """Close each connection at once, and keep count."""
+    with contextlib.suppress(OSError):  # closed by the test
+        while True:
+            connection, _ = server.accept()
+            asked.append(1)
+            connection.close()
 
 
 def test_names_that_are_none():
