@@ -7,7 +7,6 @@ A package makes its whole command line with `paper_group`; config and method are
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import click
@@ -19,7 +18,7 @@ from vitutor_core.errors import ConfigError
 from vitutor_core.graph.planned import PlannedRow, leave_out
 from vitutor_core.paper import Paper, load
 from vitutor_core.recipe import SHIFTED_SETS, read_recipe, recipe_path
-from vitutor_core.train.progress import QUIET
+from vitutor_core.train.progress import is_silent
 
 
 def paper_group(paper: Paper, summary: str) -> click.Group:
@@ -69,8 +68,7 @@ def _train(paper: Paper) -> click.Command:
             teachers=teachers,
             command=options.command_line(paper.command),
         )
-
-        if os.environ.get("RANK", "0") == "0" and os.environ.get(QUIET) != "1":
+        if not is_silent():
             click.echo(f"{_measured(record.metrics)} on {record.metrics['images']:.0f} images; {out}")
 
     return train

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -12,12 +11,12 @@ from vitutor_core.cli.entry import printable
 from vitutor_core.own import CPU_SIZE, FULL_SIZE, Images, Machine
 from vitutor_core.schema import ModelConfig, RunConfig
 from vitutor_core.sizing import images_of, machine
-from vitutor_core.train.progress import QUIET
+from vitutor_core.train.progress import is_silent
 
 
 def show_sizes(config: RunConfig, teachers: Mapping[str, RunConfig] = MappingProxyType({})) -> None:
     """Print a short table of a config and of its ``teachers``; nothing in processes whose parent speaks for them."""
-    if os.environ.get("RANK", "0") != "0" or os.environ.get(QUIET) == "1":
+    if is_silent():
         return
     for name, text in size_lines(config, teachers):
         click.echo(printable(f"{name:10}{text}"), err=True)

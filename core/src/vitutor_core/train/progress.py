@@ -14,6 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 QUIET = "VITUTOR_QUIET"
 """Environment variable that silences progress, set for the seeds of a row, whose parent shows one bar for all."""
 
+
+def is_silent() -> bool:
+    """Return whether another process speaks to the user: the parent of a row's seeds, or the first of several."""
+    return os.environ.get("RANK", "0") != "0" or os.environ.get(QUIET) == "1"
+
+
 _LOG_EVERY_S = 15.0
 _SHOW_EVERY_S = 5.0
 
