@@ -18,13 +18,7 @@ def config_command(paper: Paper) -> click.Command:
     """Return the command of a paper."""
 
     @click.command("config")
-    @options.any_scale
-    @options.source
-    @options.recipe
-    @options.preset_of(paper)
-    @options.row_of(paper)
-    @options.seed
-    @options.settings
+    @options.config_of(paper)
     @click.option(
         "--explain",
         metavar="[FIELD]",

@@ -100,6 +100,17 @@ def with_seed(settings: tuple[str, ...], seed: int | None) -> tuple[str, ...]:
     return settings if seed is None else (*settings, f"seed={seed}")
 
 
+def config_of(paper: Paper) -> Callable[[Any], Any]:
+    """Return the options that a config of a paper is resolved from, as one decorator."""
+
+    def decorate(command: Any) -> Any:
+        for option in (settings, seed, row_of(paper), preset_of(paper), recipe, source, any_scale):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 def row_of(paper: Paper) -> Callable[[Any], Any]:
     """Return the --row option of a paper, whose rows the shell completes."""
     text = "A row of the paper's tables, as `rows` lists them."

@@ -36,13 +36,7 @@ def paper_group(paper: Paper, summary: str) -> click.Group:
 
 def _train(paper: Paper) -> click.Command:
     @click.command("train")
-    @options.any_scale
-    @options.source
-    @options.recipe
-    @options.preset_of(paper)
-    @options.row_of(paper)
-    @options.seed
-    @options.settings
+    @options.config_of(paper)
     @options.teachers
     @options.out()
     def train(

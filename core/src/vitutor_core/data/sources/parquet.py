@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from vitutor_core.data.sources.mapped import CONTENT_HASH, mapped, open_mapped
 from vitutor_core.data.sources.statistics import IMAGENET
 from vitutor_core.data.sources.subsets import part
 from vitutor_core.data.types import Source, Split
-from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.errors import ConfigError, DataError, first_line
 from vitutor_core.files import file_sha256
 from vitutor_core.schema import DataConfig
 
@@ -78,15 +77,17 @@ def hub_folder(repository: str) -> Path:
     Data sets in other formats are taken as the Hub itself converts them to parquet.
     Raises `DataError` if there are none of either kind, or if the download fails.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
+    from huggingface_hub.file_download import repo_folder_name
 
     local = (data_root() / repository, data_root() / repository.partition("/")[2])
     for folder in local:
         if holds_shards(folder):
             return folder
+    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="dataset") / "blobs"
+    known = frozenset(blobs.resolve().glob("*"))
     for revision in (None, "refs/convert/parquet"):
-        begun = _now()
         try:
             folder = Path(
                 snapshot_download(repository, repo_type="dataset", allow_patterns="*.parquet", revision=revision)
@@ -96,29 +97,23 @@ def hub_folder(repository: str) -> Path:
         except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
             raise DataError(
                 f"hub:{repository}: not found in {local[0]}, and the download failed: "
-                f"{str(error).strip().splitlines()[0]}; check the name and the network, or put the shards there"
+                f"{first_line(error)}; check the name and the network, or put the shards there"
             ) from None
-        _verify_downloads(folder, begun)
+        _verify_downloads(folder, known)
         if holds_shards(folder):
             return folder
     raise DataError(f"hub:{repository}: it has no {_LAYOUT}, nor has the Hub converted it; choose another data set")
 
 
-def _now() -> float:
-    """Return the time that a file gets which is written now."""
-    with tempfile.TemporaryFile() as file:
-        return os.fstat(file.fileno()).st_mtime
-
-
-def _verify_downloads(folder: Path, since: float) -> None:
-    """Compare shards that were downloaded after ``since`` with the SHA-256 that the Hub gives: the cache's file name.
+def _verify_downloads(folder: Path, known: Set[Path]) -> None:
+    """Compare shards, but those ``known`` before, with the SHA-256 that the Hub gives: their names in its cache.
 
     The Hub's library compares sizes alone. Raises `DataError`, and deletes the file, so that it is downloaded again.
     """
     for shard in folder.rglob("*.parquet"):
         blob = shard.resolve()
-        is_new = re.fullmatch(r"[0-9a-f]{64}", blob.name) and blob.stat().st_mtime >= since
-        if is_new and (found := file_sha256(blob)) != blob.name:
+        has_hash = re.fullmatch(r"[0-9a-f]{64}", blob.name) is not None
+        if has_hash and blob not in known and (found := file_sha256(blob)) != blob.name:
             blob.unlink()
             raise DataError(f"{shard}: SHA-256 is {found}, expected {blob.name}; run it again to download it again")
 
