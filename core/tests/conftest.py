@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 import pytest
+from PIL import Image
 
 from core.tests.photo_samples import photo_settings, write_photos
 from core.tests.toy_paper import paper_on_path
@@ -38,12 +39,30 @@ def photo_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def toypaper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[click.Group]:
-    """Return the command line of the toy paper."""
-    with paper_on_path(tmp_path_factory.mktemp("toy")):
-        from toypaper.cli import cli
+def toy_paper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return the folder of the toy paper's package, on the path of this process."""
+    with paper_on_path(tmp_path_factory.mktemp("toy")) as folder:
+        yield folder
 
-        yield cli
+
+@pytest.fixture(scope="module")
+def toypaper(toy_paper: Path) -> click.Group:
+    """Return the command line of the toy paper."""
+    from toypaper.cli import cli
+
+    return cli
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Return a folder of two classes, four images each in both splits."""
+    for split in ("train", "val"):
+        for label, name in enumerate(("blue", "green")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (20, 18), (0, 200 * label, 200 - 50 * number)).save(folder / f"{number}.jpg")
+    return tmp_path / "images"
 
 
 @pytest.fixture(scope="session")

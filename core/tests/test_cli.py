@@ -10,38 +10,18 @@ from pathlib import Path
 
 import click
 import pytest
-from PIL import Image
 
 from conformance.cost import cpu_seconds
-from core.tests.toy_paper import environment, paper_on_path
+from core.tests.toy_paper import environment
 from core.tests.train_samples import before_update, weights
-from vitutor_core.cli import teacher as teacher_command
 from vitutor_core.cli.entry import run
 from vitutor_core.cli.main import vitutor
-from vitutor_core.cli.options import PathOption
-from vitutor_core.cli.teacher import with_teachers
-from vitutor_core.config import fingerprinted
-from vitutor_core.errors import CheckpointError, DataError
+from vitutor_core.errors import DataError
 from vitutor_core.models.weights import read_card
-from vitutor_core.recipe import resolve
-from vitutor_core.schema import RunConfig, TeacherConfig
+from vitutor_core.schema import RunConfig
 from vitutor_core.train.run_folder import RunFolder
 
 VITUTOR = [sys.executable, "-c", "from vitutor_core.cli.main import main; main()"]
-
-
-@pytest.fixture(scope="module")
-def toy_paper(tmp_path_factory):
-    """The folder of a paper package, on the path of this process."""
-    with paper_on_path(tmp_path_factory.mktemp("toy")) as folder:
-        yield folder
-
-
-@pytest.fixture
-def toypaper(toy_paper):
-    from toypaper.cli import cli
-
-    return cli
 
 
 def refuse(called, code, *parts):
@@ -53,18 +33,6 @@ def refuse(called, code, *parts):
     assert line.startswith("error: ")
     for part in parts:
         assert part in line
-
-
-@pytest.fixture
-def images(tmp_path):
-    """A folder of two classes, four images each in both splits."""
-    for split in ("train", "val"):
-        for label, name in enumerate(("blue", "green")):
-            folder = tmp_path / "images" / split / name
-            folder.mkdir(parents=True)
-            for number in range(4):
-                Image.new("RGB", (20, 18), (0, 200 * label, 200 - 50 * number)).save(folder / f"{number}.jpg")
-    return tmp_path / "images"
 
 
 SMALL = ("--set", "data.per_class=null", "--set", "train.batch_size=4", "--set", "train.epochs=1")
@@ -288,95 +256,6 @@ def test_a_reader_who_goes_away_gets_no_traceback():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1  # click's own
-
-
-class Student(RunConfig):
-    teacher: TeacherConfig | None = fingerprinted(None, help="a teacher")
-
-
-def student(toy_paper, *settings):
-    return resolve(Student, toy_paper / "toypaper" / "recipes" / "digits.yaml", settings=settings)
-
-
-def test_missing_teachers_are_trained_once_on_all_data(toy_paper, tmp_path, monkeypatch):
-    config, short = student(toy_paper, "teacher={recipe: cnn}"), ("train.epochs=1",)
-    found = with_teachers(config, "digits", tmp_path, settings=short)
-    assert found == config.changed([f"teacher.weights={tmp_path / 'cnn'}"])
-    result = json.loads((tmp_path / "cnn" / "metrics.json").read_text())
-    assert (result["paper"], result["row"], result["train_images"]) == ("supervised", "cnn", 901)
-    assert result["config"]["data"]["image_size"] == config.data.image_size
-    assert read_card(tmp_path / "cnn" / "student.safetensors").metrics["top1"] == result["metrics"]["top1"]
-    monkeypatch.setattr(teacher_command, "train_teacher", lambda *_, **__: pytest.fail("trained again"))
-    assert with_teachers(config, "digits", tmp_path, settings=short) == found
-    alone = student(toy_paper)
-    assert with_teachers(alone, "digits", tmp_path) == alone
-
-
-def another_image(images, _):
-    Image.new("RGB", (31, 29), (9, 9, 9)).save(images / "train" / "blue" / "0.jpg")
-
-
-def begun(_, folder):
-    """As a teacher that was interrupted: with a checkpoint, and without a result."""
-    (folder / "cnn" / "metrics.json").unlink()
-
-
-CHANGES = {
-    "other images": (("data.image_size=16",), another_image, "data: '"),
-    "another image size": (("data.image_size=24",), lambda *_: None, "data.image_size: 16 -> 24"),
-    "another recipe": (("optim.lr=0.02",), lambda *_: None, "optim.lr: "),
-    "begun with another recipe": (("optim.lr=0.02",), begun, "optim.lr: "),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_teacher_of_something_else_is_not_taken(toy_paper, tmp_path, images, change, capsys):
-    settings, act, said = CHANGES[change]
-    short = ("train.epochs=1", "train.batch_size=4")
-    folder, source = tmp_path / "teachers", f"data.source=folder:{images}"
-    config = student(toy_paper, "teacher={recipe: cnn}", source)
-    first = with_teachers(config, "digits", folder, settings=short).teacher.weights
-    before = {path.name: path.read_bytes() for path in (folder / "cnn").glob("*.*")}
-    act(images, folder)
-    for _ in range(2):  # trained, then found
-        found = with_teachers(config, "digits", folder, settings=(*short, *settings)).teacher.weights
-        assert found != first == str(folder / "cnn")
-        assert read_card(Path(found) / "student.safetensors").method == "supervised"
-        assert f"teacher cnn: {folder / 'cnn'} is another ({said}" in capsys.readouterr().err
-    assert len(list(folder.iterdir())) == 2
-    assert before.items() >= {path.name: path.read_bytes() for path in (folder / "cnn").glob("*.*")}.items()
-
-
-@pytest.mark.parametrize("text", ["", "{}", "{"])
-@pytest.mark.parametrize("name", ["metrics.json", "run.json"])
-def test_a_teacher_without_a_readable_record_is_not_taken(toy_paper, tmp_path, name, text):
-    (tmp_path / "cnn").mkdir()
-    (tmp_path / "cnn" / name).write_text(text)
-    with pytest.raises(CheckpointError, match=rf"{name}: .*delete"):
-        with_teachers(student(toy_paper, "teacher={recipe: cnn}"), "digits", tmp_path)
-
-
-@pytest.mark.parametrize("option", ["--out", "--teachers", "--recipe"])
-def test_an_empty_path_is_refused(toypaper, call, tmp_path, monkeypatch, option):
-    monkeypatch.chdir(tmp_path)
-    code, _, errors = call(toypaper, "train", "--out", "run", option, "")
-    assert (code, "is empty; name a path" in errors) == (2, True)
-    assert not list(tmp_path.iterdir())
-
-
-def test_every_path_of_every_command_is_checked_for_being_empty(toypaper):
-    parameters = [(name, of) for group in (vitutor, toypaper) for name, of in walk(group)]
-    assert len(parameters) > 20
-    assert [f"{name} {of.name}" for name, of in parameters if not isinstance(of.type, PathOption)] == []
-
-
-def walk(group):
-    """Yield the name of each command below a group with each of its parameters that is a path."""
-    for name, command in group.commands.items():
-        if isinstance(command, click.Group):
-            yield from walk(command)
-        else:
-            yield from ((name, of) for of in command.params if isinstance(of.type, click.Path))
 
 
 TARGETS = {

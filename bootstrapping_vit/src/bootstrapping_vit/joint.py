@@ -10,7 +10,7 @@ from bootstrapping_vit import models as _models  # noqa: F401  # registers the a
 from bootstrapping_vit.config import ObjectiveConfig
 from bootstrapping_vit.method import BootstrappingViT
 from vitutor_core.errors import ConfigError
-from vitutor_core.train.own import Objective, describe
+from vitutor_core.train.objective import Objective, describe
 
 
 class Joint(Objective):

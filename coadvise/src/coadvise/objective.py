@@ -7,7 +7,7 @@ from typing import Any
 
 from coadvise.config import ObjectiveConfig
 from coadvise.method import Coadvise, check_tokens
-from vitutor_core.train.own import Objective, describe, frozen
+from vitutor_core.train.objective import Objective, describe, frozen
 
 
 class CoAdvise(Objective):

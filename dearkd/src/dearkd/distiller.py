@@ -7,7 +7,7 @@ from typing import Any
 from dearkd.config import ObjectiveConfig
 from dearkd.method import DearKD, check_student
 from vitutor_core.distill import FrozenTeacher
-from vitutor_core.train.own import Objective, describe, frozen
+from vitutor_core.train.objective import Objective, describe, frozen
 
 
 class Distiller(Objective):

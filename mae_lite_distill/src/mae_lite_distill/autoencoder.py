@@ -7,7 +7,7 @@ from typing import Any
 from mae_lite_distill.config import MAEConfig
 from mae_lite_distill.methods.masked import MaskedPretraining
 from mae_lite_distill.models.encoder import check_encoder
-from vitutor_core.train.own import Objective, describe, frozen
+from vitutor_core.train.objective import Objective, describe, frozen
 
 
 class MaskedAutoencoder(Objective):
