@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from vitutor_core.cli.main import vitutor
 from vitutor_core.config import parse_yaml
 from vitutor_core.errors import ConfigError
-from vitutor_core.graph.dvc import dvc_yaml, out_of_date
+from vitutor_core.graph.dvc import graph_files, out_of_date, write_graph
 from vitutor_core.graph.needs import needs_of, source_name
 from vitutor_core.graph.params import Params, change_params
 from vitutor_core.graph.plan import build_plan
@@ -120,24 +120,30 @@ def test_every_item_of_a_graph_is_planned_at_every_scale():
         assert {f"teachers/{teacher}.json" for teacher in graph.teachers} <= found.keys()
 
 
-def test_a_graph_of_fewer_papers_is_part_of_that_of_all():
+def test_a_graph_of_fewer_papers_is_part_of_that_of_all(tmp_path):
     whole = read_graph("digits")
-    text = dvc_yaml(whole, root="", is_repository=True)
-    assert out_of_date(text, whole) == []
     alone = Graph(whole.scale, {"drloc": whole.papers["drloc"]}, {})
-    assert out_of_date(text, alone) == []
-    assert "drloc@swin_short" in out_of_date(text.replace("swin_short:", "swin_shorter:"), alone)
+    assert "drloc@swin_short" in out_of_date(tmp_path, alone)
+    write_graph(tmp_path, whole)
+    assert out_of_date(tmp_path, whole) == []
+    assert out_of_date(tmp_path, alone) == []
+    inputs = tmp_path / "inputs.json"
+    inputs.write_text(inputs.read_text().replace('"swin_short":', '"swin_shorter":'))
+    assert "drloc@swin_short" in out_of_date(tmp_path, alone)
 
 
 def test_what_differs_in_the_name_of_an_item_alone_is_written_once():
-    loaded = parse_yaml(dvc_yaml(read_graph("imagenet"), root="", is_repository=True), where="dvc.yaml")["stages"]
-    stage = loaded["mae_lite_distill_robustness"]
-    assert stage["foreach"] == {"mae_finetune": None, "mae_long": None}
-    assert "results/runs/mae_lite_distill/${key}" in stage["do"]["deps"]
-    tables = loaded["table"]
-    assert "results/evaluation/${key}" in tables["do"]["deps"]
-    assert tables["foreach"]["mae_lite_distill"] == ["robustness/mae_lite_distill"]
-    assert tables["foreach"]["dearkd"] == ["evaluation/dearkd"]  # again, as it has nothing of its own
+    stages, inputs = _loaded(read_graph("imagenet"), is_repository=True)
+    assert inputs["mae_lite_distill_robustness"] == {"mae_finetune": [], "mae_long": []}
+    assert "results/runs/mae_lite_distill/${key}" in stages["mae_lite_distill_robustness"]["do"]["deps"]
+    assert "results/evaluation/${key}" in stages["table"]["do"]["deps"]
+    assert inputs["table"]["mae_lite_distill"] == ["robustness/mae_lite_distill"]
+    assert inputs["table"]["dearkd"] == ["evaluation/dearkd"]  # again, as it has nothing of its own
+
+
+def _loaded(graph, *, is_repository):
+    texts = graph_files(graph, root="", is_repository=is_repository)
+    return parse_yaml(texts["dvc.yaml"], where="")["stages"], json.loads(texts["inputs.json"])["inputs"]
 
 
 def test_changing_params_keeps_comments(tmp_path):
@@ -244,9 +250,10 @@ def test_stages_that_are_left_out_import_nothing_heavy(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content | {"run": False, "why": "not wanted"} if "run" in content else content))
     commands = {}
-    for stage, entry in parse_yaml(dvc_yaml(graph, root="", is_repository=False), where="dvc.yaml")["stages"].items():
+    stages, inputs = _loaded(graph, is_repository=False)
+    for stage, entry in stages.items():
         if "foreach" in entry and stage not in {"data", "table", "report"}:
-            item = next(iter(entry["foreach"]))
+            item = next(iter(inputs[entry["foreach"].removeprefix("${inputs.").removesuffix("}")]))
             commands[stage] = entry["do"]["cmd"].replace("${key}", item).removeprefix("${in} ").split()
             for argument in commands[stage]:  # what other stages have left out leaves a folder
                 if argument.startswith("results/runs/"):

@@ -21,17 +21,19 @@ _PARAMS = click.option(
 @click.option("--folder", type=options.PathOption(exists=True, file_okay=False), default=Path())
 @click.option("--check", is_flag=True, help="Write nothing; fail if the graph is not that of the recipes.")
 def graph(scale: str, folder: Path, check: bool) -> None:
-    """Write FOLDER/dvc.yaml from the recipes of the installed papers at a scale."""
-    from vitutor_core.graph.dvc import dvc_text, write_graph
+    """Write FOLDER/dvc.yaml and FOLDER/inputs.json from the recipes of the installed papers at a scale."""
+    from vitutor_core.graph.dvc import texts_of, write_graph
     from vitutor_core.graph.stages import read_graph
 
     found = read_graph(scale)
-    path = folder / "dvc.yaml"
     if not check:
         write_graph(folder, found)
-        click.echo(f"written {path}")
-    elif not path.exists() or path.read_text() != dvc_text(folder, found):
-        raise ConfigError(f"{path}: not what the recipes say; run 'vitutor graph --scale {scale} --folder {folder}'")
+    for path, text in ((folder / name, text) for name, text in texts_of(folder, found).items()):
+        if not check:
+            click.echo(f"written {path}")
+        elif not path.exists() or path.read_text() != text:
+            again = f"vitutor graph --scale {scale} --folder {folder}"
+            raise ConfigError(f"{path}: not what the recipes say; run '{again}'")
 
 
 @click.command("plan")
@@ -51,7 +53,7 @@ def plan(params: Path, out: Path) -> None:
     built = build_plan(chosen, found)
     written = params.parent / "dvc.yaml"
     if written.exists():
-        different = out_of_date(written.read_text(), found)
+        different = out_of_date(params.parent, found)
         if different:
             raise ConfigError(
                 f"{written}: {different[0]} and {len(different) - 1} other stages are not as the recipes of the scale "
