@@ -9,9 +9,7 @@ seeding, finite checks, and the sums for the log. Also: how long a step waits fo
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -26,7 +24,6 @@ from vitutor_core.schema import RunConfig
 from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock
-from vitutor_core.train.run_folder import RunFolder
 from vitutor_core.train.state import TrainState
 from vitutor_core.train.supervised import Supervised
 from vitutor_core.train.update import Updater
@@ -55,8 +52,7 @@ def main() -> None:
     total = updates * CONFIG.train.epochs
 
     method = Supervised.build(CONFIG, data.info)
-    with tempfile.TemporaryDirectory() as folder, RunFolder(Path(folder) / "run") as run:
-        state = TrainState.build(method, CONFIG, run, Clock(0, updates, total), {"method": "benchmark"})
+    state = TrainState.build(method, CONFIG, None, Clock(0, updates, total), {"method": "benchmark"})
     guard, meter = FiniteGuard(state.optimizer, processes.device), Meter(processes, {})
     updater = Updater(method, CONFIG, processes, state, guard, meter)
     method.train()

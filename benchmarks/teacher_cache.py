@@ -32,7 +32,6 @@ from vitutor_core.schema import RunConfig
 from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock
-from vitutor_core.train.run_folder import RunFolder
 from vitutor_core.train.state import TrainState
 from vitutor_core.train.update import Updater
 
@@ -60,8 +59,7 @@ class Training:
         self.data = with_stored_logits(self.data, method.logit_teachers, config, CPU)
         updates = self.data.train.steps_per_epoch
         self.clock = Clock(0, updates, updates * config.train.epochs)
-        with RunFolder(folder / f"{row}-{cache is not None}") as run:
-            state = TrainState.build(method, config, run, self.clock, {"method": "benchmark"})
+        state = TrainState.build(method, config, None, self.clock, {"method": "benchmark"})
         method.train()
         guard = FiniteGuard(state.optimizer, CPU.device)
         self.meter = Meter(CPU, {})

@@ -46,7 +46,9 @@ from vitutor_core.runs import RunRecord
 from vitutor_core.schema import ModelConfig, RunConfig
 from vitutor_core.train.checkpoint import latest
 from vitutor_core.train.evaluation import evaluate_run
-from vitutor_core.train.method import Clock
+from vitutor_core.train.method import Clock, StepOutput
+from vitutor_core.train.origin import Origin
+from vitutor_core.train.replay import replay
 from vitutor_core.train.session import RunLabel, train
 from vitutor_core.train.update import Updater
 
@@ -169,6 +171,36 @@ class MethodConformance:
         again = self.run(tmp_path / "broken", teachers, *settings)
         assert_equal_weights(tmp_path / "whole", tmp_path / "broken")
         assert again["metrics"] == whole["metrics"]
+
+    def test_a_step_is_replayed_bit_for_bit(
+        self, tmp_path: Path, teachers: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
+    ) -> None:
+        """Of a finished run and of a killed one, with a checkpoint before the step and without."""
+        updates = RunRecord.read(finished).updates
+        differentiate, trained = Updater.differentiate, dict[int, list[torch.Tensor]]()
+
+        def watched(updater: Updater, micro_batches: tuple[Batch, ...], clock: Clock) -> list[StepOutput]:
+            if clock.step == updates * 3 // 4:
+                raise Crash
+            outputs = differentiate(updater, micro_batches, clock)
+            trained[clock.step] = [value for output in outputs for value in (output.loss, *output.parts.values())]
+            return outputs
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Updater, "differentiate", watched)
+            with pytest.raises(Crash):
+                self.run(tmp_path / "killed", teachers)
+        for run, step in ((tmp_path / "killed", updates * 3 // 4 - 1), (finished, updates // 2), (finished, 1)):
+            origin = Origin.read(run)
+            config = load(self.paper().config).from_mapping(origin.config, where="run")
+            seen = replay(origin, config, load(self.paper().method).build, step, whole_epoch=run == finished)
+            assert (seen.step, seen.not_finite) == (step, [])
+            assert list(seen.terms.values()) == [float(value) for value in trained[step]]
+            compared = seen.repeated.keys() & seen.recorded.keys() - {"images_per_s", "data_wait"}
+            assert {name: seen.repeated[name] for name in compared} == {name: seen.recorded[name] for name in compared}
+            assert "train_loss" in compared or run != finished
+        with pytest.raises(ConfigError, match=r"optim\.lr"):
+            replay(origin, config.changed(["optim.lr=0.5"]), load(self.paper().method).build, 1)
 
     @pytest.mark.slow
     def test_kill_9_then_the_same_command(self, tmp_path: Path, teachers: Path, finished: Path) -> None:

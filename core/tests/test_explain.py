@@ -31,6 +31,7 @@ def command(package: str) -> click.Group:
 def test_every_field_has_a_text_and_every_leaf_is_explained(paper: Paper) -> None:
     found = list(fields_of(load(paper.config)))
     assert all(field.text and field.kind for field in found)
+    assert [field.path for field in found if not field.text[0].isupper() or field.text.endswith(".")] == []
     assert len({field.path for field in found}) == len(found)
     for scale in SCALES:
         recipe = recipe_path(paper.package, scale)
@@ -85,7 +86,7 @@ def test_written_and_given_again(call: Called, tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     code, out, _ = call(command("coadvise"), "config", "--row", "cnn_inn", "--out", path)
     assert (code, out.split(";")[0]) == (0, f"written {path}")
-    assert "# images per update, over all processes" in path.read_text()
+    assert "# Images per update, over all processes" in path.read_text()
     before = call(command("coadvise"), "config", "--row", "cnn_inn")
     assert call(command("coadvise"), "config", "--recipe", path) == before
     code, out, _ = call(command("coadvise"), "rows", "--recipe", path)

@@ -36,7 +36,6 @@ from vitutor_core.train import checkpoint, loop, session, update
 from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock, Report, StepOutput, Traits
-from vitutor_core.train.run_folder import RunFolder
 from vitutor_core.train.state import TrainState
 from vitutor_core.train.supervised import Supervised
 from vitutor_core.train.update import Updater
@@ -56,14 +55,13 @@ def whole(tmp_path_factory):
     return out
 
 
-def make_updater(tmp_path, *settings):
+def make_updater(*settings):
     config = tiny_config(*settings)
     data = build_data(config, device=CPU.device)
     torch.manual_seed(0)
     method = Supervised.build(config, data.info)
-    with RunFolder(tmp_path / "updater") as folder:
-        clock = Clock(0, STEPS_PER_EPOCH, TOTAL_STEPS)
-        state = TrainState.build(method, config, folder, clock, {})
+    clock = Clock(0, STEPS_PER_EPOCH, TOTAL_STEPS)
+    state = TrainState.build(method, config, None, clock, {})
     guard, meter = FiniteGuard(state.optimizer, CPU.device), Meter(CPU, {})
     return Updater(method, config, CPU, state, guard, meter), next(data.train.epoch(0)), clock
 
@@ -85,8 +83,8 @@ def test_two_micro_batches_are_one_batch_of_twice_the_size(tmp_path):
 
 
 @pytest.mark.parametrize("clip_norm", [0.1, 1e6])
-def test_clipping_is_that_of_torch(tmp_path, clip_norm):
-    updater, micro_batches, clock = make_updater(tmp_path, f"optim.clip_norm={clip_norm}")
+def test_clipping_is_that_of_torch(clip_norm):
+    updater, micro_batches, clock = make_updater(f"optim.clip_norm={clip_norm}")
     reference = copy.deepcopy(updater.method)
     updater.update(micro_batches, clock)
     reference(micro_batches[0], clock).loss.backward()
@@ -186,7 +184,7 @@ def test_no_sync_is_entered_for_all_but_the_last_micro_batch(tmp_path):
             entered.append("no_sync")
             return nullcontext()
 
-    updater, micro_batches, clock = make_updater(tmp_path, "train.accumulate=4")
+    updater, micro_batches, clock = make_updater("train.accumulate=4")
     updater._wrapped = Wrapped(updater.method)
     updater.update(micro_batches, clock)
     assert entered == ["no_sync", "forward"] * 3 + ["forward"]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,9 +17,12 @@ from vitutor_core.cli import reproduce
 from vitutor_core.cli.reproduce import Folders, Row, reproduce_row
 from vitutor_core.config import fingerprinted
 from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.files import write_json
+from vitutor_core.graph.planned import place_in_plan
 from vitutor_core.paper import Paper
 from vitutor_core.recipe import resolve
 from vitutor_core.schema import RunConfig, TeacherConfig
+from vitutor_core.train.progress import RunProgress
 from vitutor_core.train.session import RunLabel, train
 from vitutor_core.train.supervised import Supervised
 
@@ -280,3 +284,52 @@ def test_a_row_whose_data_are_missing_says_so(jobs, tmp_path):
     manifest.write_text('{"skipped": "no folder x"}')
     with pytest.raises(DataError, match="digits: no folder x; provide it, then plan again"):
         reproduce_row(Row(PAPER, "plain", "digits"), (0,), Folders(tmp_path / "results", tmp_path / "work"))
+
+
+def test_progress_counts_what_is_being_trained_and_not_what_was_published_before(jobs, tmp_path, monkeypatch):
+    folders = Folders(tmp_path / "results", tmp_path / "work")
+    seen = []
+
+    def in_three_epochs(jobs, side_by_side, *, tick, done, **_):
+        for job in jobs:
+            out = Path(job.arguments["out"])
+            out.mkdir(parents=True)
+            for lines in range(2, 5):
+                (out / "curves.csv").write_text("epoch\n" * lines)
+                tick()
+            (out / "metrics.json").write_text("{}")
+            done(job)
+            tick()
+
+    class Watched(RunProgress):
+        def __init__(self, title, total, *, done, streams):
+            seen.append((title, total, done, streams))
+            super().__init__(title, total, done=done, streams=streams)
+
+        def update(self, done, note):
+            seen.append(done)
+
+    monkeypatch.setattr(reproduce, "RunProgress", Watched)
+    row = Row(PAPER, "plain", "digits", settings=("train.epochs=3",))
+    old = folders.runs(PAPER, "plain") / "seed-0"
+    old.mkdir(parents=True)
+    for name in ("curves.csv", "metrics.json"):
+        (old / name).write_text("epoch\n" * 40)
+    monkeypatch.setattr(reproduce, "run_jobs", in_three_epochs)
+    reproduce_row(row, (0, 1), folders, jobs=2, title="row 2 of 3, plain")
+    assert seen == [("row 2 of 3, plain, epochs", 6, 0, 2), 1, 2, 3, 3, 4, 5, 6, 6]
+
+
+def test_a_rows_place_among_those_that_are_run(tmp_path):
+    rows = {"vit": {"run": True, "seeds": [0, 1]}, "cnn": {"run": True, "seeds": [0]}, "off": {"run": False}}
+    for name, planned in {**rows, "mine": {"run": True, "seeds": [0]}}.items():
+        write_json(tmp_path / "plan" / "paper" / f"{name}.json", planned)
+    published = tmp_path / "results"
+
+    def place():
+        return place_in_plan(tmp_path / "plan", "paper", "mine", published)
+
+    assert place() == "row 1 of 3, mine"
+    for run, found in (("cnn/seed-0", 2), ("vit/seed-0", 2), ("vit/seed-1", 3), ("mine/seed-0", 3), ("off/seed-0", 3)):
+        write_json(published / run / "metrics.json", {})
+        assert place() == f"row {found} of 3, mine"

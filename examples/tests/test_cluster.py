@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -60,25 +58,6 @@ def test_an_array_goes_through_all_rows_and_seeds(tmp_path):
         started.append(done.stdout.strip())
     wanted = [(row, seed) for row in ("vit", "dearkd") for seed in (0, 1, 4)]
     assert started == [f"dearkd reproduce {row} --scale imagenet --seeds {seed} --set x=1" for row, seed in wanted]
-
-
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_seeds_on_several_gpus_are_all_told_to_stop_and_waited_for(tmp_path, number):
-    run = 'trap "sleep 0.3; touch saved-$CUDA_VISIBLE_DEVICES-${@: -1}; exit 143" TERM; touch began-$2; '
-    stand_in(tmp_path, "run", run + "for i in $(seq 200); do sleep 0.05; done")
-    process = subprocess.Popen([FILES / "seeds.sh", "2", "./run"], cwd=tmp_path)
-    until = time.monotonic() + 20
-    while len(list(tmp_path.glob("began-*"))) < 2 and time.monotonic() < until:
-        time.sleep(0.05)
-    process.send_signal(number)
-    assert process.wait(timeout=20) == 143
-    assert sorted(path.name for path in tmp_path.glob("saved-*")) == ["saved-0-0", "saved-1-1"]
-
-
-def test_a_seed_that_fails_is_the_end_of_the_command(tmp_path):
-    stand_in(tmp_path, "run", '[ "$2" = 0 ] || exit 3')
-    assert subprocess.run([FILES / "seeds.sh", "2", "./run"], cwd=tmp_path, check=False).returncode == 3
-    assert subprocess.run([FILES / "seeds.sh", "1", "./run"], cwd=tmp_path, check=False).returncode == 0
 
 
 def test_the_file_for_rented_machines_starts_a_file_that_is_there():

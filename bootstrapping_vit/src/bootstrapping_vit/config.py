@@ -14,27 +14,31 @@ class ObjectiveConfig(Config):
     """Terms and weights of eq. 6-9, and Algorithm 1; without an agent only the last two fields have an effect."""
 
     mode: Literal["joint", "shared"] = fingerprinted(
-        "joint", help="joint: agent and ViT have weights of their own; shared: the agent's CONV and MLP are the ViT's"
+        "joint", help="Weights; joint: agent and ViT have their own; shared: the agent's CONV and MLP are the ViT's"
     )
     w_mutual: float = fingerprinted(
-        1.0, help="weight of L_mutual, cross-entropy and distillation of both (eq. 9)", ge=0, le=LARGE
+        1.0, help="Weight of L_mutual, cross-entropy and distillation of both (eq. 9)", ge=0, le=LARGE
     )
-    w_feat: float = fingerprinted(10.0, help="weight of L_feat (eq. 9); 0: no feature loss", ge=0, le=LARGE)
-    distill: bool = fingerprinted(True, help="distil each from the other; false: cross-entropy alone")
-    temperature: float = fingerprinted(4.0, help="temperature T of the distillation", gt=0, le=LARGE)
-    layers: tuple[Layer, ...] | None = fingerprinted(None, help="layers with a feature loss, from 0; null: all")
-    adapter: Literal["1d", "2d"] = fingerprinted("1d", help="1d: sequence interpolation; 2d: average pooling (AP-2D)")
+    w_feat: float = fingerprinted(10.0, help="Weight of L_feat (eq. 9); 0: no feature loss", ge=0, le=LARGE)
+    distill: bool = fingerprinted(True, help="Distil each from the other; false: cross-entropy alone")
+    temperature: float = fingerprinted(4.0, help="Temperature T of the distillation", gt=0, le=LARGE)
+    layers: tuple[Layer, ...] | None = fingerprinted(None, help="Layers with a feature loss, from 0; null: all")
+    adapter: Literal["1d", "2d"] = fingerprinted(
+        "1d", help="Resampling of tokens; 1d: sequence interpolation; 2d: average pooling (AP-2D)"
+    )
     feature_norm: Literal["layer_norm", "l2"] = fingerprinted(
-        "layer_norm", help="normalisation of a token over its channels; l2: without centring"
+        "layer_norm", help="Normalisation of a token over its channels; l2: without centring"
     )
-    decay: Literal["linear", "none"] = fingerprinted("linear", help="decay of L_feat over the epochs")
-    align: bool = fingerprinted(True, help="shared: Algorithm 1; false: one backward pass on half the sum, as released")
+    decay: Literal["linear", "none"] = fingerprinted("linear", help="Decay of L_feat over the epochs")
+    align: bool = fingerprinted(
+        True, help="Algorithm 1, in shared mode; false: one backward pass on half the sum, as released"
+    )
     granularity: Literal["global", "layer", "tensor"] = fingerprinted(
-        "global", help="what Align takes as one vector: all shared tensors, those of a layer, or each"
+        "global", help="What Align takes as one vector: all shared tensors, those of a layer, or each"
     )
-    decay_all: bool = fingerprinted(False, help="weight decay on biases, norms, positions and tokens too, as released")
+    decay_all: bool = fingerprinted(False, help="Weight decay on biases, norms, positions and tokens too, as released")
     sam_rho: float | None = fingerprinted(
-        None, help="without an agent: radius of sharpness-aware minimisation; null: off", gt=0, le=LARGE
+        None, help="Without an agent: radius of sharpness-aware minimisation; null: off", gt=0, le=LARGE
     )
 
     @property
@@ -46,8 +50,8 @@ class ObjectiveConfig(Config):
 class BootstrappingConfig(RunConfig):
     """Everything that a run needs. ``student`` is the ViT, or whatever model is trained without an agent."""
 
-    agent: ModelConfig | None = fingerprinted(None, help="the agent CNN that is trained with the student; null: none")
-    method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="the paper's objective")
+    agent: ModelConfig | None = fingerprinted(None, help="The agent CNN that is trained with the student; null: none")
+    method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="The paper's objective")
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:

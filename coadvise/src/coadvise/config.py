@@ -14,30 +14,33 @@ from vitutor_core.schema import LARGE, Layer, RunConfig, TeacherConfig, Temperat
 class ObjectiveConfig(Config):
     """Terms and weights of eq. 1; docs/fidelity/coadvise.md says why these are the defaults."""
 
-    label_weight: float = fingerprinted(1.0, help="lambda_0, weight of the label term", ge=0, le=LARGE)
-    weights: dict[str, Weight] = fingerprinted({}, help="lambda of each teacher's term by role; 1 where not given")
+    label_weight: float = fingerprinted(1.0, help="Weight lambda_0 of the label term", ge=0, le=LARGE)
+    weights: dict[str, Weight] = fingerprinted(
+        {}, help="Weight lambda of each teacher's term by role; 1 where not given"
+    )
     temperatures: dict[str, Temperature] = fingerprinted(
-        {}, help="tau of each teacher's term by role; 1 where not given"
+        {}, help="Temperature tau of each teacher's term by role; 1 where not given"
     )
     direction: Literal["teacher_student", "student_teacher"] = fingerprinted(
-        "teacher_student", help="of the divergence: KL(teacher || student), or the order in which eq. 1 is written"
+        "teacher_student",
+        help="Direction of the divergence: KL(teacher || student), or the order in which eq. 1 is written",
     )
     label_tokens: Literal["class", "all"] = fingerprinted(
-        "class", help="tokens that learn from labels: the class token, or, without teachers, all of them"
+        "class", help="Tokens that learn from labels: the class token, or, without teachers, all of them"
     )
     order: tuple[str, ...] | None = fingerprinted(
-        None, help="roles of the teachers, in the order of the student's tokens; null: as in `teachers`"
+        None, help="Roles of the teachers, in the order of the student's tokens; null: as in `teachers`"
     )
     corruption_severities: tuple[Layer, ...] = fingerprinted(
-        (), help="severities (1 to 5) at which the corruption error is measured after the last epoch; empty: not at all"
+        (), help="Severities (1 to 5) at which the corruption error is measured after the last epoch; empty: not at all"
     )
 
 
 class CoadviseConfig(RunConfig):
     """Everything that a Co-advise run needs. A student with one output takes all terms there."""
 
-    teachers: dict[str, TeacherConfig] = fingerprinted({}, help="the frozen teachers by role; none: plain training")
-    method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="the paper's objective")
+    teachers: dict[str, TeacherConfig] = fingerprinted({}, help="The frozen teachers by role; none: plain training")
+    method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="The paper's objective")
 
     @model_validator(mode="after")
     def _terms_and_teachers_fit(self) -> Self:

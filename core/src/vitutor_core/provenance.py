@@ -60,6 +60,18 @@ def usable_cores() -> int:
     return len(ask(0)) if ask is not None else os.cpu_count() or 1
 
 
+def usable_gpus(device: str = "auto") -> list[str]:
+    """Return the NVIDIA GPUs that a ``runtime.device`` may mean here, by their names in CUDA_VISIBLE_DEVICES."""
+    if device == "cpu" or version("torch").endswith("+cpu"):
+        return []
+    found = len([path for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdecimal()])
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = list(map(str, range(found))) if chosen is None else chosen.replace(" ", "").split(",")
+    usable = [name for name in names if name not in ("", "-1")] if found else []
+    number = device.partition(":")[2]
+    return usable[int(number) :][:1] if number.isdecimal() else usable
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

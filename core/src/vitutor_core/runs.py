@@ -80,6 +80,7 @@ class RunRecord(Record):
     events: dict[str, int] = {}
     stored_logits: dict[str, float] | None = None
     processes: int = Field(1, ge=1)
+    threads: int | None = None
     code: str | None = None
     fingerprint: str
     data_fingerprint: str

@@ -37,57 +37,60 @@ class DataConfig(Config):
 
     source: str = fingerprinted(
         "digits",
-        help="digits | cifar10 | cifar100 | torchvision:NAME | domainnet:DOMAIN | folder:PATH | hub:ID | parquet:PATH "
+        help="One of digits | cifar10 | cifar100 | torchvision:NAME | domainnet:DOMAIN | folder:PATH | hub:ID | "
+        "parquet:PATH "
         "| timm:NAME",
     )
     image_column: str | None = fingerprinted(
-        None, help="column of images in shards; null: image, img, pixel_values or jpg"
+        None, help="Column of images in shards; null: image, img, pixel_values or jpg"
     )
     label_column: str | None = fingerprinted(
-        None, help="column of labels in shards; null: label, labels, target, fine_label or cls"
+        None, help="Column of labels in shards; null: label, labels, target, fine_label or cls"
     )
     class_list: str | tuple[str, ...] | None = fingerprinted(
-        None, help="keep these classes: imagenet100, a file with a class name in each line, or the names"
+        None, help="Keep these classes: imagenet100, a file with a class name in each line, or the names"
     )
     train_from: str | None = runtime(
-        None, help="train on PATH/train/<class>/... instead, classes matched by name (fingerprinted: names, manifest)"
+        None, help="Train on PATH/train/<class>/... instead, classes matched by name (fingerprinted: names, manifest)"
     )
-    image_size: ImageSize = fingerprinted(help="side of the student's input, in pixels")
+    image_size: ImageSize = fingerprinted(help="Side of the student's input, in pixels")
     eval_split: str | None = fingerprinted(
-        None, help="evaluate on this split of a folder or of shards, such as test; null: the first of val, ..., test"
+        None, help="Evaluate on this split of a folder or of shards, such as test; null: the first of val, ..., test"
     )
     holdout: float | None = fingerprinted(
         None,
-        help="evaluate on this share of each class's training images, which are not trained on, instead of the "
+        help="Evaluate on this share of each class's training images, which are not trained on, instead of the "
         "source's evaluation split; before class_list, train_from and subsets",
         gt=0,
         lt=1,
     )
-    holdout_seed: Seed = fingerprinted(0, help="seed of the draw of held-out images")
-    fraction: float = fingerprinted(1.0, help="share of each class that is used for training", gt=0, le=1)
-    per_class: int | None = fingerprinted(None, help="training images per class, instead of a fraction", ge=1, le=MANY)
+    holdout_seed: Seed = fingerprinted(0, help="Seed of the draw of held-out images")
+    fraction: float = fingerprinted(1.0, help="Share of each class that is used for training", gt=0, le=1)
+    per_class: int | None = fingerprinted(None, help="Training images per class, instead of a fraction", ge=1, le=MANY)
     long_tail: float | None = fingerprinted(
-        None, help="imbalance: the smallest class keeps this share of the largest, geometrically", gt=0, le=1
+        None, help="Imbalance: the smallest class keeps this share of the largest, geometrically", gt=0, le=1
     )
-    subset_seed: Seed = fingerprinted(0, help="seed of the subset; the same seed gives nested fractions")
+    subset_seed: Seed = fingerprinted(0, help="Seed of the subset; the same seed gives nested fractions")
     subset_draw: Literal["keyed", "numpy"] = fingerprinted(
         "keyed",
-        help="keyed: by subset_seed; numpy: NumPy's generator seeded with the class, as released with arXiv 2112.03552",
+        help="Draw of the subset; keyed: by subset_seed; numpy: NumPy's generator seeded with the class, as "
+        "released with arXiv 2112.03552",
     )
     balance: Literal["none", "sampling"] = fingerprinted(
         "none",
-        help="sampling: an epoch, of the same length, has as many images of each class, so those of small classes come "
-        "more often; none: each image once",
+        help="Balance of the classes; sampling: an epoch, of the same length, has as many images of each class, so "
+        "those of small classes come more often; none: each image once",
     )
     view_seed: Seed | None = fingerprinted(
         None,
-        help="seed of order, augmentation and mixing, apart from that of the weights; runs that share it share a "
+        help="Seed of order, augmentation and mixing, apart from that of the weights; runs that share it share a "
         "teacher's cached logits, and vary less; null: the run's seed",
     )
-    crop_ratio: CropRatio = fingerprinted(1.0, help="evaluation: resize to size / ratio, then crop the centre")
-    interpolation: Interpolation = fingerprinted("bilinear", help="resampling of every resize")
+    crop_ratio: CropRatio = fingerprinted(1.0, help="Evaluation: resize to size / ratio, then crop the centre")
+    interpolation: Interpolation = fingerprinted("bilinear", help="Resampling of every resize")
     loader: Literal["resident", "streamed"] = fingerprinted(
-        "resident", help="resident: uint8 on the device, augmented in batch; streamed: decoded in workers"
+        "resident",
+        help="Where images are kept; resident: uint8 on the device, augmented in batch; streamed: decoded in workers",
     )
 
     @model_validator(mode="after")
@@ -102,19 +105,21 @@ class DataConfig(Config):
 class AugmentConfig(Config):
     """Augmentation of the training images, in the order in which it is applied."""
 
-    pad_crop: int = fingerprinted(0, help="zero-pad by this many pixels, then crop at random; 0: off", ge=0, le=1024)
-    crop_scale: tuple[Share, Share] | None = fingerprinted(None, help="area range of the random resized crop, or null")
-    crop_aspect: tuple[Aspect, Aspect] = fingerprinted((0.75, 4 / 3), help="aspect range of the random resized crop")
-    flip: float = fingerprinted(0.0, help="probability of a horizontal flip", ge=0, le=1)
-    color_jitter: float = fingerprinted(0.0, help="strength of brightness, contrast and saturation jitter", ge=0, le=10)
-    rand_augment: str | None = fingerprinted(None, help="timm's RandAugment string, e.g. rand-m9-mstd0.5-inc1, or null")
-    random_erasing: float = fingerprinted(0.0, help="probability of erasing a rectangle with pixel noise", ge=0, le=1)
+    pad_crop: int = fingerprinted(0, help="Zero-pad by this many pixels, then crop at random; 0: off", ge=0, le=1024)
+    crop_scale: tuple[Share, Share] | None = fingerprinted(None, help="Area range of the random resized crop, or null")
+    crop_aspect: tuple[Aspect, Aspect] = fingerprinted((0.75, 4 / 3), help="Aspect range of the random resized crop")
+    flip: float = fingerprinted(0.0, help="Probability of a horizontal flip", ge=0, le=1)
+    color_jitter: float = fingerprinted(0.0, help="Strength of brightness, contrast and saturation jitter", ge=0, le=10)
+    rand_augment: str | None = fingerprinted(
+        None, help="RandAugment string of timm's, e.g. rand-m9-mstd0.5-inc1, or null"
+    )
+    random_erasing: float = fingerprinted(0.0, help="Probability of erasing a rectangle with pixel noise", ge=0, le=1)
     mixup: float = fingerprinted(0.0, help="Mixup's Beta parameter; 0: off", ge=0, le=1000)
     cutmix: float = fingerprinted(0.0, help="CutMix's Beta parameter; 0: off", ge=0, le=1000)
-    mix_probability: float = fingerprinted(1.0, help="probability that a batch is mixed", ge=0, le=1)
-    mix_switch: float = fingerprinted(0.5, help="probability of CutMix where both are on", ge=0, le=1)
-    label_smoothing: float = fingerprinted(0.0, help="label smoothing of the training targets", ge=0, lt=1)
-    repeats: int = fingerprinted(1, help="repeated augmentation: views of one image in an epoch", ge=1, le=100)
+    mix_probability: float = fingerprinted(1.0, help="Probability that a batch is mixed", ge=0, le=1)
+    mix_switch: float = fingerprinted(0.5, help="Probability of CutMix where both are on", ge=0, le=1)
+    label_smoothing: float = fingerprinted(0.0, help="Label smoothing of the training targets", ge=0, lt=1)
+    repeats: int = fingerprinted(1, help="Repeated augmentation: views of one image in an epoch", ge=1, le=100)
 
 
 def border_of(image_size: int, patch: int) -> str:
@@ -133,17 +138,17 @@ class ModelConfig(Config):
     """A model by its timm name."""
 
     name: str = fingerprinted(
-        help="any name timm.create_model takes, with its pretrained tag if it matters; also local-dir:FOLDER, as "
+        help="Any name timm.create_model takes, with its pretrained tag if it matters; also local-dir:FOLDER, as "
         "`export` writes it, and hf-hub:OWNER/NAME"
     )
-    kwargs: dict[str, KwargValue] = fingerprinted({}, help="further arguments of timm.create_model")
-    pretrained: bool = fingerprinted(False, help="start from the weights that the name stands for")
+    kwargs: dict[str, KwargValue] = fingerprinted({}, help="Further arguments of timm.create_model")
+    pretrained: bool = fingerprinted(False, help="Start from the weights that the name stands for")
     start_row: str | None = fingerprinted(
-        None, help="start from this row's student of the same seed (reproduce finds it)"
+        None, help="Start from this row's student of the same seed (reproduce finds it)"
     )
     weights: str | None = runtime(
         None,
-        help="start from a run folder, safetensors file, local-dir:FOLDER or hf-hub:OWNER/NAME (fingerprinted: its "
+        help="Start from a run folder, safetensors file, local-dir:FOLDER or hf-hub:OWNER/NAME (fingerprinted: its "
         "sha256); its head only for equal classes",
     )
 
@@ -163,15 +168,15 @@ class TeacherConfig(Config):
     """Where a frozen teacher comes from; exactly one of the four sources."""
 
     recipe: str | None = fingerprinted(
-        None, help="a row of the core's teacher recipe at this scale, trained if need be"
+        None, help="A row of the core's teacher recipe at this scale, trained if need be"
     )
-    row: str | None = fingerprinted(None, help="another row of the same paper: its seed 0 (reproduce finds it)")
-    model: ModelConfig | None = fingerprinted(None, help="a timm model; with `weights`, its architecture")
+    row: str | None = fingerprinted(None, help="Another row of the same paper: its seed 0 (reproduce finds it)")
+    model: ModelConfig | None = fingerprinted(None, help="A timm model; with `weights`, its architecture")
     weights: str | None = runtime(
-        None, help="a run folder, or a safetensors file for `model` (fingerprinted: its sha256)"
+        None, help="A run folder, or a safetensors file for `model` (fingerprinted: its sha256)"
     )
     image_size: ImageSize | None = fingerprinted(
-        None, help="input side of the teacher; null: its own, of a run, folder or repository, else the student's"
+        None, help="Input side of the teacher; null: its own, of a run, folder or repository, else the student's"
     )
 
     @model_validator(mode="after")
@@ -188,52 +193,53 @@ class TeacherConfig(Config):
 class OptimConfig(Config):
     """Optimiser and learning-rate schedule, both timm's."""
 
-    name: str = fingerprinted("adamw", help="any optimiser of timm's factory")
-    lr: float = fingerprinted(help="learning rate; see lr_reference_batch", gt=0, le=LARGE)
+    name: str = fingerprinted("adamw", help="Any optimiser of timm's factory")
+    lr: float = fingerprinted(help="Learning rate; see lr_reference_batch", gt=0, le=LARGE)
     lr_reference_batch: int | None = fingerprinted(
-        None, help="if set, the peak learning rate is lr * batch_size / lr_reference_batch", ge=1, le=MANY
+        None, help="If set, the peak learning rate is lr * batch_size / lr_reference_batch", ge=1, le=MANY
     )
     weight_decay: float = fingerprinted(
-        0.05, help="weight decay; none on biases, norms, positions and tokens", ge=0, le=LARGE
+        0.05, help="Weight decay; none on biases, norms, positions and tokens", ge=0, le=LARGE
     )
     betas: tuple[Beta, Beta] | None = fingerprinted(None, help="Adam's betas; null: the optimiser's default")
-    momentum: float = fingerprinted(0.9, help="momentum of SGD", ge=0, lt=1)
-    layer_decay: float | None = fingerprinted(None, help="layer-wise learning-rate decay of the student", gt=0, le=1)
-    clip_norm: float | None = fingerprinted(None, help="clip the gradient norm", gt=0, le=LARGE)
-    schedule: Literal["cosine", "constant"] = fingerprinted("cosine", help="shape of the learning rate after warm-up")
-    schedule_unit: Literal["epoch", "update"] = fingerprinted("epoch", help="how often the learning rate changes")
-    warmup_epochs: float = fingerprinted(0.0, help="linear warm-up, in epochs", ge=0, le=EPOCHS)
+    momentum: float = fingerprinted(0.9, help="Momentum of SGD", ge=0, lt=1)
+    layer_decay: float | None = fingerprinted(None, help="Layer-wise learning-rate decay of the student", gt=0, le=1)
+    clip_norm: float | None = fingerprinted(None, help="Clip the gradient norm", gt=0, le=LARGE)
+    schedule: Literal["cosine", "constant"] = fingerprinted("cosine", help="Shape of the learning rate after warm-up")
+    schedule_unit: Literal["epoch", "update"] = fingerprinted("epoch", help="How often the learning rate changes")
+    warmup_epochs: float = fingerprinted(0.0, help="Linear warm-up, in epochs", ge=0, le=EPOCHS)
     warmup_prefix: bool = fingerprinted(
-        False, help="the cosine starts after the warm-up; false: it runs from the first epoch"
+        False, help="The cosine starts after the warm-up; false: it runs from the first epoch"
     )
-    warmup_lr: float = fingerprinted(1e-6, help="learning rate at the start of the warm-up", ge=0, le=LARGE)
+    warmup_lr: float = fingerprinted(1e-6, help="Learning rate at the start of the warm-up", ge=0, le=LARGE)
     min_lr: float = fingerprinted(
-        1e-5, help="learning rate at the end of the cosine; not scaled with the batch", ge=0, le=LARGE
+        1e-5, help="Learning rate at the end of the cosine; not scaled with the batch", ge=0, le=LARGE
     )
 
 
 class TrainConfig(Config):
     """Length of the run and how a step is computed."""
 
-    epochs: int = fingerprinted(help="epochs; see epoch_length", ge=1, le=EPOCHS)
+    epochs: int = fingerprinted(help="Epochs; see epoch_length", ge=1, le=EPOCHS)
     schedule_epochs: int | None = fingerprinted(
         None,
-        help="length of the learning-rate schedule, where the run stops before its end; null: epochs",
+        help="Length of the learning-rate schedule, where the run stops before its end; null: epochs",
         ge=1,
         le=EPOCHS,
     )
     epoch_length: Literal["subset", "full"] = fingerprinted(
         "subset",
-        help="full: an epoch has as many updates as on the full training set, so a fraction f of it is seen 1/f times",
+        help="Length of an epoch; full: as many updates as on the full training set, so a fraction f of it is seen "
+        "1/f times",
     )
-    batch_size: int = fingerprinted(help="images per update, over all processes and accumulation steps", ge=1, le=2**20)
-    accumulate: int = fingerprinted(1, help="micro-batches per update", ge=1, le=2**16)
+    batch_size: int = fingerprinted(help="Images per update, over all processes and accumulation steps", ge=1, le=2**20)
+    accumulate: int = fingerprinted(1, help="Micro-batches per update", ge=1, le=2**16)
     precision: Literal["fp32", "bf16"] = fingerprinted(
-        "fp32", help="bf16: autocast with fp32 weights, on GPUs; CPUs compute in fp32"
+        "fp32", help="Precision of a step; bf16: autocast with fp32 weights, on GPUs; CPUs compute in fp32"
     )
-    compile: bool = fingerprinted(False, help="torch.compile the training step")
+    compile: bool = fingerprinted(False, help="Compile the training step by torch.compile")
     ema_decay: float | None = fingerprinted(
-        None, help="decay of the weight average of the student; null: none", gt=0, lt=1
+        None, help="Decay of the weight average of the student; null: none", gt=0, lt=1
     )
 
     @model_validator(mode="after")
@@ -247,14 +253,14 @@ class CacheConfig(Config):
     """The teachers' logits of training batches, kept for other runs on the same batches; see `distill.taught`."""
 
     folder: str | None = runtime(
-        None, help="keep them there, and reuse what is there; null: ask the teachers each time"
+        None, help="Keep them there, and reuse what is there; null: ask the teachers each time"
     )
-    max_gb: float = runtime(10.0, help="what the folder may hold, in GB; what goes beyond is not stored", gt=0, le=1e6)
+    max_gb: float = runtime(10.0, help="What the folder may hold, in GB; what goes beyond is not stored", gt=0, le=1e6)
     dtype: Literal["fp32", "fp16"] = fingerprinted(
-        "fp32", help="fp32: exactly the teacher's logits; fp16: half the space"
+        "fp32", help="Form of stored logits; fp32: exactly the teacher's logits; fp16: half the space"
     )
     top_k: int | None = fingerprinted(
-        None, help="keep the k largest and what the others share; null: all of them", ge=1, le=1_000_000
+        None, help="Keep the k largest and what the others share; null: all of them", ge=1, le=1_000_000
     )
 
     @property
@@ -271,36 +277,36 @@ class CacheConfig(Config):
 class RuntimeConfig(Config):
     """What may differ between a run and its resumption."""
 
-    device: str = runtime("auto", help="auto, cpu, cuda or cuda:N")
+    device: str = runtime("auto", help="Device: auto, cpu, cuda or cuda:N")
     threads: int | None = runtime(None, help="CPU threads of torch; null: torch's default", ge=1, le=4096)
-    workers: int = runtime(2, help="worker processes of the streamed loader", ge=0, le=1024)
+    workers: int = runtime(2, help="Worker processes of the streamed loader", ge=0, le=1024)
     worker_timeout_s: int = runtime(
-        120, help="seconds without a batch after which a worker counts as hung", ge=1, le=10**6
+        120, help="Seconds without a batch after which a worker counts as hung", ge=1, le=10**6
     )
-    eval_batch_size: int = runtime(256, help="images per evaluation batch", ge=1, le=2**20)
+    eval_batch_size: int = runtime(256, help="Images per evaluation batch", ge=1, le=2**20)
     eval_every_epochs: int = runtime(
-        1, help="evaluate after every this many epochs, and after the last", ge=1, le=EPOCHS
+        1, help="Evaluate after every this many epochs, and after the last", ge=1, le=EPOCHS
     )
     checkpoint_every_epochs: int = runtime(
-        1, help="save after every this many epochs, and after the last", ge=1, le=EPOCHS
+        1, help="Save after every this many epochs, and after the last", ge=1, le=EPOCHS
     )
-    log_every_steps: int = runtime(20, help="steps between two readings of the losses", ge=1, le=MANY)
+    log_every_steps: int = runtime(20, help="Steps between two readings of the losses", ge=1, le=MANY)
     track: tuple[str, ...] = runtime(
-        (), help="trackers that get losses and metrics, by commas: tensorboard, wandb, mlflow, trackio, dvclive"
+        (), help="Trackers that get losses and metrics, by commas: tensorboard, wandb, mlflow, trackio, dvclive"
     )
 
 
 class RunConfig(Config):
     """Everything that one training run needs, whatever the method."""
 
-    seed: Seed = fingerprinted(0, help="seed of the weights, the data order, the augmentation and dropout")
-    data: DataConfig = fingerprinted(help="data")
-    augment: AugmentConfig = fingerprinted(AugmentConfig(), help="augmentation")
-    student: ModelConfig = fingerprinted(help="the model that is trained")
-    optim: OptimConfig = fingerprinted(help="optimiser and schedule")
-    train: TrainConfig = fingerprinted(help="length and precision")
-    cache: CacheConfig = fingerprinted(CacheConfig(), help="stored teacher outputs")
-    runtime: RuntimeConfig = runtime(RuntimeConfig(), help="what may change on resume")
+    seed: Seed = fingerprinted(0, help="Seed of the weights, the data order, the augmentation and dropout")
+    data: DataConfig = fingerprinted(help="Data")
+    augment: AugmentConfig = fingerprinted(AugmentConfig(), help="Augmentation")
+    student: ModelConfig = fingerprinted(help="The model that is trained")
+    optim: OptimConfig = fingerprinted(help="Optimiser and schedule")
+    train: TrainConfig = fingerprinted(help="Length and precision")
+    cache: CacheConfig = fingerprinted(CacheConfig(), help="Stored teacher outputs")
+    runtime: RuntimeConfig = runtime(RuntimeConfig(), help="What may change on resume")
 
     @model_validator(mode="after")
     def _patches_cover_the_image(self) -> Self:

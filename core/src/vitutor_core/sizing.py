@@ -8,14 +8,12 @@ import statistics
 import warnings
 from collections.abc import Iterable
 from functools import cache
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from vitutor_core.config import Config, apply_settings
 from vitutor_core.errors import ConfigError
 from vitutor_core.own import HOLDOUT, PRETRAINED, Images, Machine, Sizes, Wanted, derive
-from vitutor_core.provenance import usable_cores
+from vitutor_core.provenance import usable_cores, usable_gpus
 from vitutor_core.schema import DataConfig
 
 _SEEN = 32
@@ -134,13 +132,8 @@ def _size(split: Any, index: int) -> tuple[int, int]:
 @cache
 def machine(device: str = "auto") -> Machine:
     """Look at the machine, without torch."""
-    has_gpu = device.startswith("cuda") or (device == "auto" and can_use_gpu())
+    has_gpu = device.startswith("cuda") or bool(usable_gpus(device))
     return Machine(usable_cores(), has_gpu, has_gpu and _has_weights())
-
-
-def can_use_gpu() -> bool:
-    """Return whether there is an NVIDIA GPU and a torch for it."""
-    return Path("/dev/nvidia0").exists() and not version("torch").endswith("+cpu")
 
 
 def _has_weights() -> bool:

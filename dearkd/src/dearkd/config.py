@@ -19,36 +19,38 @@ class ObjectiveConfig(Config):
     """
 
     alpha_loss: float = fingerprinted(
-        0.5, help="weight of the label term in eq. 6; 1 - alpha_loss weights the logit term", ge=0, le=1
+        0.5, help="Weight of the label term in eq. 6; 1 - alpha_loss weights the logit term", ge=0, le=1
     )
-    beta_loss: float = fingerprinted(1.0, help="weight of the hidden loss in eq. 6", ge=0, le=LARGE)
+    beta_loss: float = fingerprinted(1.0, help="Weight of the hidden loss in eq. 6", ge=0, le=LARGE)
     distill: Literal["none", "pooled", "token"] = fingerprinted(
         "pooled",
-        help="where the teacher's hard label goes: pooled content tokens (DearKD), or DeiT's distillation token",
+        help="Where the teacher's hard label goes: pooled content tokens (DearKD), or DeiT's distillation token",
     )
-    share_head: bool = fingerprinted(False, help="pooled: use the class head instead of a head of its own")
+    share_head: bool = fingerprinted(False, help="Use the class head for pooled tokens, instead of a head of their own")
     pairs: Literal["auto"] | tuple[tuple[Layer, str], ...] = fingerprinted(
         ((4, "s2"), (8, "s3")),
-        help="student block (from 1) and teacher stage of each hidden loss; empty: none; auto: the last stages whose "
+        help="Student block (from 1) and teacher stage of each hidden loss; empty: none; auto: the last stages whose "
         "cells are no larger than a patch, as the teacher's feature_info says",
     )
-    two_stage: bool = fingerprinted(True, help="drop the teacher after stage1_epochs; false: keep it to the end")
+    two_stage: bool = fingerprinted(True, help="Drop the teacher after stage1_epochs; false: keep it to the end")
     stage1_epochs: int | None = fingerprinted(
-        None, help="epochs with the teacher; null: five sixths of all", ge=1, le=EPOCHS
+        None, help="Epochs with the teacher; null: five sixths of all", ge=1, le=EPOCHS
     )
-    freeze_rpe: bool = fingerprinted(False, help="stop training alpha and delta in stage II")
-    target_norm: Literal["none", "channel_std"] = fingerprinted("none", help="normalisation of the teacher's maps")
+    freeze_rpe: bool = fingerprinted(False, help="Stop training alpha and delta in stage II")
+    target_norm: Literal["none", "channel_std"] = fingerprinted("none", help="Normalisation of the teacher's maps")
     aligner_act: Literal["relu", "none", "auto"] = fingerprinted(
-        "relu", help="none: for teachers whose maps have negative values; auto: none if they have, of an image of noise"
+        "relu",
+        help="Activation behind the aligner; none: for teachers whose maps have negative values; auto: none if they "
+        "have, of an image of noise",
     )
-    channel_map: Literal["pointwise", "grouped"] = fingerprinted("pointwise", help="how the aligner changes channels")
+    channel_map: Literal["pointwise", "grouped"] = fingerprinted("pointwise", help="How the aligner changes channels")
 
 
 class DearKDConfig(RunConfig):
     """Everything that a DearKD run needs."""
 
-    teacher: TeacherConfig | None = fingerprinted(None, help="the frozen CNN teacher; null: plain training")
-    method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="the paper's objective")
+    teacher: TeacherConfig | None = fingerprinted(None, help="The frozen CNN teacher; null: plain training")
+    method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="The paper's objective")
 
     @model_validator(mode="after")
     def _teacher_where_needed(self) -> Self:

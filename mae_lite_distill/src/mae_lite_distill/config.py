@@ -15,11 +15,12 @@ class ObjectiveConfig(Config):
 
     objective: Literal["mae", "moco", "supervised", "probe"] = fingerprinted(
         "supervised",
-        help="mae, moco: pre-train an encoder; supervised: train or fine-tune it; probe: train a linear head on it",
+        help="Purpose; mae, moco: pre-train an encoder; supervised: train or fine-tune it; probe: train a linear "
+        "head on it",
     )
     keep_blocks: int | None = fingerprinted(
         None,
-        help="supervised: keep the first k pre-trained blocks, the others start fresh; null: keep all",
+        help="Keep the first k pre-trained blocks in supervised training, the others start fresh; null: keep all",
         ge=0,
         le=1000,
     )
@@ -28,22 +29,22 @@ class ObjectiveConfig(Config):
 class MAEConfig(Config):
     """Masked pre-training (section 2), and the distillation of attention maps during it (eq. 3)."""
 
-    mask_ratio: float = fingerprinted(0.75, help="share of the patches that the encoder does not see", gt=0, lt=1)
-    normalise_pixels: bool = fingerprinted(True, help="predict patches of mean 0 and variance 1")
-    decoder_width: int = fingerprinted(96, help="width of the decoder", ge=4, le=2**16)
-    decoder_depth: int = fingerprinted(1, help="blocks of the decoder", ge=1, le=1000)
-    decoder_heads: int = fingerprinted(3, help="attention heads of the decoder", ge=1, le=1024)
+    mask_ratio: float = fingerprinted(0.75, help="Share of the patches that the encoder does not see", gt=0, lt=1)
+    normalise_pixels: bool = fingerprinted(True, help="Predict patches of mean 0 and variance 1")
+    decoder_width: int = fingerprinted(96, help="Width of the decoder", ge=4, le=2**16)
+    decoder_depth: int = fingerprinted(1, help="Blocks of the decoder", ge=1, le=1000)
+    decoder_heads: int = fingerprinted(3, help="Attention heads of the decoder", ge=1, le=1024)
     distill_layers: tuple[Layer, ...] = fingerprinted(
-        (), help="blocks (from 1) whose attention is distilled, each against the teacher's block of the same number"
+        (), help="Blocks (from 1) whose attention is distilled, each against the teacher's block of the same number"
     )
-    distill_weight: float = fingerprinted(1.0, help="weight alpha of the attention loss", gt=0, le=LARGE)
+    distill_weight: float = fingerprinted(1.0, help="Weight alpha of the attention loss", gt=0, le=LARGE)
     distill_quantity: Literal["logits", "probs"] = fingerprinted(
-        "logits", help="attention before the softmax, as released, or after it"
+        "logits", help="Attention before the softmax, as released, or after it"
     )
-    head_map_init: Literal["random", "identity"] = fingerprinted("random", help="start of the map between heads")
+    head_map_init: Literal["random", "identity"] = fingerprinted("random", help="Start of the map between heads")
     decouple_after: int | None = fingerprinted(
         None,
-        help="decoupled distillation: the decoder sees the tokens after this block, and an extra block behind the "
+        help="Decoupled distillation: the decoder sees the tokens after this block, and an extra block behind the "
         "last gives the logits that the one layer of distill_layers teaches; null: off",
         ge=1,
         le=1000,
@@ -53,28 +54,28 @@ class MAEConfig(Config):
 class MoCoConfig(Config):
     """Contrastive pre-training by MoCo-v3; the defaults are the released ones."""
 
-    temperature: float = fingerprinted(0.2, help="temperature of the contrastive loss", gt=0, le=LARGE)
-    momentum: float = fingerprinted(0.99, help="momentum of the key encoder at the start; it rises to 1", ge=0, lt=1)
-    hidden: int = fingerprinted(4096, help="hidden width of projector and predictor", ge=1, le=2**17)
-    features: int = fingerprinted(256, help="features that are compared", ge=1, le=2**17)
-    crop_scale: tuple[Share, Share] = fingerprinted((0.08, 1.0), help="area range of the random resized crop of a view")
-    flip: float = fingerprinted(0.5, help="probability of a horizontal flip", ge=0, le=1)
+    temperature: float = fingerprinted(0.2, help="Temperature of the contrastive loss", gt=0, le=LARGE)
+    momentum: float = fingerprinted(0.99, help="Momentum of the key encoder at the start; it rises to 1", ge=0, lt=1)
+    hidden: int = fingerprinted(4096, help="Hidden width of projector and predictor", ge=1, le=2**17)
+    features: int = fingerprinted(256, help="Features that are compared", ge=1, le=2**17)
+    crop_scale: tuple[Share, Share] = fingerprinted((0.08, 1.0), help="Area range of the random resized crop of a view")
+    flip: float = fingerprinted(0.5, help="Probability of a horizontal flip", ge=0, le=1)
     jitter: tuple[Weight, Weight, Weight, Weight] = fingerprinted(
-        (0.4, 0.4, 0.2, 0.1), help="strength of the jitter of brightness, contrast, saturation and hue"
+        (0.4, 0.4, 0.2, 0.1), help="Strength of the jitter of brightness, contrast, saturation and hue"
     )
-    jitter_probability: float = fingerprinted(0.8, help="probability of the colour jitter", ge=0, le=1)
-    blur: tuple[Share, Share] = fingerprinted((1.0, 0.1), help="probability of blurring the first and the second view")
-    grey: float = fingerprinted(0.2, help="probability of a grey view", ge=0, le=1)
-    solarise: float = fingerprinted(0.2, help="probability of solarising the second view", ge=0, le=1)
+    jitter_probability: float = fingerprinted(0.8, help="Probability of the colour jitter", ge=0, le=1)
+    blur: tuple[Share, Share] = fingerprinted((1.0, 0.1), help="Probability of blurring the first and the second view")
+    grey: float = fingerprinted(0.2, help="Probability of a grey view", ge=0, le=1)
+    solarise: float = fingerprinted(0.2, help="Probability of solarising the second view", ge=0, le=1)
 
 
 class MAELiteConfig(RunConfig):
     """Everything that a MAE-Lite run needs."""
 
-    teacher: TeacherConfig | None = fingerprinted(None, help="the frozen MAE teacher of the distillation; null: none")
-    method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="what the run is for")
-    mae: MAEConfig = fingerprinted(MAEConfig(), help="masked pre-training")
-    moco: MoCoConfig = fingerprinted(MoCoConfig(), help="contrastive pre-training")
+    teacher: TeacherConfig | None = fingerprinted(None, help="The frozen MAE teacher of the distillation; null: none")
+    method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="What the run is for")
+    mae: MAEConfig = fingerprinted(MAEConfig(), help="Masked pre-training")
+    moco: MoCoConfig = fingerprinted(MoCoConfig(), help="Contrastive pre-training")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

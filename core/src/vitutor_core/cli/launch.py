@@ -13,19 +13,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from vitutor_core.cli.entry import exit_after
 from vitutor_core.errors import InterruptedRun, VitutorError
 from vitutor_core.paper import load
-from vitutor_core.provenance import usable_cores
+from vitutor_core.provenance import usable_cores, usable_gpus
 from vitutor_core.train.progress import QUIET
 from vitutor_core.train.signals import STOP_SIGNALS
+
+Environment = Mapping[str, str]
+"""Variables that are set for one job."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,12 @@ class Job:
     arguments: dict[str, Any]
 
 
-def default_jobs() -> int:
-    """Return how many processes run side by side."""
-    # A small model keeps one core busy, so a run per core and one to fill the gaps; a GPU takes one run.
-    has_gpu = Path("/dev/nvidia0").exists()
-    return 1 if has_gpu else usable_cores() + 1
+def default_jobs(device: str = "auto", processes: int = 1) -> int:
+    """Return how many jobs of so many processes run side by side on a ``runtime.device``."""
+    gpus = len(usable_gpus(device))
+    if gpus or processes > 1:
+        return max(gpus // processes, 1)
+    return usable_cores() + 1  # a small model keeps one core busy, so a run per core and one to fill the gaps
 
 
 def run_jobs(
@@ -52,9 +55,11 @@ def run_jobs(
     tick: Callable[[], None],
     done: Callable[[Job], None] = lambda job: None,
     processes: int = 1,
+    device: str = "auto",
 ) -> None:
     """Run ``jobs``, ``side_by_side`` at a time, each as ``processes`` processes.
 
+    Where there are GPUs for more than one job, each job gets its own ones in CUDA_VISIBLE_DEVICES.
     ``tick`` is called while they run, and ``done`` for each job that has ended well; ``preload`` are the heavy modules
     that single processes share. Raises `InterruptedRun` when asked to stop, after the jobs have, and `VitutorError`
     when one of them fails.
@@ -64,15 +69,16 @@ def run_jobs(
     context.set_forkserver_preload([*preload, "sklearn.datasets"])
     threads = max(1, usable_cores() // min(side_by_side, len(jobs)) // processes)
 
-    def start(job: Job) -> BaseProcess | _Torchrun:
+    def start(job: Job, gpus: Environment) -> BaseProcess | _Torchrun:
         if processes > 1:
-            return _Torchrun(job, processes, threads)
-        process = context.Process(target=_child, args=(job, threads))
+            return _Torchrun(job, processes, threads, gpus)
+        process = context.Process(target=_child, args=(job, threads, gpus))
         process.start()
         return process
 
     waiting = list(jobs)
-    running: dict[BaseProcess | _Torchrun, Job] = {}
+    places = gpus_of_jobs(side_by_side, processes, device)
+    running: dict[BaseProcess | _Torchrun, tuple[Job, Environment]] = {}
     arrived: list[int] = []
 
     # Passed on by the loop below: while a process is being started, its handler could not reach it.
@@ -85,8 +91,8 @@ def run_jobs(
     try:
         while waiting or running:
             while waiting and len(running) < side_by_side:
-                job = waiting.pop(0)
-                running[start(job)] = job
+                job, place = waiting.pop(0), places.pop(0)
+                running[start(job, place)] = job, place
             time.sleep(0.05)
             tick()
             while arrived:
@@ -94,7 +100,8 @@ def run_jobs(
                 waiting.clear()
                 _terminate(running)
             for process in [process for process in running if not process.is_alive()]:
-                job = running.pop(process)
+                job, place = running.pop(process)
+                places.append(place)
                 if process.exitcode == 0:
                     done(job)
                 elif failed is None and not stopped_by:
@@ -110,6 +117,18 @@ def run_jobs(
         _raise(*failed)
 
 
+def gpus_of_jobs(side_by_side: int, processes: int, device: str) -> list[Environment]:
+    """Return, for each of the jobs that run at a time, the variable that gives it ``processes`` GPUs of its own.
+
+    With GPUs for one job alone, or none, nothing is set; jobs beyond the GPUs share them in turn.
+    """
+    gpus = usable_gpus(device)
+    shares = [gpus[start : start + processes] for start in range(0, len(gpus) - processes + 1, processes)]
+    if len(shares) < 2:
+        return [{}] * side_by_side
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(shares[job % len(shares)])} for job in range(side_by_side)]
+
+
 def _raise(job: Job, code: int) -> None:
     if code < 0:
         raise VitutorError(f"{job.name}: killed by {signal.Signals(-code).name}; run it again to go on")
@@ -118,15 +137,15 @@ def _raise(job: Job, code: int) -> None:
     raise error
 
 
-def _terminate(running: dict[BaseProcess | _Torchrun, Job]) -> None:
+def _terminate(running: Iterable[BaseProcess | _Torchrun]) -> None:
     for process in running:
         process.terminate()
 
 
-def _child(job: Job, threads: int) -> None:
+def _child(job: Job, threads: int, gpus: Environment) -> None:
     import torch
 
-    os.environ[QUIET] = "1"
+    os.environ.update({QUIET: "1", **gpus})  # torch reads which GPUs there are when it is asked for the first one
     os.setsid()  # signals reach a job once, through its parent
     torch.set_num_threads(threads)
     _call(job)
@@ -139,9 +158,9 @@ def _call(job: Job) -> NoReturn:
 class _Torchrun:
     """Several processes of one job, with the interface of one process."""
 
-    def __init__(self, job: Job, processes: int, threads: int) -> None:
+    def __init__(self, job: Job, processes: int, threads: int, gpus: Environment) -> None:
         command = [sys.executable, "-m", "vitutor_core.cli.launch", json.dumps(asdict(job)), str(processes)]
-        environment = os.environ | {QUIET: "1", "OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        environment = os.environ | {QUIET: "1", "OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR", **gpus}
         self._process = subprocess.Popen(command, env=environment, start_new_session=True)
 
     @property

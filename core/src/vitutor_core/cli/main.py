@@ -15,6 +15,7 @@ from vitutor_core.cli.entry import run
 from vitutor_core.cli.fields import fields
 from vitutor_core.cli.graph import graph, params, plan, ready
 from vitutor_core.cli.predict import predict_command
+from vitutor_core.cli.replay import replay
 from vitutor_core.cli.report import report
 from vitutor_core.cli.teacher import teacher
 
@@ -25,7 +26,7 @@ def vitutor() -> None:
     """ViTutor's shared tools. Each paper has a command of its own."""
 
 
-for command in (data, teacher, predict_command(), cache, analyze, compare, report, fields, doctor):
+for command in (data, teacher, predict_command(), cache, analyze, compare, replay, report, fields, doctor):
     vitutor.add_command(command)
 for command in (graph, plan, ready, params):
     vitutor.add_command(command)

@@ -83,6 +83,11 @@ def out() -> Callable[[Any], Any]:
     )
 
 
+def jobs(text: str) -> Callable[[Any], Any]:
+    """Return the --jobs option, of what is done side by side."""
+    return click.option("--jobs", type=click.IntRange(min=1), help=f"{text}.  [default: one per GPU, or cores + 1]")
+
+
 def seed_numbers(text: str) -> tuple[int, ...]:
     """Read the seeds of --seeds; raises `ConfigError`."""
     try:

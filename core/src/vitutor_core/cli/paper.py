@@ -15,7 +15,7 @@ from vitutor_core.cli import calls, options
 from vitutor_core.cli.config import config_command
 from vitutor_core.cli.predict import predict_command
 from vitutor_core.errors import ConfigError
-from vitutor_core.graph.planned import PlannedRow, leave_out
+from vitutor_core.graph.planned import PlannedRow, leave_out, place_in_plan
 from vitutor_core.paper import Paper, load
 from vitutor_core.recipe import SHIFTED_SETS, read_recipe, recipe_path
 from vitutor_core.train.progress import is_silent
@@ -86,7 +86,7 @@ def _reproduce(paper: Paper) -> click.Command:
     @options.plan
     @options.results
     @options.work
-    @click.option("--jobs", type=click.IntRange(min=1), help="Seeds trained at once.  [default: cores + 1; 1 on a GPU]")
+    @options.jobs("Seeds trained at once")
     @click.option("--processes", type=click.IntRange(min=1), help="GPUs (or processes on a CPU) per run.  [default: 1]")
     def reproduce(
         row: str,
@@ -117,7 +117,9 @@ def _reproduce(paper: Paper) -> click.Command:
         planned = PlannedRow.read(plan, paper.package, row)
         if planned.run:
             chosen = Row(paper, row, planned.scale, planned.preset, planned.settings)
-            reproduce_row(chosen, planned.seeds, folders, jobs=jobs, processes=processes or planned.processes)
+            title = place_in_plan(plan, paper.package, row, folders.runs(paper, row).parent)
+            workers = processes or planned.processes
+            reproduce_row(chosen, planned.seeds, folders, jobs=jobs, processes=workers, title=title)
         else:
             leave_out(folders.runs(paper, row), planned.why)
             click.echo(f"{row}: not run, {planned.why}")

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,16 +63,24 @@ class Folders:
 
 
 def reproduce_row(
-    row: Row, seeds: tuple[int, ...], folders: Folders, *, jobs: int | None = None, processes: int = 1
+    row: Row,
+    seeds: tuple[int, ...],
+    folders: Folders,
+    *,
+    jobs: int | None = None,
+    processes: int = 1,
+    title: str = "",
 ) -> None:
     """Train one run per seed, ``jobs`` at a time, and publish each as ``results/runs/PAPER/ROW/seed-N`` by a rename.
 
+    ``title`` names the row where its progress is shown, instead of its name alone.
     A seed that is published with the same inputs (config, code, data, teachers, starting weights) is left alone.
     """
     paper, out = row.paper, folders.runs(row.paper, row.name)
     take_up(out)
     runs: dict[str, tuple[Path, Path]] = {}
     work: list[Job] = []
+    device = "auto"
     epochs = 0
     code = train_code(paper)
     for seed in seeds:
@@ -96,17 +103,28 @@ def reproduce_row(
         run.parent.mkdir(parents=True, exist_ok=True)
         work.append(_job(row, config, code, inputs, run))
         runs[work[-1].name] = run, target
-        epochs += config.train.epochs
+        epochs, device = epochs + config.train.epochs, config.runtime.device
     if work:
+        side_by_side = min(jobs or default_jobs(device, processes), len(work))
+        published = set[str]()
+
+        def done(job: Job) -> None:
+            _publish(*runs[job.name])
+            published.add(job.name)
+
+        def epochs_done() -> int:
+            return sum(_epochs_done(target if name in published else run) for name, (run, target) in runs.items())
+
         preload = [paper.method.partition(":")[0], "vitutor_core.train.session"]
-        with RunProgress(row.name, epochs) as progress:
+        with RunProgress(f"{title or row.name}, epochs", epochs, done=epochs_done(), streams=side_by_side) as progress:
             run_jobs(
                 work,
-                min(jobs or (default_jobs() if processes == 1 else 1), len(work)),
+                side_by_side,
                 preload=preload,
-                tick=lambda: progress.update(_epochs_done(runs.values()), "epochs"),
-                done=lambda job: _publish(*runs[job.name]),
+                tick=lambda: progress.update(epochs_done(), ""),
+                done=done,
                 processes=processes,
+                device=device,
             )
     click.echo(f"{row.name}: {len(seeds)} seeds in {out}")
 
@@ -193,7 +211,6 @@ def _changed(published: Path, inputs: dict[str, Any]) -> list[str] | None:
     return differences(old, new)
 
 
-def _epochs_done(runs: Iterable[tuple[Path, Path]]) -> int:
-    # A run that is not there yet is not begun, or published.
-    curves = [RunDir(run if run.exists() else target).curves for run, target in runs]
-    return sum(len(path.read_text().splitlines()) - 1 for path in curves if path.exists())
+def _epochs_done(run: Path) -> int:
+    path = RunDir(run).curves
+    return len(path.read_text().splitlines()) - 1 if path.exists() else 0

@@ -152,6 +152,11 @@ def _check_pretrained(config: ModelConfig, info: DataInfo) -> None:
     if classes is None:
         raise ConfigError(f"teacher.model: timm has no weights for {config.name}; train it, or set teacher.weights")
     is_encoder = classes == 0 and config.kwargs.get("num_classes") == 0  # no classes to compare
+    if classes == 0 and not is_encoder:
+        raise ConfigError(
+            f"teacher {config.name} has no classes; set teacher.model.kwargs.num_classes=0, if it is to teach by its "
+            "maps, or train a teacher from it"
+        )
     if classes != info.num_classes and not is_encoder:
         raise ConfigError(
             f"teacher {config.name} has {classes} classes, the data {info.name} {info.num_classes}; "

@@ -20,13 +20,13 @@ from vitutor_core.schema import LARGEST_SEED, Seed
 class Params(Config):
     """What is run of a scale's graph, and how."""
 
-    scale: str = fingerprinted("digits", help="which recipes: data and model sizes")
-    seeds: tuple[Seed, ...] = fingerprinted((0, 1, 2), help="one run of each row per seed", min_length=1)
-    preset: str | None = fingerprinted(None, help="a reading of the recipes that have it, such as official")
-    set: tuple[str, ...] = fingerprinted((), help="more settings of every row, e.g. train.accumulate=4")
-    groups: tuple[str, ...] = fingerprinted((CORE_GROUP,), help="groups of rows that are run; see `vitutor ready`")
+    scale: str = fingerprinted("digits", help="Which recipes: data and model sizes")
+    seeds: tuple[Seed, ...] = fingerprinted((0, 1, 2), help="One run of each row per seed", min_length=1)
+    preset: str | None = fingerprinted(None, help="A reading of the recipes that have it, such as official")
+    set: tuple[str, ...] = fingerprinted((), help="More settings of every row, e.g. train.accumulate=4")
+    groups: tuple[str, ...] = fingerprinted((CORE_GROUP,), help="Groups of rows that are run; see `vitutor ready`")
     rows: tuple[str, ...] = fingerprinted(
-        (), help="only these rows (or PAPER@ROW), and what they need; none: all of the groups"
+        (), help="Only these rows (or PAPER@ROW), and what they need; none: all of the groups"
     )
     processes: int = runtime(1, help="GPUs, or processes on a CPU, per run", ge=1, le=1024)
 

@@ -41,6 +41,18 @@ class PlannedRow:
         )
 
 
+def place_in_plan(plan: Path, package: str, row: str, published: Path) -> str:
+    """Say which of a paper's rows in a plan this is: the one after those whose seeds are in ``published``."""
+    others = {path.stem: read_planned(path) for path in (plan / package).glob("*.json") if path.stem != row}
+    chosen = {name: found for name, found in others.items() if found["run"]}
+    done = [
+        name
+        for name, found in chosen.items()
+        if all((published / name / f"seed-{seed}" / "metrics.json").exists() for seed in found["seeds"])
+    ]
+    return f"row {len(done) + 1} of {len(chosen) + 1}, {row}"
+
+
 def read_planned(path: Path) -> dict[str, Any]:
     """Read one file of a plan; raises `ConfigError`."""
     try:

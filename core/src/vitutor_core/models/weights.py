@@ -45,22 +45,22 @@ _Deviation = Annotated[float, Field(ge=1e-6, le=1000)]
 class ModelCard(Config):
     """How to rebuild a model and feed it. ``mean`` and ``std`` are of pixels in [0, 1]."""
 
-    name: str = fingerprinted(help="timm name", min_length=1, max_length=200)
-    kwargs: dict[str, KwargValue] = fingerprinted(help="arguments of timm.create_model", max_length=100)
+    name: str = fingerprinted(help="Name in timm", min_length=1, max_length=200)
+    kwargs: dict[str, KwargValue] = fingerprinted(help="Arguments of timm.create_model", max_length=100)
     class_names: tuple[str, ...] = fingerprinted(
-        help="classes, in the order of the logits", min_length=1, max_length=10**6
+        help="Classes, in the order of the logits", min_length=1, max_length=10**6
     )
-    image_size: ImageSize = fingerprinted(help="side of the input, in pixels")
-    mean: tuple[Share, ...] = fingerprinted(help="normalisation: mean per channel", min_length=3, max_length=3)
+    image_size: ImageSize = fingerprinted(help="Side of the input, in pixels")
+    mean: tuple[Share, ...] = fingerprinted(help="Normalisation: mean per channel", min_length=3, max_length=3)
     std: tuple[_Deviation, ...] = fingerprinted(
-        help="normalisation: standard deviation per channel", min_length=3, max_length=3
+        help="Normalisation: standard deviation per channel", min_length=3, max_length=3
     )
     crop_ratio: CropRatio = fingerprinted(
-        help="images are resized to image_size / crop_ratio, then the centre is cut out"
+        help="Images are resized to image_size / crop_ratio, then the centre is cut out"
     )
-    interpolation: Interpolation = fingerprinted(help="resampling of that resize")
-    method: str = fingerprinted(help="what trained it", max_length=200)
-    metrics: dict[str, float] = fingerprinted({}, help="its evaluation", max_length=100)
+    interpolation: Interpolation = fingerprinted(help="Resampling of that resize")
+    method: str = fingerprinted(help="What trained it", max_length=200)
+    metrics: dict[str, float] = fingerprinted({}, help="Its evaluation", max_length=100)
 
     @model_validator(mode="after")
     def _fits_its_model(self) -> Self:

@@ -7,6 +7,7 @@ disk, and renamed, so a killed or failing writer never harms the checkpoints tha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -112,6 +113,15 @@ def latest(root: Path) -> Checkpoint | None:
             warnings.warn(f"{error}; using the one before", stacklevel=2)
     if found:
         raise CheckpointError(f"{root}: none of the {len(found)} checkpoints is whole; delete the folder to restart")
+    return None
+
+
+def latest_until(root: Path, step: int) -> Checkpoint | None:
+    """Return the newest whole checkpoint of ``step`` or before; None where only the start leads there."""
+    for folder in reversed(folders(root)):
+        if _step(folder) <= step:
+            with contextlib.suppress(CheckpointError):  # the one before leads to the step as well
+                return read(folder)
     return None
 
 

@@ -54,7 +54,8 @@ def fit(
     updates, epochs = data.train.steps_per_epoch, config.train.epochs
     clock = Clock(0, updates, updates * epochs)
     method.to(processes.device)
-    state = TrainState.build(method, config, run, clock, identity)
+    state = TrainState.build(method, config, run.latest_checkpoint(identity), clock, identity)
+    run.warn_if_short(state.size(method))
     measured = Measured(state.last_metrics, state.last_correct)
     guard = FiniteGuard(state.optimizer, processes.device)
     meter = Meter(processes, state.meter_sums)
@@ -72,10 +73,7 @@ def fit(
         # One of several processes cannot leave the others alone: it waits on, until the workers' time is up.
         give_up = stop.__bool__ if processes.world_size == 1 else never
         for epoch in range(state.step // updates, epochs):
-            if method.on_epoch(Clock(epoch * updates, updates, clock.total_steps)):
-                optim.drop_removed_parameters(state.optimizer, method)
-                updater.wrap()
-            method.train()
+            updater.begin_epoch(Clock(epoch * updates, updates, clock.total_steps))
             waited = time.monotonic()
             micro_batches: tuple[Batch, ...] = ()
             batches = data.train.epoch(epoch, start_step=state.step - epoch * updates, give_up=give_up)
@@ -101,9 +99,9 @@ def fit(
                         waited = time.monotonic()
                 guard.raise_if_bad()
                 _stop_if_left(state, epoch * updates, updates, stop, save)
-            except NonFiniteError:
+            except NonFiniteError as error:
                 state.write_crash(run, meter, micro_batches)
-                raise
+                raise NonFiniteError(f"{error}; vitutor replay {run.path} --step {state.step} shows the step") from None
 
             meter.read()
             progress.update(state.step, meter.note())

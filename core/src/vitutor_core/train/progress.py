@@ -9,7 +9,9 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from vitutor_core.train.eta import Eta
 
 QUIET = "VITUTOR_QUIET"
 """Environment variable that silences progress, set for the seeds of a row, whose parent shows one bar for all."""
@@ -25,24 +27,27 @@ _SHOW_EVERY_S = 5.0
 
 
 class RunProgress:
-    """Shows ``done`` of ``total`` steps, and what is said with `say`. Durations come from the monotonic clock."""
+    """Shows ``done`` of ``total`` steps, and what is said with `say`. Durations come from the monotonic clock.
 
-    def __init__(self, title: str, total: int, *, done: int = 0, enabled: bool = True) -> None:
-        self._title, self._total, self._first = title, total, done
+    ``streams`` is how many processes do the steps, side by side; see `Eta`.
+    """
+
+    def __init__(self, title: str, total: int, *, done: int = 0, streams: int = 1, enabled: bool = True) -> None:
+        self._title, self._total, self._eta = title, total, Eta(total, done, streams=streams)
         self._enabled = enabled = enabled and os.environ.get(QUIET) != "1"
         self._console = Console(stderr=True, soft_wrap=True)
         self._live = enabled and sys.stderr.isatty()
-        self._start = self._last_line = self._last_update = time.monotonic()
+        self._last_line = self._last_update = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[note]}"),
             console=self._console,
             disable=not self._live,
         )
-        self._task: TaskID = self._bar.add_task(title, total=total, completed=done, note="")
+        self._task: TaskID = self._bar.add_task(title, total=total, completed=done, left="", note="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -59,12 +64,12 @@ class RunProgress:
 
     def update(self, done: int, note: str) -> None:
         """Show that ``done`` steps are done; in a log, at most one line every 15 seconds."""
-        self._bar.update(self._task, completed=done, note=note)
+        self._eta.update(done, self._total)
+        self._bar.update(self._task, completed=done, left=str(self._eta), note=note)
         now = self._last_update = time.monotonic()
         if not self._live and now - self._last_line >= _LOG_EVERY_S:
             self._last_line = now
-            left = (now - self._start) / max(done - self._first, 1) * (self._total - done)
-            self.say(f"{self._title}: {done}/{self._total}, {left:.0f} s left, {note}")
+            self.say(", ".join(filter(None, (f"{self._title}: {done}/{self._total}", str(self._eta), note))))
 
     def of(self, done: int, total: int) -> None:
         """Show ``done`` of ``total`` where the total is known only now."""

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitutor_core.config import differences
-from vitutor_core.errors import BusyError, CheckpointError, ConfigError, ResourceError
+from vitutor_core.errors import BusyError, CheckpointError, ConfigError, NonFiniteError, ResourceError
 from vitutor_core.files import atomic, discard, discard_partial, write_json, write_text
 from vitutor_core.runs import RunDir
 from vitutor_core.train import checkpoint
@@ -36,7 +36,8 @@ _LOCK_WAIT_S = 30.0
 class RunFolder:
     """A locked run folder. Use it as a context manager.
 
-    A run that fails before its first checkpoint leaves no claim on the folder, and nothing of a folder that it made.
+    A run that fails before its first checkpoint leaves no claim on the folder, and nothing of a folder that it made;
+    of one whose loss is not finite, what `train.replay` needs stays.
     Of several processes of one run only the ``owner`` locks and writes; the others read.
     Raises `ResourceError` if the folder cannot be written and `BusyError` if another process holds it.
     """
@@ -58,7 +59,7 @@ class RunFolder:
         if self._lock is None:
             return
         if kind is not None and not self._has_work:
-            ours = ["run.json"] if self._claimed else []
+            ours = ["run.json"] if self._claimed and not isinstance(error, NonFiniteError) else []
             ours += [".lock", "curves.csv", "pictures"] if self._created else []
             for name in ours:
                 discard(self.path / name)
@@ -94,7 +95,7 @@ class RunFolder:
                 sessions = [*before["sessions"]]
                 changed = differences(_circumstances(sessions[-1]), _circumstances(details))
                 if self._has_work:
-                    self._compare(before["identity"], identity)
+                    check_same(self.path, before["identity"], identity)
                 elif before["identity"] != identity:
                     sessions, changed = [], []
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -106,20 +107,11 @@ class RunFolder:
         self._claimed = True
         write_json(path, {"identity": identity, "sessions": [*sessions, details]})
 
-    def _compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        if old["method"] != new["method"]:
-            raise CheckpointError(f"{self.path}: a run of method {old['method']}, expected {new['method']}")
-        changed = differences(_flat(old), _flat(new))
-        if changed:
-            raise ConfigError(
-                f"{self.path}: this folder holds another run ({'; '.join(changed)}); choose another --out"
-            )
-
     def latest_checkpoint(self, identity: dict[str, Any]) -> checkpoint.Checkpoint | None:
         """Return the checkpoint to resume from, after checking that it belongs to this run."""
         found = checkpoint.latest(self.checkpoints)
         if found is not None:
-            self._compare(found.identity, identity)
+            check_same(self.path, found.identity, identity)
         return found
 
     def warn_if_short(self, tensors: int) -> None:
@@ -182,6 +174,15 @@ class RunFolder:
 
     def _not_writable(self, error: OSError) -> ResourceError:
         return ResourceError(f"{self.path}: cannot write there ({error.strerror}); choose another --out")
+
+
+def check_same(path: Path, old: dict[str, Any], new: dict[str, Any], advice: str = "choose another --out") -> None:
+    """Raise `CheckpointError` where two identities are of different methods, `ConfigError` where they differ else."""
+    if old["method"] != new["method"]:
+        raise CheckpointError(f"{path}: a run of method {old['method']}, expected {new['method']}")
+    changed = differences(_flat(old), _flat(new))
+    if changed:
+        raise ConfigError(f"{path}: this folder holds another run ({'; '.join(changed)}); {advice}")
 
 
 def _flat(identity: dict[str, Any]) -> dict[str, Any]:

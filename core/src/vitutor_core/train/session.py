@@ -80,8 +80,8 @@ def train(
             data = with_stored_logits(data, method.logit_teachers, config, group)
             if method.traits.classifies and data.info.num_classes < 2:
                 raise DataError(f"{data.info.name}: its one class is {data.info.class_names[0]}; to classify takes two")
-            identity = _identity(config, label, data, method)
-            run.claim(identity, _session(label, group))
+            identity = identity_of(config, label.paper, data, method)
+            run.claim(identity, _session(label, config, group))
             group.barrier()
             if run.is_finished:
                 return RunRecord.read(run.path)
@@ -112,15 +112,17 @@ def train(
                 save_tensors(run.files.method, method.state_dict())
             seconds = round(time.monotonic() - started, 1)
             record = _record(config, data, label, metrics, identity, method)
-            RunRecord.of(**record, correct=correct, processes=group.world_size, seconds=seconds).write(run.path)
+            record |= {"processes": group.world_size, "threads": torch.get_num_threads(), "seconds": seconds}
+            RunRecord.of(**record, correct=correct).write(run.path)
         group.barrier()
         return RunRecord.read(run.path)
 
 
-def _identity(config: RunConfig, label: RunLabel, data: Data, method: Method) -> dict[str, Any]:
+def identity_of(config: RunConfig, package: str, data: Data, method: Method) -> dict[str, Any]:
+    """Return all that decides the result of a run of the paper ``package``."""
     info = data.info
     identity = {
-        "method": label.paper,
+        "method": package,
         "data": info.fingerprint,
         "classes": hashlib.sha256("\n".join(info.class_names).encode()).hexdigest(),
         "teachers": {role: teacher["sha256"] for role, teacher in method.teachers().items()},
@@ -136,14 +138,24 @@ def _identity(config: RunConfig, label: RunLabel, data: Data, method: Method) ->
     return identity
 
 
-def _session(label: RunLabel, group: Processes) -> dict[str, Any]:
+def _session(label: RunLabel, config: RunConfig, group: Processes) -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat("T", "seconds"),
         "command": label.command,
-        "processes": group.world_size,
+        **circumstances(label.paper, group),
+        "config": config.model_dump(mode="json"),
         "git": git_state(),
-        "versions": versions(label.paper),
         "machine": machine(),
+    }
+
+
+def circumstances(package: str, group: Processes) -> dict[str, Any]:
+    """Return what is not in the config and still decides the last digits of a run's numbers."""
+    return {
+        "processes": group.world_size,
+        "device": group.device.type,
+        "threads": torch.get_num_threads(),
+        "versions": versions(package),
     }
 
 
@@ -167,10 +179,14 @@ def model_card(config: RunConfig, info: DataInfo, method: str, metrics: dict[str
     )
 
 
+def fingerprint_of(identity: dict[str, Any]) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of an identity: `RunRecord.fingerprint`."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _record(
     config: RunConfig, data: Data, label: RunLabel, metrics: dict[str, float], identity: dict[str, Any], method: Method
 ) -> dict[str, Any]:
-    text = json.dumps(identity, sort_keys=True)
     return {
         "paper": label.paper,
         "row": label.row,
@@ -184,7 +200,7 @@ def _record(
         "own_metrics": method.traits.measures,
         "events": method.report().events,
         "code": label.code,
-        "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "fingerprint": fingerprint_of(identity),
         "data_fingerprint": data.info.fingerprint,
         "teachers": method.teachers(),
         "stored_logits": data.train.facts if isinstance(data.train, TaughtLoader) else None,

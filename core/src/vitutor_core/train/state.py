@@ -37,9 +37,15 @@ class TrainState:
     curves: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def build(cls, method: Method, config: RunConfig, run: RunFolder, clock: Clock, identity: dict[str, Any]) -> Self:
-        """Start at step 0, or where the newest checkpoint of ``run`` ends."""
-        found = run.latest_checkpoint(identity)
+    def build(
+        cls,
+        method: Method,
+        config: RunConfig,
+        found: checkpoint.Checkpoint | None,
+        clock: Clock,
+        identity: dict[str, Any],
+    ) -> Self:
+        """Start where the checkpoint ``found`` ends, or at step 0."""
         if found is not None:
             # The method has the shape of the epoch in which its last step was made.
             method.on_epoch(Clock(found.step - 1, clock.steps_per_epoch, clock.total_steps))
@@ -54,7 +60,6 @@ class TrainState:
         )
         if found is not None:
             state._restore(found, method)
-        run.warn_if_short(state.size(method))
         return state
 
     def size(self, method: Method) -> int:

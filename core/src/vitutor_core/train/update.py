@@ -44,12 +44,27 @@ class Updater:
         compiled = torch.compile(self.method) if self.config.train.compile else self.method
         self._wrapped = self.processes.wrap(compiled)  # type: ignore[arg-type]  # torch.compile keeps modules modules
 
+    def begin_epoch(self, clock: Clock) -> None:
+        """Shape the method for the epoch that begins at ``clock``, and let it train."""
+        if self.method.on_epoch(clock):
+            optim.drop_removed_parameters(self.state.optimizer, self.method)
+            self.wrap()
+        self.method.train()
+
     def update(self, micro_batches: tuple[Batch, ...], clock: Clock) -> None:
         """Make the update of ``clock.step`` from this process's micro-batches; raises `NonFiniteError`."""
-        state, method, clip_norm = self.state, self.method, self.config.optim.clip_norm
-        optim.set_learning_rate(state.schedule, clock)
-        state.optimizer.zero_grad(set_to_none=True)
-        rule = method.update_rule() or backward_once
+        self.differentiate(micro_batches, clock)
+        self.step()
+
+    def differentiate(self, micro_batches: tuple[Batch, ...], clock: Clock) -> list[StepOutput]:
+        """Leave the gradient of ``clock.step`` in the method's parameters; raises `NonFiniteError` for its loss.
+
+        Returns what each micro-batch gave, for those who look at a step.
+        """
+        outputs = []
+        optim.set_learning_rate(self.state.schedule, clock)
+        self.state.optimizer.zero_grad(set_to_none=True)
+        rule = self.method.update_rule() or backward_once
         no_sync: NoSync = getattr(self._wrapped, "no_sync", nullcontext)
         for number, batch in enumerate(micro_batches):
             # Dropout is a function of the step, as the data are: a resumed run needs no generator state.
@@ -61,6 +76,12 @@ class Updater:
             with advise_without_compile(), nullcontext() if number == len(micro_batches) - 1 else no_sync():
                 output = rule(forward, scale=1.0 / len(micro_batches), no_sync=no_sync)
             self.meter.add(output, batch.images.shape[0])
+            outputs.append(StepOutput(output.loss.detach(), parts=output.parts))
+        return outputs
+
+    def step(self) -> None:
+        """Update the weights by the gradient that is there; raises `NonFiniteError` for its norm."""
+        state, method, clip_norm = self.state, self.method, self.config.optim.clip_norm
         norm = nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
         self.guard.check(norm, "gradient norm")
         if clip_norm is not None:

@@ -30,7 +30,7 @@ def generate_command(paper: Paper) -> click.Command:
     @click.option(
         "--shard", metavar="I/N", help="Only the batches of shard I of N, counted from 1; nothing is published."
     )
-    @click.option("--jobs", type=click.IntRange(min=1), help="Processes side by side.  [default: cores; 1 on a GPU]")
+    @options.jobs("Processes side by side")
     @options.work
     @click.option("--out", type=options.PathOption(file_okay=False), help="Folder.  [default: RESULTS/generated/NAME]")
     def generate(
@@ -76,7 +76,7 @@ def generate_command(paper: Paper) -> click.Command:
         record = generation.published(out)
         if record is None:
             missing = generation.missing()
-            side_by_side = min(jobs or max(processes, default_jobs()), len(missing))
+            side_by_side = min(jobs or max(processes, default_jobs(config.runtime.device)), len(missing))
             if side_by_side > 1:
                 generate_side_by_side(generation, title, folder, side_by_side)
             else:

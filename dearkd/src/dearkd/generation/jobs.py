@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dearkd import method as _method  # noqa: F401  # registers the students, of which the competitor may be one
 from dearkd.generation.config import GenerationConfig
 from dearkd.generation.generate import Generation
@@ -21,12 +19,14 @@ def generate_side_by_side(generation: Generation, name: str, work: Path, jobs: i
         for shard in range(1, jobs + 1)
     ]
     total, done = generation.config.num_batches * generation.config.iterations, generation.iterations_done()
-    with RunProgress(f"generating {generation.config.num_images:,} images", total, done=done) as progress:
+    title = f"generating {generation.config.num_images:,} images"
+    with RunProgress(title, total, done=done, streams=jobs) as progress:
         run_jobs(
             work_of,
             jobs,
             preload=[__name__],
             tick=lambda: progress.update(generation.iterations_done(), "iterations"),
+            device=generation.config.runtime.device,
         )
 
 
@@ -37,12 +37,8 @@ def run_shard(config: dict[str, Any], name: str, work: str, shard: int, of: int)
 
 
 def _arguments(generation: Generation, name: str, work: Path, shard: int, of: int) -> dict[str, Any]:
-    config = generation.config
-    gpus = torch.cuda.device_count()
-    if gpus > 1 and config.runtime.device in {"auto", "cuda"}:
-        config = config.changed([f"runtime.device=cuda:{(shard - 1) % gpus}"])
     return {
-        "config": config.model_dump(mode="json"),
+        "config": generation.config.model_dump(mode="json"),
         "name": name,
         "work": str(work.absolute()),
         "shard": shard,
