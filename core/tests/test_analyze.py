@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import timm
 import torch
 
 from core.tests.train_samples import run
@@ -97,3 +98,31 @@ def test_mistakes_are_one_line(runs, call, tmp_path):
     assert call(file, file, file, "--out", tmp_path / "out")[0] == 2
     (tmp_path / "empty").mkdir()
     assert call(tmp_path / "empty", "--out", tmp_path / "out")[0] == 4
+
+
+def test_a_model_of_timm_is_named(call, tmp_path, monkeypatch):
+    asked = []
+
+    def offline(name, found, kwargs):
+        asked.append((name, kwargs["num_classes"]))
+        return timm.create_model(found.architecture, num_classes=0)
+
+    monkeypatch.setattr("vitutor_core.models.weights._create_pretrained", offline)
+    name = "test_vit.r160_in1k"
+    options = ("--source", "digits", "--images", 8, "--batch", 8, "--out", tmp_path)
+    assert call(name, *options)[0] == 0
+    assert asked == [(name, 0)]
+    assert list(json.loads((tmp_path / "analysis.json").read_text())["models"]) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vit_tinny_patch16_224", "there is no such run or file, and no such model: model 'vit_tinny_patch16_224'"),
+        ("resnet8_tiny", "resnet8_tiny: timm has no weights for it; give a run, or a file of 'vitutor convert'"),
+    ],
+)
+def test_a_name_without_weights_is_refused(name, expected, call, tmp_path):
+    code, _, errors = call(name, "--source", "digits", "--out", tmp_path / "out")
+    assert (code, len(errors.splitlines())) == (2, 1)
+    assert expected in errors

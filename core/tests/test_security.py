@@ -18,6 +18,8 @@ METHODS = {
     *(("os", "system"), ("os", "popen")),
     ("time", "time"),  # durations come from the monotonic clock
 }
+UNPICKLES = ROOT / "core" / "src" / "vitutor_core" / "cli" / "convert.py"
+"""The one module that may read a pickle, of tensors and plain values alone."""
 KEYWORDS = {("weights_only", False), ("allow_pickle", True), ("shell", True), ("trust_remote_code", True)}
 
 
@@ -47,7 +49,21 @@ def findings(source):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_module_does_what_none_may_do(path):
-    assert findings(path.read_text()) == []
+    found = findings(path.read_text())
+    assert [what for _, what in found] == (["torch.load"] if path == UNPICKLES else [])
+
+
+def test_the_one_pickle_is_read_for_tensors_alone():
+    calls = [
+        node
+        for node in ast.walk(ast.parse(UNPICKLES.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+    ]
+    (call,) = calls
+    assert {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}["weights_only"] == "True"
+    for path in SOURCES:
+        assert "add_safe_globals" not in path.read_text()
+        assert ("safe_globals" in path.read_text()) == (path == UNPICKLES)
 
 
 def test_every_package_is_looked_at():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -226,3 +227,46 @@ def test_the_student_does_not_reach_the_teacher_through_its_gradient():
     assert same(teacher.model.state_dict(), before)
     assert all(p.grad is None for p in teacher.model.parameters())
     assert student.fc.weight.grad.abs().sum() > 0
+
+
+def other_classes(tmp_path, *, has_card):
+    torch.manual_seed(1)
+    model = create_model(CNN, num_classes=3, image_size=16, channels=3)
+    path = tmp_path / "teacher.safetensors"
+    if has_card:
+        save_model(path, model, card(class_names=tuple("abc")))
+    else:
+        save_file(model.state_dict(), path)
+    return model, path
+
+
+@pytest.mark.parametrize("has_card", [True, False])
+def test_a_teacher_of_other_images_is_one_where_no_logits_are_read(tmp_path, has_card):
+    model, path = other_classes(tmp_path, has_card=has_card)
+    config = TeacherConfig(weights=str(path), model=None if has_card else CNN)
+    with pytest.raises((ConfigError, CheckpointError), match=r"3 classes, the data has 10|other shape: fc\.bias 3"):
+        load_teacher(config, INFO)
+    with nullcontext() if has_card else pytest.warns(UserWarning, match=r"fc\.weight, fc\.bias: left as initialised"):
+        teacher = load_teacher(config, INFO, reads_logits=False)
+    images = torch.randn(2, 3, 16, 16)
+    expected = model.eval().forward_intermediates(teacher.adapt(images), indices=[2], intermediates_only=True)
+    assert torch.equal(teacher(images, features=[2]).features[0], expected[0])
+
+
+def test_an_encoder_without_classes_is_no_teacher_of_logits(tmp_path):
+    model = create_model(CNN, num_classes=0, image_size=16, channels=3)
+    path = tmp_path / "encoder.safetensors"
+    save_model(path, model, card(class_names=(), kwargs={"in_chans": 3, "num_classes": 0}, metrics={}))
+    with pytest.raises(ConfigError, match="the teacher knows 0 classes, the data has 10"):
+        load_teacher(TeacherConfig(weights=str(path)), INFO)
+    assert same(
+        load_teacher(TeacherConfig(weights=str(path)), INFO, reads_logits=False).model.state_dict(), model.state_dict()
+    )
+
+
+def test_timm_is_asked_for_other_classes_where_no_logits_are_read(monkeypatch):
+    asked = []
+    monkeypatch.setattr(teacher_module, "create_model", lambda model, **_: asked.append(model) or torch.nn.Identity())
+    wanted = ModelConfig(name="resnet18.a1_in1k", pretrained=True)
+    load_teacher(TeacherConfig(model=wanted), INFO, reads_logits=False)
+    assert asked == [wanted]

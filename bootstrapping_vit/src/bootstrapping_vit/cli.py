@@ -12,6 +12,7 @@ PAPER = Paper(
     "bootstrapping_vit",
     config="bootstrapping_vit.config:BootstrappingConfig",
     method="bootstrapping_vit.method:BootstrappingViT",
+    layouts="bootstrapping_vit.models.layouts:LAYOUTS",
 )
 
 cli = paper_group(PAPER, "Bootstrapping ViTs: a vision transformer trained together with its agent CNN (CVPR 2022).")

@@ -13,6 +13,7 @@ PAPER = Paper(
     config="coadvise.config:CoadviseConfig",
     method="coadvise.method:Coadvise",
     heads="coadvise.robustness:heads",
+    layouts="coadvise.models.layouts:LAYOUTS",
 )
 
 cli = paper_group(PAPER, "Co-advise: cross inductive bias distillation from two unlike teachers (CVPR 2022).")

@@ -25,7 +25,8 @@ class Paper:
 
     ``stages`` names a function that returns the stages of the paper's graph beside its rows,
     `vitutor_core.graph.stages.ExtraStages`; ``heads`` one that says what is measured out of distribution beside the
-    student's prediction, `vitutor_core.evaluate.shifts.HeadsOf`.
+    student's prediction, `vitutor_core.evaluate.shifts.HeadsOf`; ``layouts`` how the checkpoints that others published
+    of its models name their tensors, a tuple of `vitutor_core.models.layouts.Layout`.
     """
 
     package: str
@@ -33,6 +34,7 @@ class Paper:
     method: str
     stages: str | None = None
     heads: str | None = None
+    layouts: str | None = None
 
     @property
     def command(self) -> str:

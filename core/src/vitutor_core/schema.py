@@ -149,7 +149,7 @@ class ModelConfig(Config):
     weights: str | None = runtime(
         None,
         help="Start from a run folder, safetensors file, local-dir:FOLDER or hf-hub:OWNER/NAME (fingerprinted: its "
-        "sha256); its head only for equal classes",
+        "sha256), by its authors' names too; its head only for equal classes",
     )
 
     @model_validator(mode="after")
@@ -173,7 +173,7 @@ class TeacherConfig(Config):
     row: str | None = fingerprinted(None, help="Another row of the same paper: its seed 0 (reproduce finds it)")
     model: ModelConfig | None = fingerprinted(None, help="A timm model; with `weights`, its architecture")
     weights: str | None = runtime(
-        None, help="A run folder, or a safetensors file for `model` (fingerprinted: its sha256)"
+        None, help="A run folder, or a safetensors file, for `model` where it has no card (fingerprinted: its sha256)"
     )
     image_size: ImageSize | None = fingerprinted(
         None, help="Input side of the teacher; null: its own, of a run, folder or repository, else the student's"

@@ -73,7 +73,8 @@ class DearKD(Method):
         if config.teacher is None:
             return cls(student, config.method, stages=stages)
         check_student(student, config.method)
-        return cls.taught(student, load_teacher(config.teacher, info), config.method, info, stages=stages)
+        teacher = load_teacher(config.teacher, info, reads_logits=config.method.distill != "none")
+        return cls.taught(student, teacher, config.method, info, stages=stages)
 
     @classmethod
     def taught(

@@ -12,6 +12,7 @@ PAPER = Paper(
     "mae_lite_distill",
     config="mae_lite_distill.config:MAELiteConfig",
     method="mae_lite_distill.method:MAELite",
+    layouts="mae_lite_distill.models.layouts:LAYOUTS",
 )
 
 cli = paper_group(PAPER, "MAE-Lite: masked pre-training of small vision transformers, with attention distillation.")

@@ -49,7 +49,10 @@ def analyze(
     plan: Path | None,
     out: Path,
 ) -> None:
-    """Compare the layers of one or two MODELS, finished runs or weights files of any paper, and draw their attention.
+    """Compare the layers of one or two MODELS and draw their attention.
+
+    A model is a finished run of any paper, an exported folder, a weights file, also one of `vitutor convert`, or a
+    timm name with weights, such as vit_base_patch16_224.mae.
 
     Writes cka.svg, fourier.svg, attention-<model>.svg and analysis.json into OUT. With two models, the second is the
     reference. Images are drawn at random from the evaluation split.
@@ -61,11 +64,11 @@ def analyze(
         raise ConfigError(f"analyze: {len(models)} models given; give one, or two to compare")
     from vitutor_core.analysis.analyse import Quirks, analyse
     from vitutor_core.analysis.figures import draw_analysis
-    from vitutor_core.cli.models import load_any
+    from vitutor_core.cli.models import load_any, load_named
     from vitutor_core.distributed import choose_device
 
     chosen = choose_device(device)
-    loaded = [load_any(path) for path in models]
+    loaded = [load_any(path) if path.exists() else load_named(path) for path in models]
     networks = [(label, model.to(chosen)) for label, (model, _) in zip(_labels(models), loaded, strict=True)]
     cards = [card for _, card in loaded]
     data = _batches(source or _source_of(models[0]), cards, images=images, batch=batch, seed=seed, shuffle=not released)
@@ -81,7 +84,7 @@ def analyze(
 def _first_seed(path: Path) -> Path:
     """Return the run of the lowest seed where ``path`` is what `reproduce` published of a row."""
     if not path.exists():
-        raise ConfigError(f"{path.absolute()}: there is no such run or file")
+        return path  # a name of timm
     seeds = [run for run in path.glob("seed-*") if run.name.removeprefix("seed-").isdecimal()]
     if not seeds or weights_file(path).is_file():
         return path
@@ -93,7 +96,8 @@ def _labels(paths: tuple[Path, ...]) -> list[str]:
     labels = []
     for path in paths:
         record = _record(path)
-        labels.append(path.stem if record is None else f"{record.row}, seed {record.seed}")
+        name = path.stem if path.exists() else path.name
+        labels.append(name if record is None else f"{record.row}, seed {record.seed}")
     return labels if len(set(labels)) == len(labels) else [f"{label} ({n})" for n, label in enumerate(labels, start=1)]
 
 

@@ -16,7 +16,7 @@ from vitutor_core.cli.page import card_page, card_text
 from vitutor_core.data.augment.mixing import Normalise
 from vitutor_core.data.build import eval_loader
 from vitutor_core.errors import CheckpointError, ConfigError
-from vitutor_core.evaluate.labelled import labelled_images
+from vitutor_core.evaluate.labelled import data_for, labelled_images
 from vitutor_core.files import replace_folder, write_text
 from vitutor_core.hub import CONFIG, WEIGHTS, push
 from vitutor_core.models.program import save_exported, save_onnx
@@ -50,8 +50,10 @@ def export_run(run: Path, targets: Targets, package: str, *, ema: bool = False, 
         raise ConfigError("export: nothing to write; give --to, --onnx or --torch-export")
     if targets.push is not None and (to is None or to.suffix == ".safetensors"):
         raise ConfigError("--push: it pushes the folder of --to; give --to FOLDER, too")
-    record = RunRecord.read(run, package)
-    model, card = load_model(run_weights(run, ema=ema))
+    record = None if run.is_file() else RunRecord.read(run, package)
+    if record is None and ema:
+        raise ConfigError(f"{run}: a weights file has no average; leave --ema out")
+    model, card = load_model(run if record is None else run_weights(run, ema=ema))
     lines: list[str] = []
     if any(programs.values()):
         images = _real_images(record, card, source)
@@ -70,11 +72,16 @@ def export_run(run: Path, targets: Targets, package: str, *, ema: bool = False, 
     return lines
 
 
-def _real_images(record: RunRecord, card: ModelCard, source: str | None) -> Tensor:
+def _real_images(record: RunRecord | None, card: ModelCard, source: str | None) -> Tensor:
     """Return the first evaluation images (N, 3, S, S) of a source, as the model gets them."""
     where = "metrics.json"
-    data = DataConfig.from_mapping(record.config["data"], where=where)
-    runtime = RuntimeConfig.from_mapping(record.config["runtime"], where=where).changed(["workers=0"])
+    if record is not None:
+        data = DataConfig.from_mapping(record.config["data"], where=where)
+        runtime = RuntimeConfig.from_mapping(record.config["runtime"], where=where).changed(["workers=0"])
+    elif source is not None:
+        data, runtime = data_for(card, source), RuntimeConfig(workers=0)
+    else:
+        raise ConfigError("export: a weights file says not which images it knows; compare the program on --source")
     split = labelled_images(data, card.class_names, source=source)
     chosen = np.arange(min(_IMAGES, len(split.labels)))
     device = torch.device("cpu")
@@ -83,7 +90,7 @@ def _real_images(record: RunRecord, card: ModelCard, source: str | None) -> Tens
     return torch.cat([images for images, _ in loader])
 
 
-def _export_file(target: Path, model: nn.Module, card: ModelCard, record: RunRecord) -> list[str]:
+def _export_file(target: Path, model: nn.Module, card: ModelCard, record: RunRecord | None) -> list[str]:
     save_model(target, model, card)
     kwargs: dict[str, Any] = {"num_classes": len(card.class_names), **card.kwargs}
     again = timm.create_model(card.name, checkpoint_path=str(target), **kwargs)
@@ -97,7 +104,7 @@ def _export_file(target: Path, model: nn.Module, card: ModelCard, record: RunRec
     return [f"weights {target}", f"card    {page}"]
 
 
-def _export_folder(target: Path, model: nn.Module, card: ModelCard, record: RunRecord) -> list[str]:
+def _export_folder(target: Path, model: nn.Module, card: ModelCard, record: RunRecord | None) -> list[str]:
     with replace_folder(target, CONFIG, WEIGHTS, "README.md") as partial:
         save_timm_folder(partial, model, card)
         call = f'"local-dir:{target.resolve().name}", pretrained=True'

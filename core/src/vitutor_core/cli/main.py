@@ -9,6 +9,7 @@ import click
 from vitutor_core.cli.analyze import analyze
 from vitutor_core.cli.cache import cache
 from vitutor_core.cli.compare import compare
+from vitutor_core.cli.convert import convert
 from vitutor_core.cli.data import data
 from vitutor_core.cli.doctor import doctor
 from vitutor_core.cli.entry import run
@@ -26,7 +27,7 @@ def vitutor() -> None:
     """ViTutor's shared tools. Each paper has a command of its own."""
 
 
-for command in (data, teacher, predict_command(), cache, analyze, compare, replay, report, fields, doctor):
+for command in (data, teacher, predict_command(), convert, cache, analyze, compare, replay, report, fields, doctor):
     vitutor.add_command(command)
 for command in (graph, plan, ready, params):
     vitutor.add_command(command)

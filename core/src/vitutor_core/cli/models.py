@@ -1,4 +1,4 @@
-"""Load a trained model of any paper: a finished run, an exported folder, or a weights file."""
+"""Load a trained model: a finished run of any paper, an exported folder, a weights file, or one of timm's."""
 
 from __future__ import annotations
 
@@ -30,6 +30,35 @@ def load_any(path: Path, *, ema: bool = False) -> tuple[nn.Module, ModelCard]:
         raise CheckpointError(f"{file.absolute()}: has no model card; export the model with ViTutor")
     _register(card.method)
     return load_model(file)
+
+
+def load_named(name: Path) -> tuple[nn.Module, ModelCard]:
+    """Return the encoder that timm has weights for by this name, without its head; raises `ConfigError`."""
+    from vitutor_core.models.named import named_model
+    from vitutor_core.models.weights import ModelCard, create_model
+    from vitutor_core.schema import KwargValue, ModelConfig
+
+    try:
+        found = named_model(str(name))
+    except ConfigError as error:
+        raise ConfigError(f"{name.absolute()}: there is no such run or file, and no such model: {error}") from None
+    if found.cfg is None or found.classes is None:
+        raise ConfigError(f"{name}: timm has no weights for it; give a run, or a file of 'vitutor convert'")
+    cfg, side = found.cfg, found.cfg.input_size[-1]
+    kwargs: dict[str, KwargValue] = {"num_classes": 0}
+    config = ModelConfig(name=str(name), pretrained=True, kwargs=kwargs)
+    card = ModelCard(
+        name=found.architecture,
+        kwargs=kwargs,
+        class_names=(),
+        image_size=side,
+        mean=cfg.mean,
+        std=cfg.std,
+        crop_ratio=cfg.crop_pct,
+        interpolation=cfg.interpolation,
+        method="timm",
+    )
+    return create_model(config, num_classes=0, image_size=side, channels=3), card
 
 
 def run_weights(run: Path, *, ema: bool) -> Path:

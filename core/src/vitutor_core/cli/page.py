@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitutor_core.models.timm_folder import package_of
-from vitutor_core.models.weights import ModelCard
+from vitutor_core.models.weights import CONVERTED, ModelCard
 from vitutor_core.runs import RunRecord
 
 _PAGE = """{front}# {name}
@@ -22,7 +22,7 @@ model = timm.create_model({call}).eval()
 
 Input: RGB, the shorter side resized to {resize} px ({interpolation}), the central {size} x {size} px; pixels in [0, 1],
 normalised with mean {mean} and standard deviation {std}.
-Classes, in the order of the logits: {class_names}.
+{classes}
 
 ## What trained it
 
@@ -39,7 +39,7 @@ tags: [image-classification, timm, vitutor]
 _TRANSFORM = "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
 
 
-def card_page(record: RunRecord, card: ModelCard, call: str, *, is_folder: bool = False) -> str:
+def card_page(record: RunRecord | None, card: ModelCard, call: str, *, is_folder: bool = False) -> str:
     """Return the card as Markdown; ``call`` are the arguments of ``timm.create_model``."""
     package = package_of(card)
     return _PAGE.format(
@@ -54,23 +54,30 @@ def card_page(record: RunRecord, card: ModelCard, call: str, *, is_folder: bool 
         interpolation=card.interpolation,
         mean=card.mean,
         std=card.std,
-        class_names=", ".join(card.class_names),
+        classes=f"Classes, in the order of the logits: {', '.join(card.class_names)}."
+        if card.class_names
+        else "No head.",
         training="\n".join(f"| {name} | {value} |" for name, value in _training(record)),
     )
 
 
-def card_text(record: RunRecord, card: ModelCard) -> str:
+def card_text(record: RunRecord | None, card: ModelCard) -> str:
     """Say in two sentences what a model is."""
-    if "top1" in card.metrics:
-        images = f"{record.metrics['images']:,.0f} " if "images" in record.metrics else ""
+    if card.method == CONVERTED:
+        quality = "Its accuracy was not measured."
+    elif "top1" in card.metrics:
+        number = {} if record is None else record.metrics
+        images = f"{number['images']:,.0f} " if "images" in number else ""
         quality = f"Top-1 {card.metrics['top1']:.2f} % on {images}held-out images."
     else:
         quality = "Its head is not trained: fine-tune it."
-    classes = len(card.class_names)
-    return f"Trained by ViTutor's {card.method}, {classes} classes, {card.image_size} px input. {quality}"
+    origin = "Published weights" if card.method == CONVERTED else f"Trained by ViTutor's {card.method}"
+    return f"{origin}, {len(card.class_names) or 'no'} classes, {card.image_size} px input. {quality}"
 
 
-def _training(record: RunRecord) -> list[tuple[str, str]]:
+def _training(record: RunRecord | None) -> list[tuple[str, str]]:
+    if record is None:  # of a weights file
+        return [("weights", "converted: their licence is that of their authors")]
     kind, colon, where = str((record.config.get("data") or {}).get("source")).partition(":")
     source = f"{kind}{colon}{Path(where).name}"  # where it lies on this machine is nobody's business
     teachers = [

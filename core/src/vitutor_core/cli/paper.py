@@ -144,7 +144,7 @@ def _rows(paper: Paper) -> click.Command:
 
 def _evaluate(paper: Paper) -> click.Command:
     @click.command("evaluate")
-    @click.argument("run", type=options.PathOption(exists=True, file_okay=False))
+    @click.argument("run", metavar="RUN|FILE", type=options.PathOption(exists=True))
     @click.option("--source", help="Evaluate on these images, as data.source, classes matched by name.")
     @click.option("--split", help="Evaluate on this split, e.g. train or test.")
     @options.ema
@@ -171,7 +171,8 @@ def _evaluate(paper: Paper) -> click.Command:
 
         With --source, --split or --ema only the accuracy is measured. --out writes evaluation.json, classes.csv,
         confusion.csv and confusion.svg. RUN may also be what `reproduce` published of a row, a folder with a run per
-        seed; --out then writes a record of each seed for the tables.
+        seed; --out then writes a record of each seed for the tables. Of a weights FILE, such as `vitutor convert`
+        writes, the accuracy on --source is measured.
         """
         if plan is None and not any(run.glob("seed-*")):
             from vitutor_core.cli.by_class import evaluate_by_class
@@ -233,7 +234,7 @@ def _robustness(paper: Paper) -> click.Command:
 
 def _export(paper: Paper) -> click.Command:
     @click.command("export")
-    @click.argument("run", type=options.PathOption(exists=True, file_okay=False))
+    @click.argument("run", metavar="RUN|FILE", type=options.PathOption(exists=True))
     @click.option("--to", type=options.PathOption(), help="A folder, or a file NAME.safetensors, for timm.")
     @click.option("--onnx", type=options.PathOption(dir_okay=False), help="A file for onnxruntime and others.")
     @click.option("--torch-export", type=options.PathOption(dir_okay=False), help="A file for torch.export.load.")
@@ -249,7 +250,7 @@ def _export(paper: Paper) -> click.Command:
         source: str | None,
         ema: bool,
     ) -> None:
-        """Write the student of RUN for others, with a model card.
+        """Write the student of RUN, or the model of a weights FILE, for others, with a model card.
 
         --to a folder, which timm.create_model("local-dir:FOLDER", pretrained=True) and resolve_data_config rebuild; or
         to a file, for timm.create_model(..., checkpoint_path=FILE). --onnx and --torch-export write programs, which

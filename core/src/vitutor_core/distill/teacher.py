@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitutor_core.data.types import DataInfo
-from vitutor_core.errors import CheckpointError, ConfigError
+from vitutor_core.errors import ConfigError
 from vitutor_core.models.border import check_border
+from vitutor_core.models.fit import classifier_of, fit
 from vitutor_core.models.intermediates import forward_features, read_intermediates
 from vitutor_core.models.named import named_model
 from vitutor_core.models.weights import (
     create_model,
     load_model,
-    load_strictly,
     read_card,
+    say_changes,
     weights_sha256,
 )
 from vitutor_core.runs import weights_file
@@ -99,16 +101,20 @@ class FrozenTeacher:
         return images
 
 
-def load_teacher(config: TeacherConfig, info: DataInfo) -> FrozenTeacher:
+def load_teacher(config: TeacherConfig, info: DataInfo, *, reads_logits: bool = True) -> FrozenTeacher:
     """Load the teacher that a config names, for the data at hand.
 
-    Raises `ConfigError` where its classes differ from the data's, in number or by name, and `CheckpointError` where
-    its weights cannot be used.
+    ``reads_logits`` is False of a method that takes nothing but maps or attention from this teacher, which may then
+    have learnt other classes, or none.
+
+    Raises `ConfigError` where its classes differ from the data's, in number or by name, and logits are read, and
+    `CheckpointError` where its weights cannot be used.
     """
     path = weights_file(Path(config.weights)) if config.weights is not None else None
     if path is not None and (config.model is None or read_card(path) is not None):
         model, card = load_model(path)
-        check_classes(card.class_names, info.class_names, where=str(path.absolute()))
+        if reads_logits:
+            check_classes(card.class_names, info.class_names, where=str(path.absolute()))
         size = config.image_size or card.image_size
         check_border(model, card.name, size)
         top1 = card.metrics.get("top1")
@@ -116,13 +122,13 @@ def load_teacher(config: TeacherConfig, info: DataInfo) -> FrozenTeacher:
     if config.model is None:
         raise ConfigError("teacher: no weights given; set teacher.weights, or teacher.model to a timm name")
     if path is None:
-        _check_pretrained(config.model, info)
+        _check_pretrained(config.model, info, reads_logits=reads_logits)
     found = named_model(config.model.name)
     own_size = found.cfg.input_size[-1] if found.folder is not None and found.cfg is not None else info.image_size
     size = config.image_size or own_size
     model = create_model(config.model, num_classes=info.num_classes, image_size=size, channels=info.channels)
     if path is not None:
-        _load_plain(model, path)
+        _load_plain(model, path, reads_logits=reads_logits)
     cfg = getattr(model, "pretrained_cfg", None) or {}
     return FrozenTeacher(
         model,
@@ -143,7 +149,7 @@ def check_classes(teacher: Sequence[str], student: Sequence[str], *, where: str)
             raise ConfigError(f"{where}: class {index} is '{theirs}' for the teacher and '{ours}' in the data")
 
 
-def _check_pretrained(config: ModelConfig, info: DataInfo) -> None:
+def _check_pretrained(config: ModelConfig, info: DataInfo, *, reads_logits: bool) -> None:
     """Check what timm's weights know before they are downloaded."""
     if not config.pretrained:
         raise ConfigError("teacher.model: an untrained teacher; set teacher.model.pretrained=true or teacher.weights")
@@ -151,26 +157,25 @@ def _check_pretrained(config: ModelConfig, info: DataInfo) -> None:
     classes = found.classes
     if classes is None:
         raise ConfigError(f"teacher.model: timm has no weights for {config.name}; train it, or set teacher.weights")
-    is_encoder = classes == 0 and config.kwargs.get("num_classes") == 0  # no classes to compare
-    if classes == 0 and not is_encoder:
+    is_encoder = classes == 0 and config.kwargs.get("num_classes") == 0
+    if is_encoder or not reads_logits:
+        return  # no classes to compare
+    if classes == 0:
         raise ConfigError(
             f"teacher {config.name} has no classes; set teacher.model.kwargs.num_classes=0, if it is to teach by its "
             "maps, or train a teacher from it"
         )
-    if classes != info.num_classes and not is_encoder:
+    if classes != info.num_classes:
         raise ConfigError(
             f"teacher {config.name} has {classes} classes, the data {info.name} {info.num_classes}; "
             "train a teacher on this data, or pass its weights"
         )
-    if found.folder is not None and found.cfg is not None and found.cfg.label_names and not is_encoder:
+    if found.folder is not None and found.cfg is not None and found.cfg.label_names:
         check_classes(found.cfg.label_names, info.class_names, where=f"teacher {config.name}")
 
 
-def _load_plain(model: nn.Module, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        load_strictly(model, load_file(path), where=str(path.absolute()))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.absolute()}: {error}") from None
+def _load_plain(model: nn.Module, path: Path, *, reads_logits: bool) -> None:
+    where = str(path.absolute())
+    fitted = fit(load_file(path), model, where=where, optional=() if reads_logits else classifier_of(model))
+    say_changes(where, (*fitted.changed, *fitted.left))
+    model.load_state_dict(fitted.tensors)

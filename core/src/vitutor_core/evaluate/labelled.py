@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from vitutor_core.config import nearest
 from vitutor_core.data.augment.mixing import Normalise
@@ -21,30 +22,61 @@ from vitutor_core.data.types import Split
 from vitutor_core.distributed import choose_device, effective_precision
 from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate.accuracy import Measured, measure
-from vitutor_core.models.weights import load_model
-from vitutor_core.schema import DataConfig, RunConfig
+from vitutor_core.models.weights import ModelCard, load_model
+from vitutor_core.schema import DataConfig, RunConfig, RuntimeConfig
 
 
 def evaluate_elsewhere(weights: Path, config: RunConfig, *, source: str | None, split: str | None) -> Measured:
-    """Measure the accuracy of a weights file that was trained by ``config``, on chosen images.
+    """Measure the accuracy of a weights file that was trained by ``config``, on chosen images; see `_measured`."""
+    chosen = {"source": source, "split": split}
+    return _measured(weights, load_model(weights), config.data, config.runtime, config.train.precision, **chosen)
 
-    ``source`` and ``split`` choose them as `labelled_images` says.
+
+def evaluate_file(weights: Path, *, source: str, split: str | None) -> Measured:
+    """Measure the accuracy of a weights file of which nothing but its card is known; see `_measured`."""
+    model, card = load_model(weights)
+    return _measured(
+        weights, (model, card), data_for(card, source), RuntimeConfig(), "bf16", source=source, split=split
+    )
+
+
+def data_for(card: ModelCard, source: str) -> DataConfig:
+    """Return how the images of ``source`` are prepared for a model of which nothing but its card is known."""
+    return DataConfig(
+        source=source,
+        image_size=card.image_size,
+        crop_ratio=card.crop_ratio,
+        interpolation=card.interpolation,
+        loader="streamed",
+    )
+
+
+def _measured(
+    weights: Path,
+    loaded: tuple[nn.Module, ModelCard],
+    data: DataConfig,
+    runtime: RuntimeConfig,
+    precision: Literal["fp32", "bf16"],
+    *,
+    source: str | None,
+    split: str | None,
+) -> Measured:
+    """Measure the accuracy of a model on images that ``source`` and ``split`` choose as `labelled_images` says.
 
     Raises `ConfigError` if the model is not a classifier.
     """
-    if config.runtime.threads is not None:
-        torch.set_num_threads(config.runtime.threads)
-    device = choose_device(config.runtime.device)
-    model, card = load_model(weights)
-    if "top1" not in card.metrics:
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    device = choose_device(runtime.device)
+    model, card = loaded
+    if not card.classifies:
         raise ConfigError(f"{weights.absolute()}: its head is not trained, so that it has no accuracy; fine-tune it")
-    images = labelled_images(config.data, card.class_names, source=source, split=split)
+    images = labelled_images(data, card.class_names, source=source, split=split)
     normalise = Normalise(card.mean, card.std, device)
     everything = np.arange(len(images.labels))
-    loader = eval_loader(images, everything, config.data, config.runtime, normalise=normalise, device=device)
-    precision = effective_precision(config.train.precision, device)
-    options: dict[str, Any] = {"num_classes": len(card.class_names), "device": device, "precision": precision}
-    return measure(model.to(device), None, loader, **options)
+    loader = eval_loader(images, everything, data, runtime, normalise=normalise, device=device)
+    options: dict[str, Any] = {"num_classes": len(card.class_names), "device": device}
+    return measure(model.to(device), None, loader, precision=effective_precision(precision, device), **options)
 
 
 def labelled_images(

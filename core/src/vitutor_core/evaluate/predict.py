@@ -42,7 +42,7 @@ def predict(
     The model is moved to ``device``. Raises `ConfigError` if it is not a classifier, and `NonFiniteError` for logits
     that are NaN or infinite.
     """
-    if "top1" not in card.metrics:
+    if not card.classifies:
         raise ConfigError(f"{card.name}: its head is not trained, so that it knows no classes; fine-tune it first")
     model.to(device)
     normalise = Normalise(card.mean, card.std, device)

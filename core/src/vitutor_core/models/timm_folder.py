@@ -33,7 +33,7 @@ def save_timm_folder(folder: Path, model: nn.Module, card: ModelCard) -> None:
         "mean": card.mean,
         "std": card.std,
     }
-    names: dict[str, Any] = {"label_names": list(card.class_names)} if "top1" in card.metrics else {}
+    names: dict[str, Any] = {"label_names": list(card.class_names)} if card.classifies else {}
     # Tag, licence and origin in timm's description are of other weights of this architecture.
     described: Any = model
     described.pretrained_cfg = {

@@ -10,7 +10,8 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -29,10 +30,14 @@ from vitutor_core.errors import CheckpointError, ConfigError, named
 from vitutor_core.files import atomic
 from vitutor_core.hub import WEIGHTS, fetch
 from vitutor_core.models.border import check_border
+from vitutor_core.models.fit import Fitted, classifier_of, fit
+from vitutor_core.models.layouts import layouts
 from vitutor_core.models.named import NamedModel, check_registered, named_model
 from vitutor_core.runs import weights_file
 from vitutor_core.schema import CropRatio, ImageSize, Interpolation, KwargValue, ModelConfig, Share
 
+CONVERTED = "converted"
+"""The method of a card whose weights others have trained."""
 _KEY = "vitutor"
 _NOT_OURS = frozenset(
     {"checkpoint_path", "cache_dir", "exportable", "model_name", "no_jit", "scriptable"}
@@ -48,7 +53,7 @@ class ModelCard(Config):
     name: str = fingerprinted(help="Name in timm", min_length=1, max_length=200)
     kwargs: dict[str, KwargValue] = fingerprinted(help="Arguments of timm.create_model", max_length=100)
     class_names: tuple[str, ...] = fingerprinted(
-        help="Classes, in the order of the logits", min_length=1, max_length=10**6
+        help="Classes, in the order of the logits; none of an encoder without a head", max_length=10**6
     )
     image_size: ImageSize = fingerprinted(help="Side of the input, in pixels")
     mean: tuple[Share, ...] = fingerprinted(help="Normalisation: mean per channel", min_length=3, max_length=3)
@@ -62,8 +67,15 @@ class ModelCard(Config):
     method: str = fingerprinted(help="What trained it", max_length=200)
     metrics: dict[str, float] = fingerprinted({}, help="Its evaluation", max_length=100)
 
+    @property
+    def classifies(self) -> bool:
+        """Whether its head was trained."""
+        return "top1" in self.metrics or (self.method == CONVERTED and bool(self.class_names))
+
     @model_validator(mode="after")
     def _fits_its_model(self) -> Self:
+        if not self.class_names and self.kwargs.get("num_classes") != 0:
+            raise ValueError("class_names is empty, and kwargs.num_classes is not 0")
         for name, valid in (("in_chans", (3,)), ("num_classes", (0, len(self.class_names)))):
             if name in self.kwargs and self.kwargs[name] not in valid:
                 raise ValueError(f"kwargs.{name} is {self.kwargs[name]!r}, not {valid[-1]}")
@@ -84,10 +96,10 @@ def create_model(config: ModelConfig, *, num_classes: int, image_size: int, chan
     if found.takes_image_size:
         kwargs.setdefault("img_size", image_size)
     if config.pretrained and config.kwargs:
-        trained = _skeleton(found.architecture, found.kwargs)
-        check_heads(_skeleton(found.architecture, kwargs), trained, where=f"the weights of {config.name}")
+        trained = skeleton(found.architecture, found.kwargs)
+        check_heads(skeleton(found.architecture, kwargs), trained, where=f"the weights of {config.name}")
     if not config.pretrained:
-        model = _create(found.architecture, kwargs)
+        model = timm_model(found.architecture, kwargs)
     else:
         model = _create_pretrained(config.name, found, kwargs)
     check_border(model, config.name, image_size)
@@ -114,7 +126,8 @@ def check_trained_heads(model: nn.Module, where: str) -> None:
     """Raise `ConfigError` if a run or a file with a card has the weights of a model with other numbers of heads."""
     card = read_card(weights_file(Path(where)))
     if card is not None:
-        trained = _skeleton(card.name, {"num_classes": len(card.class_names), **card.kwargs})
+        _register(card)
+        trained = skeleton(card.name, {"num_classes": len(card.class_names), **card.kwargs})
         check_heads(model, trained, where=str(Path(where).absolute()))
 
 
@@ -134,26 +147,40 @@ def _heads(model: nn.Module) -> dict[str, int]:
     return {name: heads for name, heads in found if isinstance(heads, int)}
 
 
-def _skeleton(name: str, kwargs: dict[str, Any]) -> nn.Module:
+def skeleton(name: str, kwargs: dict[str, Any]) -> nn.Module:
     """Build a model to look at: without weights where it can be, and without a draw of random numbers."""
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                return _create(name, kwargs)
+                return timm_model(name, kwargs)
         except (ConfigError, NotImplementedError):  # it computes with what it builds
-            return _create(name, kwargs)
+            return timm_model(name, kwargs)
 
 
 def _start_from(model: nn.Module, where: str) -> None:
     """Load weights into a model; its classifier stays as it is where theirs is for another number of classes."""
+    fitted = fit_start(model, where)
+    model.load_state_dict(fitted.tensors)
+
+
+def fit_start(model: nn.Module, where: str, *, optional: tuple[str, ...] = ()) -> Fitted:
+    """Bring the weights to start from into the form of a model, and say what was changed; see `fit`.
+
+    The head may be for other classes, or missing, and stays as it was then, which goes without saying of a run.
+    """
     tensors = starting_weights(where)
     check_trained_heads(model, where)
-    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
-    own = model.state_dict()
-    if any(name.startswith(heads) and tensors[name].shape != own[name].shape for name in own.keys() & tensors.keys()):
-        tensors = {name: own[name] if name.startswith(heads) else value for name, value in tensors.items()}
-    load_strictly(model, tensors, where=str(Path(where).absolute()))
+    path = str(Path(where).absolute())
+    fitted = fit(tensors, model, where=path, optional=(*classifier_of(model), *optional))
+    is_ours = read_card(weights_file(Path(where))) is not None
+    say_changes(path, (*fitted.changed, *(() if is_ours else fitted.left)))
+    return fitted
+
+
+def say_changes(path: str, changes: Iterable[str]) -> None:
+    """Say what was changed in the weights of a file, a line each."""
+    for change in changes:
+        warnings.warn(f"{path}: {change}", stacklevel=3)
 
 
 def save_model(path: Path, model: nn.Module, card: ModelCard) -> None:
@@ -202,13 +229,20 @@ def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
     card = read_card(path)
     if card is None:
         raise CheckpointError(f"{path.absolute()}: has no model card; name its architecture with teacher.model")
+    _register(card)
     kwargs = {"num_classes": len(card.class_names), **card.kwargs}
     tensors = load_file(path)
     with named(str(path.absolute())), _no_larger_than(tensors):
-        _skeleton(card.name, kwargs)
-        model = _create(card.name, kwargs)
+        skeleton(card.name, kwargs)
+        model = timm_model(card.name, kwargs)
     load_strictly(model, tensors, where=str(path.absolute()))
     return model, card
+
+
+def _register(card: ModelCard) -> None:
+    """Let timm know the models of installed papers, of which a converted one may be; a run says its paper itself."""
+    if card.method == CONVERTED:
+        layouts()
 
 
 @contextmanager
@@ -257,15 +291,16 @@ def _create_pretrained(name: str, found: NamedModel, kwargs: dict[str, Any]) -> 
     if found.folder is None:
         if found.cfg is not None and found.cfg.hf_hub_id:
             fetch(found.cfg.hf_hub_id, found.cfg.hf_hub_filename or WEIGHTS)  # timm would ask ten times
-        return _create(name, kwargs, pretrained=True)
+        return timm_model(name, kwargs, pretrained=True)
     path = found.folder / WEIGHTS
     read_card(path)  # says what is wrong with the file
     with named(name), _no_larger_than(load_file(path)):
-        _skeleton(found.architecture, found.kwargs)
-    return _create(f"local-dir:{found.folder}", kwargs, pretrained=True)
+        skeleton(found.architecture, found.kwargs)
+    return timm_model(f"local-dir:{found.folder}", kwargs, pretrained=True)
 
 
-def _create(name: str, kwargs: dict[str, Any], *, pretrained: bool = False) -> nn.Module:
+def timm_model(name: str, kwargs: dict[str, Any], *, pretrained: bool = False) -> nn.Module:
+    """Build a model that timm registers; raises `ConfigError` for another name, and for arguments it does not take."""
     if not pretrained:
         check_registered(name)
     for key in kwargs.keys() & _NOT_OURS:

@@ -61,7 +61,7 @@ class MaskedPretraining(Pretraining):
         student: Any = create_student(config.student, info)
         check_encoder(student, f"student {config.student.name}")
         named = config.teacher
-        teacher = None if named is None else lambda: load_teacher(named, info)
+        teacher = None if named is None else lambda: load_teacher(named, info, reads_logits=False)
         return cls.paired(student, config.mae, info, teacher=teacher)
 
     @classmethod

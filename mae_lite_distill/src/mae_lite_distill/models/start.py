@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mae_lite_distill.config import MAELiteConfig
 from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import CheckpointError, ConfigError
-from vitutor_core.models.weights import check_trained_heads, create_student, starting_weights
+from vitutor_core.models.weights import create_student, fit_start
 
 # What differs between a pre-trained encoder and a classifier: the norm before or after pooling, and the head.
 _AROUND = ("norm.", "fc_norm.", "head.")
@@ -26,8 +26,8 @@ def build_from_encoder(config: MAELiteConfig, info: DataInfo) -> nn.Module:
     start = config.student
     model = create_student(start.model_copy(update={"weights": None, "start_row": None}), info)
     if start.weights is not None:
-        check_trained_heads(model, start.weights)
-        load_encoder(model, starting_weights(start.weights), keep_blocks=config.method.keep_blocks, where=start.weights)
+        tensors = fit_start(model, start.weights, optional=_AROUND).tensors
+        load_encoder(model, tensors, keep_blocks=config.method.keep_blocks, where=start.weights)
     elif start.start_row is not None:
         raise ConfigError(f"student.start_row: say where '{start.start_row}' was trained: --set student.weights=RUN")
     return model
