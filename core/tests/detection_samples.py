@@ -7,12 +7,18 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import numpy as np
 
 from vitutor_core.data.detection.annotated import AnnotatedSource, AnnotatedSplit
 from vitutor_core.data.detection.coco import write_coco
 from vitutor_core.data.detection.scenes import scenes_source
 from vitutor_core.data.sources.subsets import part
+from vitutor_core.runs import RunRecord
 from vitutor_core.schema import DetectorConfig
+from vitutor_core.train.detector import Detector
+from vitutor_core.train.session import RunLabel, train
 
 TINY = {
     "data": {"source": "scenes", "image_size": 48},
@@ -34,8 +40,6 @@ def tiny_config(*settings: str) -> DetectorConfig:
 
 def first(split: AnnotatedSplit, count: int) -> AnnotatedSplit:
     """Return the first images of a split."""
-    import numpy as np
-
     images = part(split.images, np.arange(count))
     return AnnotatedSplit(images, split.sizes[:count], split.annotations[:count])
 
@@ -56,3 +60,10 @@ def write_few(folder: Path, change: Callable[[dict[str, Any]], object] | None = 
         change(loaded)
     file.write_text(json.dumps(loaded))
     return folder
+
+
+def run(out: Path, *settings: str, source: AnnotatedSource | None = None) -> RunRecord:
+    """Train the tiny detector on 8 scenes into ``out``, and evaluate it on 6."""
+    with mock.patch("vitutor_core.data.detection.load.open_annotated", return_value=source or few_scenes()):
+        label = RunLabel("detect", "test", "scenes", "test")
+        return train(tiny_config(*settings), Detector.build, label=label, out=out)

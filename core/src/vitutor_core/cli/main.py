@@ -10,6 +10,7 @@ from vitutor_core.cli.analyze import analyze
 from vitutor_core.cli.cache import cache
 from vitutor_core.cli.compare import compare
 from vitutor_core.cli.data import data
+from vitutor_core.cli.detect import detect
 from vitutor_core.cli.doctor import doctor
 from vitutor_core.cli.entry import run
 from vitutor_core.cli.fields import fields
@@ -25,7 +26,7 @@ def vitutor() -> None:
     """ViTutor's shared tools. Each paper has a command of its own."""
 
 
-for command in (data, teacher, predict_command(), cache, analyze, compare, report, fields, doctor):
+for command in (data, teacher, predict_command(), cache, analyze, detect, compare, report, fields, doctor):
     vitutor.add_command(command)
 for command in (graph, plan, ready, params):
     vitutor.add_command(command)

@@ -81,7 +81,7 @@ def build_data(
     Raises ConfigError for settings that cannot work together, DataError for bad data, and ResourceError if the
     resident images do not fit into memory.
     """
-    if is_annotated(config.data.source):
+    if is_annotated(config.data.source) or getattr(config, "detect", None) is not None:
         return build_annotated_data(config, device=device, rank=rank, world_size=world_size)
     source, indices, sampler, info = plan_data(config, rank=rank, world_size=world_size)
     labels = torch.from_numpy(source.train.labels[indices]).to(device)

@@ -31,6 +31,15 @@ def average_precision(detect: Detect, loader: AnnotatedEvalLoader) -> dict[str, 
     return coco_metrics(loader.source, gather(own, loader.device))
 
 
+def found_in_first(detect: Detect, loader: AnnotatedEvalLoader, count: int) -> dict[int, list[Annotation]]:
+    """Return what is found in the first ``count`` images of a loader, by their numbers."""
+    images, numbers = next(iter(loader))
+    found: dict[int, list[Annotation]] = {number: [] for number in numbers[:count].tolist()}
+    for one in in_images(detect(images[:count]), numbers[:count], loader):
+        found[one["image_id"]].append(one)
+    return found
+
+
 def in_images(found: Sequence[dict[str, Tensor]], numbers: Tensor, loader: AnnotatedEvalLoader) -> list[Annotation]:
     """Return detections, of `Detector.detect`, as COCO's results, in the pixels of the images before they were resized.
 
