@@ -25,6 +25,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 Aspect = Annotated[float, Field(gt=0, le=1000)]
 ImageSize = Annotated[int, Field(ge=4, le=8192)]
 CropRatio = Annotated[float, Field(ge=0.05, le=1)]
+JitterScale = Annotated[float, Field(ge=0.01, le=10)]
 Interpolation = Literal["bilinear", "bicubic"]
 Layer = Annotated[int, Field(ge=0, le=1000)]
 
@@ -38,8 +39,7 @@ class DataConfig(Config):
     source: str = fingerprinted(
         "digits",
         help="One of digits | cifar10 | cifar100 | torchvision:NAME | domainnet:DOMAIN | folder:PATH | hub:ID | "
-        "parquet:PATH "
-        "| timm:NAME",
+        "parquet:PATH | timm:NAME; for detection: scenes | coco:FOLDER",
     )
     image_column: str | None = fingerprinted(
         None, help="Column of images in shards; null: image, img, pixel_values or jpg"
@@ -296,6 +296,26 @@ class RuntimeConfig(Config):
     )
 
 
+class DetectionConfig(Config):
+    """Detection and instance segmentation with Mask R-CNN on the student; see `train.detector`."""
+
+    scale: tuple[JitterScale, JitterScale] = fingerprinted(
+        (0.1, 2.0), help="large-scale jitter: range of an image's size, relative to the one that fills the input"
+    )
+    window: int | None = fingerprinted(
+        14, help="side of the attention windows of a plain ViT, in patches; null: all blocks are global", ge=1, le=8192
+    )
+    global_blocks: int = fingerprinted(4, help="blocks of a plain ViT, evenly spaced, that stay global", ge=1, le=1000)
+    channels: int = fingerprinted(256, help="width of the feature pyramid and of the heads", ge=1, le=2**14)
+    proposals: int = fingerprinted(512, help="boxes per image on which the heads are trained", ge=1, le=10**5)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale: {list(self.scale)} is not a range; write the smaller number first")
+        return self
+
+
 class RunConfig(Config):
     """Everything that one training run needs, whatever the method."""
 
@@ -321,3 +341,9 @@ class RunConfig(Config):
     def view_seed(self) -> int:
         """Seed of order, augmentation and mixing."""
         return self.seed if self.data.view_seed is None else self.data.view_seed
+
+
+class DetectorConfig(RunConfig):
+    """A run of `vitutor detect`."""
+
+    detect: DetectionConfig = fingerprinted(DetectionConfig(), help="detection")

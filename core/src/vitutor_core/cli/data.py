@@ -21,7 +21,15 @@ from vitutor_core.schema import DataConfig
 @options.settings
 @options.stage_plan
 @click.option("--out", type=options.PathOption(dir_okay=False), help="Write the manifest there as JSON.")
-def data(scale: str, source: str | None, settings: tuple[str, ...], plan: Path | None, out: Path | None) -> None:
+@click.option("--coco", type=options.PathOption(file_okay=False), help="Write scenes there in COCO's layout.")
+def data(
+    scale: str,
+    source: str | None,
+    settings: tuple[str, ...],
+    plan: Path | None,
+    out: Path | None,
+    coco: Path | None,
+) -> None:
     """Read and check every image of a data source; print what was found.
 
     Counts are listed; images that cannot be read, or that both splits have, are named. --set changes fields of the
@@ -56,3 +64,9 @@ def data(scale: str, source: str | None, settings: tuple[str, ...], plan: Path |
     if out is not None:
         write_json(out, manifest)
         click.echo(f"manifest    {out}")
+    if coco is not None:
+        from vitutor_core.data.detection.coco import write_coco
+        from vitutor_core.data.detection.load import open_annotated
+
+        write_coco(open_annotated(config.source), coco)
+        click.echo(f"coco:{coco}")

@@ -11,6 +11,7 @@ from vitutor_core.cli.cache import cache
 from vitutor_core.cli.compare import compare
 from vitutor_core.cli.convert import convert
 from vitutor_core.cli.data import data
+from vitutor_core.cli.detect import detect
 from vitutor_core.cli.doctor import doctor
 from vitutor_core.cli.entry import run
 from vitutor_core.cli.fields import fields
@@ -27,7 +28,8 @@ def vitutor() -> None:
     """ViTutor's shared tools. Each paper has a command of its own."""
 
 
-for command in (data, teacher, predict_command(), convert, cache, analyze, compare, replay, report, fields, doctor):
+_TOOLS = (data, teacher, predict_command(), convert, cache, analyze, detect, compare, replay, report, fields, doctor)
+for command in _TOOLS:
     vitutor.add_command(command)
 for command in (graph, plan, ready, params):
     vitutor.add_command(command)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vitutor_core.data.augment import randaugment
 from vitutor_core.data.augment.mixing import Finish, Normalise
 from vitutor_core.data.augment.pipeline import Augment
+from vitutor_core.data.detection.load import build_annotated_data, is_annotated
 from vitutor_core.data.loaders.resident import Progress, ResidentEvalLoader, ResidentTrainLoader, load_eval, load_train
 from vitutor_core.data.loaders.streamed import StreamedEvalLoader, StreamedTrainLoader
 from vitutor_core.data.sampler import KeyedSampler
@@ -80,6 +81,8 @@ def build_data(
     Raises ConfigError for settings that cannot work together, DataError for bad data, and ResourceError if the
     resident images do not fit into memory.
     """
+    if is_annotated(config.data.source) or getattr(config, "detect", None) is not None:
+        return build_annotated_data(config, device=device, rank=rank, world_size=world_size)
     source, indices, sampler, info = plan_data(config, rank=rank, world_size=world_size)
     labels = torch.from_numpy(source.train.labels[indices]).to(device)
     finish = Finish(config, info, labels, rank)

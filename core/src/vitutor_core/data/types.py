@@ -77,6 +77,18 @@ class DataInfo:
         return len(self.class_names)
 
 
+class Objects(NamedTuple):
+    """The objects of one image, on the device.
+
+    boxes: (n, 4) float32, left, top, right and bottom in pixels of the batch's image. labels: (n,) int64 class ids.
+    masks: (n, S, S) uint8, 1 where the object is seen.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    masks: Tensor
+
+
 class Batch(NamedTuple):
     """One batch, on the device.
 
@@ -84,12 +96,14 @@ class Batch(NamedTuple):
     targets: (B,) int64 class ids, or (B, K) float32 where Mixup, CutMix or label smoothing is on.
     indices: (B,) int64 positions in the training subset.
     taught: the logits (B, K) of teachers by role, where they are known already; see `distill.taught`.
+    objects: what is in each image, of data for detection, whose ``targets`` mean nothing.
     """
 
     images: Tensor
     targets: Tensor
     indices: Tensor
     taught: Mapping[str, Tensor] = _NOTHING
+    objects: tuple[Objects, ...] = ()
 
 
 class WaitGivenUp(Exception):

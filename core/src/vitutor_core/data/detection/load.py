@@ -1,0 +1,206 @@
+"""The two loaders of images with objects, and the data that they belong to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitutor_core.config import nearest
+from vitutor_core.data.augment.mixing import Normalise
+from vitutor_core.data.detection.annotated import AnnotatedSource, AnnotatedSplit, box_of
+from vitutor_core.data.detection.coco import coco_source
+from vitutor_core.data.detection.scenes import scenes_source
+from vitutor_core.data.detection.view import View, draw_views, see, see_mask, whole
+from vitutor_core.data.loaders.workers import Stream
+from vitutor_core.data.sampler import KeyedSampler, SampleKeys
+from vitutor_core.data.sources.statistics import IMAGENET
+from vitutor_core.data.transfer import to_device
+from vitutor_core.data.types import Batch, Data, DataInfo, Objects, never
+from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.schema import DetectionConfig, RunConfig, RuntimeConfig
+
+_FILL = (round(255 * IMAGENET.mean[0]), round(255 * IMAGENET.mean[1]), round(255 * IMAGENET.mean[2]))
+
+
+def is_annotated(source: str) -> bool:
+    """Return whether a data source has boxes and masks."""
+    return source == "scenes" or source.startswith("coco:")
+
+
+def open_annotated(source: str) -> AnnotatedSource:
+    """Open a source with boxes and masks; raises `ConfigError` for another name, and `DataError`."""
+    if source == "scenes":
+        return scenes_source()
+    kind, _, path = source.partition(":")
+    if kind == "coco" and path:
+        return coco_source(path)
+    hint = nearest(source, ("scenes", "coco:FOLDER"))
+    raise ConfigError(f"data.source: '{source}' has no boxes and masks{hint}; valid: scenes, coco:FOLDER")
+
+
+def build_annotated_data(config: RunConfig, *, device: torch.device, rank: int = 0, world_size: int = 1) -> Data:
+    """Open the source and make the loaders of process ``rank`` of ``world_size``; raises as `open_annotated` does."""
+    detect: DetectionConfig | None = getattr(config, "detect", None)
+    if detect is None:
+        raise ConfigError(f"data.source: {config.data.source} has boxes and masks; `vitutor detect` trains on them")
+    _refuse(config)
+    source = open_annotated(config.data.source)
+    trained_on = usable(source.train)
+    info = DataInfo(
+        name=source.name,
+        class_names=source.class_names,
+        image_size=config.data.image_size,
+        channels=3,
+        mean=IMAGENET.mean,
+        std=IMAGENET.std,
+        num_train=len(trained_on),
+        num_eval=len(source.evaluation),
+        fingerprint=fingerprint(source),
+    )
+    sampler = KeyedSampler(
+        len(trained_on),
+        seed=config.view_seed,
+        batch_size=config.train.batch_size,
+        accumulate=config.train.accumulate,
+        rank=rank,
+        world_size=world_size,
+    )
+    workers = 0 if config.data.loader == "resident" else config.runtime.workers
+    runtime = config.runtime.model_copy(update={"workers": workers})
+    side, normalise = info.image_size, Normalise(info.mean, info.std, device)
+    draw = partial(draw_views, side=side, scale=detect.scale, flip=config.augment.flip)
+    own = np.arange(rank, info.num_eval, world_size)
+    return Data(
+        info,
+        AnnotatedTrainLoader(source, trained_on, sampler, draw, side, normalise, runtime, device),
+        AnnotatedEvalLoader(source, own, side, normalise, runtime, device),
+    )
+
+
+def usable(split: AnnotatedSplit) -> NDArray[np.int64]:
+    """Return the images that have an object that is no crowd; the others teach nothing and are not trained on."""
+    found = [index for index, objects in enumerate(split.annotations) if not all(o["iscrowd"] for o in objects)]
+    if not found:
+        raise DataError(f"{split.images.where(0)}: no image of the training split has an object; annotate some")
+    return np.array(found, dtype=np.int64)
+
+
+def fingerprint(source: AnnotatedSource) -> str:
+    """Return 64 hexadecimal digits that identify both splits and the classes."""
+    parts = (source.train.content_hash, source.evaluation.content_hash, *map(str, source.categories))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class AnnotatedTrainLoader:
+    """Training batches with large-scale jitter and flips; see `TrainLoader`. The workers make the images."""
+
+    def __init__(
+        self,
+        source: AnnotatedSource,
+        subset: NDArray[np.int64],
+        sampler: KeyedSampler,
+        draw: Callable[[SampleKeys, NDArray[np.int64]], list[View]],
+        side: int,
+        normalise: Normalise,
+        runtime: RuntimeConfig,
+        device: torch.device,
+    ) -> None:
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self._split, self._subset, self._sampler, self._draw = source.train, subset, sampler, draw
+        self._labels = {category.id: label for label, category in enumerate(source.categories)}
+        self._side, self._normalise, self._device = side, normalise, device
+        largest = (sampler.micro_batch_size, 3, side, side)
+        self._stream = Stream(self._images, largest, runtime, pin=device.type == "cuda")
+
+    def epoch(
+        self, epoch: int, *, start_step: int = 0, give_up: Callable[[], bool] = never
+    ) -> Iterator[tuple[Batch, ...]]:
+        steps = list(self._sampler.steps(epoch, start_step))
+        images = self._stream([keys for _, micro_batches in steps for keys in micro_batches], give_up)
+        for _, micro_batches in steps:
+            yield tuple(self._batch(next(images), keys) for keys in micro_batches)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _views(self, keys: SampleKeys) -> list[tuple[int, View]]:
+        """Return which images a micro-batch shows, by their numbers in the split, and what of each."""
+        chosen = self._subset[keys.indices]
+        return list(zip(chosen.tolist(), self._draw(keys, self._split.sizes[chosen]), strict=True))
+
+    def _images(self, keys: SampleKeys) -> Tensor:
+        return _stacked([see(self._split.read(index), view, self._side, _FILL) for index, view in self._views(keys)])
+
+    def _batch(self, images: Tensor, keys: SampleKeys) -> Batch:
+        pixels = self._normalise(images.to(self._device, non_blocking=images.is_pinned()))
+        objects = tuple(self._objects(index, view) for index, view in self._views(keys))
+        indices = to_device(keys.indices, self._device)
+        return Batch(pixels, torch.zeros_like(indices), indices, objects=objects)
+
+    def _objects(self, index: int, view: View) -> Objects:
+        found = [
+            (self._labels[annotation["category_id"]], seen)
+            for annotation, mask in self._split.objects(index)
+            if (seen := see_mask(mask, view, self._side)).any()
+        ]
+        boxes = np.array([box_of(mask) for _, mask in found], dtype=np.float32).reshape(-1, 4)
+        masks = np.array([mask for _, mask in found], dtype=np.uint8).reshape(-1, self._side, self._side)
+        labels = np.array([label for label, _ in found], dtype=np.int64)
+        return Objects(*(torch.from_numpy(part).to(self._device) for part in (boxes, labels, masks)))
+
+
+class AnnotatedEvalLoader:
+    """Evaluation batches: whole images, and their numbers in the split instead of class ids; see `EvalLoader`."""
+
+    def __init__(
+        self,
+        source: AnnotatedSource,
+        indices: NDArray[np.int64],
+        side: int,
+        normalise: Normalise,
+        runtime: RuntimeConfig,
+        device: torch.device,
+    ) -> None:
+        self.source, self.side, self.device = source, side, device
+        size = runtime.eval_batch_size
+        self._keys = [indices[start : start + size] for start in range(0, len(indices), size)]
+        self._normalise, self._runtime = normalise, runtime
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        largest = (max(map(len, self._keys), default=0), 3, self.side, self.side)
+        stream = Stream(self._images, largest, self._runtime, pin=self.device.type == "cuda")
+        try:
+            for indices, images in zip(self._keys, stream(self._keys), strict=True):
+                pixels = self._normalise(images.to(self.device, non_blocking=images.is_pinned()))
+                yield pixels, to_device(indices, self.device)
+        finally:
+            stream.close()
+
+    def view(self, index: int) -> View:
+        """Return how an image is seen."""
+        width, height = self.source.evaluation.sizes[index].tolist()
+        return whole(width, height, self.side)
+
+    def _images(self, indices: NDArray[np.int64]) -> Tensor:
+        split = self.source.evaluation
+        return _stacked([see(split.read(index), self.view(index), self.side, _FILL) for index in indices.tolist()])
+
+
+def _stacked(squares: list[NDArray[np.uint8]]) -> Tensor:
+    return torch.from_numpy(np.stack(squares).transpose(0, 3, 1, 2).copy())
+
+
+def _refuse(config: RunConfig) -> None:
+    """Raise `ConfigError` for fields that mean nothing for images with objects, where they are set."""
+    known = {"data": {"source", "image_size", "loader", "view_seed"}, "augment": {"flip"}}
+    for section, names in known.items():
+        values = getattr(config, section)
+        for name, field in type(values).model_fields.items():
+            if name not in names and getattr(values, name) != field.default:
+                raise ConfigError(f"{section}.{name}: is not for images with boxes; leave it out")
