@@ -1,6 +1,7 @@
 # make reproduce-dearkd [SCALE=digits]   train teachers and every row, print the table; likewise the other papers
 # make reproduce                         all papers
 # make publish-dearkd [SCALE=digits]     keep its tables and figures in docs/results; of SCALE=small also on its first page
+# make compare [SCALE=small] [METHODS=a,b] [COMPOSE=all]   one student by every method, on one budget, into docs/results/compare
 # make test | lint                       run the whole test suite | ruff, mypy, import contracts, the graphs
 # make faults                            inject faults, count what became of them, write docs/reliability.md
 # make site                                the pages of docs as a site, in build/website/site
@@ -21,7 +22,7 @@ PARAMS := $(if $(SEEDS),seeds="$(SEEDS)") $(if $(PRESET),preset="$(PRESET)") $(i
     $(if $(GROUPS),groups="$(GROUPS)") $(if $(ROWS),rows="$(ROWS)") $(if $(SET),set="$(SET)")
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup test lint faults graph site reproduce
+.PHONY: setup test lint faults graph site reproduce compare
 
 setup: $(BIN)/.ready
 
@@ -38,6 +39,10 @@ reproduce-%: setup
 	vitutor ready $(subst -,_,$*) $(if $(AVAILABLE),--choose) --params $(GRAPH)/params.yaml
 	cd $(GRAPH) && dvc repro report@$(subst -,_,$*)
 	vitutor report show $(subst -,_,$*) --results $(GRAPH)/results
+
+compare: setup
+	vitutor compare --scale $(SCALE) --out $(GRAPH)/results/compare --publish docs/results/compare \
+	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(METHODS),--methods $(METHODS)) $(if $(COMPOSE),--compose $(COMPOSE))
 
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8

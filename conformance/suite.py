@@ -31,6 +31,7 @@ from safetensors.torch import load_file
 from conformance import ranks, steps
 from conformance.cost import cpu_seconds
 from vitutor_core.bench.driven import Driven
+from vitutor_core.cli.compared import Contest
 from vitutor_core.cli.teacher import with_teachers
 from vitutor_core.config import setting
 from vitutor_core.data.build import build_data
@@ -40,6 +41,7 @@ from vitutor_core.distributed import Processes
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.graph.needs import teachers_of
 from vitutor_core.graph.stages import read_graph
+from vitutor_core.lines import read_lines
 from vitutor_core.models.weights import create_model
 from vitutor_core.paper import load
 from vitutor_core.recipe import SHIFTED_SETS, read_recipe, recipe_path, scales_of
@@ -267,12 +269,16 @@ class MethodConformance:
                     ModelConfig.model_validate_json(student), num_classes=10, image_size=image_size, channels=3
                 )
 
+    @property
+    def compared(self) -> set[str]:
+        """Rows of `vitutor compare`."""
+        return {line.row for line in read_lines(self.package).values() if line.row is not None}
+
     def test_every_row_of_the_tables_can_be_made_and_every_row_is_for_something(self) -> None:
         paper = self.paper()
         graphs = [read_graph(scale, papers={self.package: paper}).papers[self.package] for scale in self.scales()]
-        rows, needed = {row for graph in graphs for row in graph.configs}, set()
+        rows, needed = {row for graph in graphs for row in graph.configs}, self.compared
         for graph in graphs:
-            needed |= set(graph.recipe.compare.rows if graph.recipe.compare is not None else ())
             needed |= {row for needs in graph.needs.values() for row in needs.rows}
             needed |= {row for stage in graph.stages for row in stage.rows}
         outs = [out for graph in graphs for stage in graph.stages for out in stage.outs]
@@ -295,9 +301,18 @@ class MethodConformance:
         (entry,) = entry_points(group="vitutor.papers", name=self.package)
         assert entry.load() == self.paper()
         for scale in self.scales():
-            compared = read_recipe(recipe_path(self.package, scale)).compare
-            assert compared is not None, scale
-            assert compared.plain != compared.methods[-1]
+            contest = Contest(scale, {self.package: self.paper()})
+            for name in read_lines(self.package):
+                entry = contest.entry(name)
+                config = entry.row.config(0)
+                same = (config.student.name, config.student.kwargs) == (
+                    contest.budget.student.name,
+                    contest.budget.student.kwargs,
+                )
+                assert same == entry.is_common, (scale, name)
+                assert (config.optim, config.train) == (contest.budget.optim, contest.budget.train)
+                for row, _ in contest.before(entry.row):
+                    assert row.config(0).data == contest.budget.data
 
     def test_another_config_is_refused_with_the_difference(self, finished: Path, teachers: Path) -> None:
         with pytest.raises(ConfigError, match=r"optim\.lr"):

@@ -1,26 +1,36 @@
+"""`vitutor compare` on the toy paper: which lines there are, what they share, what they cost, and that it goes on."""
+
 from __future__ import annotations
 
 import json
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from core.tests.toy_paper import write_toy_paper
-from vitutor_core.cli import compare, reproduce
+from vitutor_core.cli import compare, contest, reproduce, teacher
+from vitutor_core.cli.compared import Contest
 from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.price import Prices
+from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import ConfigError, VitutorError
 from vitutor_core.paper import Paper, load
+from vitutor_core.train.cost import Length, training_flops
+from vitutor_core.train.method import Method, StepOutput
 
 PAPER = Paper(
     "toypaper",
     config="vitutor_core.schema:RunConfig",
     method="vitutor_core.train.supervised:Supervised",
 )
-BUDGET = {
-    "data": {"source": "digits", "image_size": 16, "per_class": 4},
-    "optim": {"lr": 0.01, "schedule_unit": "update"},
-    "train": {"epochs": 1, "batch_size": 20},
-}
+SMALL = (
+    *("data.per_class=4", "train.epochs=1", "train.epoch_length=subset", "train.batch_size=20", "optim.lr=0.01"),
+    *("student.kwargs.embed_dim=16", "student.kwargs.depth=1", "student.kwargs.num_heads=2"),
+    *("student.kwargs.patch_size=8", "runtime.device=cpu"),
+)
 
 
 @pytest.fixture
@@ -28,111 +38,217 @@ def toy(tmp_path, monkeypatch):
     folder = write_toy_paper(tmp_path / "toy")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr(compare, "installed_papers", lambda: {"toypaper": PAPER})
-    monkeypatch.setattr(compare, "_budget", lambda scale: BUDGET)
     yield tmp_path
     for name in ("toypaper", "toypaper.cli"):
         sys.modules.pop(name, None)
 
 
-def run(where, *arguments):
-    vitutor.main(["compare", "--seeds", "0,1", "--out", str(where / "out"), *arguments], standalone_mode=False)
-
-
-def test_every_row_gets_the_budget_and_a_finished_one_is_kept(toy, monkeypatch, capsys):
-    made = []
+@pytest.fixture
+def made(monkeypatch):
+    """Train in this process, and tell what is trained; teachers for one epoch."""
+    rows = []
 
     def in_process(jobs, *_, done, **__):
-        made.append(jobs[0].arguments["label"]["row"])
+        rows.append(jobs[0].arguments["label"]["row"])
         for job in jobs:
             load(job.target)(**job.arguments)
             done(job)
 
     monkeypatch.setattr(reproduce, "run_jobs", in_process)
-    run(toy)
-    assert made == ["plain", "warm", "tuned"]
-    (line,) = json.loads((toy / "out" / "compare.json").read_text())["lines"]
-    assert (line["paper"], line["updates"], line["pretraining_updates"], line["train_images"]) == ("toypaper", 2, 4, 40)
-    tuned = json.loads((toy / "out" / "evaluation" / "toypaper" / "tuned" / "seed-1" / "metrics.json").read_text())
-    assert tuned["config"]["optim"]["lr"] == 0.01
-    assert tuned["config"]["student"]["weights"].endswith("runs/toypaper/warm/seed-1")
-    warm = json.loads((toy / "out" / "evaluation" / "toypaper" / "warm" / "seed-1" / "metrics.json").read_text())
-    assert (warm["config"]["optim"]["lr"], warm["config"]["data"]["per_class"]) == (1e-2, 4)
-    mean = line["method"]["mean"] - line["plain"]["mean"]
-    assert line["gain"]["mean"] == pytest.approx(mean)
-    assert "toypaper" in capsys.readouterr().out
+    monkeypatch.setitem(teacher._INHERITED, "train", ("epochs",))
+    monkeypatch.setattr(compare, "longer", lambda table, _, alone: table.longer(alone, 3))  # as many as it takes: below
+    return rows
+
+
+def run(where, *arguments, settings=SMALL):
+    words = [word for text in settings for word in ("--set", text)]
+    command = ["compare", "--seeds", "0,1", "--out", str(where / "out"), *words, *arguments]
+    vitutor.main(command, standalone_mode=False)
+    return json.loads((where / "out" / "compare.json").read_text())
+
+
+def shapes(where, line):
+    (run,) = (where / "out" / "runs").glob(f"*/{line}/seed-0")
+    return {name: tuple(value.shape) for name, value in load_file(run / "student.safetensors").items()}
+
+
+def test_one_student_by_several_lines_and_a_finished_one_is_kept(toy, made, capsys):
+    chosen = ("--methods", "cnn,kd_hard,warmed,wide,plain_long")
+    board = run(toy, *chosen)
+    assert made == ["plain", "cnn", "kd_hard", "warm", "warmed", "wide", "plain_long"]
+    lines = {line["name"]: line for line in board["lines"]}
+    assert lines.keys() == {*made} - {"warm"}
+    common = [name for name, line in lines.items() if line["own"] is None]
+    assert {str(shapes(toy, name)) for name in common} == {str(shapes(toy, "plain"))}
+    assert shapes(toy, "wide")["pos_embed"][2] == 32 != shapes(toy, "plain")["pos_embed"][2]
+    assert len({lines[name]["parameters"] for name in common}) == 1
+    assert lines["plain_long"]["spent"]["updates"] == 3 * lines["plain"]["spent"]["updates"] == 6
+    assert all(lines[name]["parameters"] != lines["plain"]["parameters"] for name in ("cnn", "wide"))
+
+    assert (lines["warmed"]["spent"]["updates"], lines["warmed"]["before"]["updates"]) == (2, 2)
+    assert [found["name"] for found in board["teachers"]] == ["cnn"]
+    taught = board["teachers"][0]
+    assert lines["kd_hard"]["before"]["updates"] == taught["updates"] > 0
+    both = lines["kd_hard"]["seconds"]
+    assert both == pytest.approx(lines["kd_hard"]["spent"]["seconds"] + taught["seconds"])
+    warmed = json.loads((toy / "out" / "evaluation" / "toypaper" / "warmed" / "seed-1" / "metrics.json").read_text())
+    assert warmed["config"]["student"]["weights"].endswith("runs/toypaper/warm/seed-1")
+    assert warmed["config"]["optim"]["lr"] == 0.01
+    assert "smoke test" in capsys.readouterr().out
+    assert {path.name for path in (toy / "out").glob("compare*")} == {
+        *("compare.json", "compare.md", "compare.html", "compare-gains.svg")
+    }
 
     made.clear()
-    run(toy)
+    run(toy, *chosen)
     assert made == []
-    run(toy, "--set", "data.per_class=5")
-    assert made == ["plain", "warm", "tuned"]
+    run(toy, "--methods", "other", settings=(*SMALL, "data.per_class=5"))
+    assert made == ["plain", "other"]
 
 
-def test_gains_share_their_five_percent_and_digits_get_no_verdict(capsys):
-    def line(paper, p, source):
-        gain = {"mean": 2.0, "standard_error": 0.5, "df": 8.0, "p": p, "over": "seeds and images"}
-        stats = {"mean": 70.0, "sd": 1.0}
-        cost = {"updates": 9, "pretraining_updates": 0, "cost": 1.0, "teachers": {}}
-        return {"paper": paper, "plain": stats, "method": stats, "gain": gain, "source": source, **cost}
+def test_interrupted_it_goes_on_with_what_is_left(toy, made, monkeypatch):
+    train_row = contest.reproduce_row
 
-    for source, verdicts in (("folder:mine", ["above", "inconclusive"]), ("digits", [None, None])):
-        lines = compare._judged([line("one", 0.01, source), line("two", 0.06, source)])
-        compare._show(lines)
-        assert [found.get("verdict") for found in lines] == verdicts
-        assert ("smoke test" in capsys.readouterr().out) == (source == "digits")
+    def stop(row, *arguments, **options):
+        if row.name == "warmed":
+            raise VitutorError("stopped")
+        train_row(row, *arguments, **options)
+
+    monkeypatch.setattr(contest, "reproduce_row", stop)
+    with pytest.raises(VitutorError, match=r"^toypaper, row warmed: stopped"):
+        run(toy, "--methods", "warmed,other")
+    assert made == ["plain", "warm"]
+    assert [line["name"] for line in json.loads((toy / "out" / "compare.json").read_text())["lines"]] == ["plain"]
+    monkeypatch.setattr(contest, "reproduce_row", train_row)
+    made.clear()
+    board = run(toy, "--methods", "warmed,other")
+    assert made == ["warmed", "other"]
+    assert {line["name"] for line in board["lines"]} == {"plain", "warmed", "other"}
 
 
-def test_a_paper_that_is_not_there(toy):
-    with pytest.raises(ConfigError, match=r"'toypapr' is not installed; did you mean 'toypaper'\?$"):
-        run(toy, "--papers", "toypapr")
-    with pytest.raises(ConfigError, match=r"'other' is not installed; pip install \./other$"):
-        run(toy, "--papers", "other")
+def test_what_is_published_names_no_folder_of_this_machine(toy, made):
+    run(toy, "--methods", "other", "--publish", str(toy / "docs"))
+    written = {path.name: path.read_text() for path in (toy / "docs").iterdir()}
+    assert written.keys() == {"digits.json", "digits.md", "digits-runs.json", "digits-gains.svg"}
+    assert "![digits gains.svg](digits-gains.svg)" in written["digits.md"]
+    commands = json.loads(written["digits-runs.json"])
+    assert {record["row"] for record in commands} == {"plain", "other"}
+    assert str(toy) not in written["digits.json"] + written["digits.md"]
 
 
-def test_a_paper_that_names_no_rows_is_refused_before_anything_is_trained(toy):
-    recipe = toy / "toy" / "toypaper" / "recipes" / "digits.yaml"
-    recipe.write_text(recipe.read_text().partition("compare:")[0])
-    with pytest.raises(ConfigError, match="recipe of toypaper at 'digits' has no key 'compare'; leave it out"):
-        run(toy)
+def test_an_estimate_trains_nothing(toy, monkeypatch, capsys):
+    monkeypatch.setattr(contest, "reproduce_row", lambda *_, **__: pytest.fail("trained"))
+    words = [word for text in SMALL for word in ("--set", text)]
+    vitutor.main(["compare", "--estimate", "--out", str(toy / "out"), *words], standalone_mode=False)
+    said = capsys.readouterr().err
+    assert "9 lines, 30 runs; about" in said  # the row that pre-trains is one, too
+    assert "wide                        Wide" in said
+    assert "student of its own: twice the width" in said
     assert not (toy / "out").exists()
 
 
-def test_a_row_changed_by_the_budget_keeps_what_is_its_own(toy):
-    changes = [f"{name}={json.dumps(value)}" for name, value in BUDGET.items()]
-    config = PAPER.resolve("digits", None, "tuned", tuple(changes))
-    assert config.student.start_row == "warm"
-    assert config.train.epochs == 1
+class Pair(Method):
+    """A linear student, and a linear teacher that leaves after the first epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.student = nn.Linear(48, 2)
+        self._teacher = nn.Linear(48, 2)
+
+    def forward(self, batch, clock):
+        images = batch.images.flatten(1)
+        loss = self.student(images).square().mean()
+        if self._teacher is not None:
+            with torch.no_grad():
+                taught = self._teacher(images).mean()
+            loss = loss + taught
+        return StepOutput(loss)
+
+    def on_epoch(self, clock):
+        left = clock.epoch >= 1 and self._teacher is not None
+        if left:
+            self._teacher = None
+        return left
 
 
+def test_operations_are_those_counted_by_hand():
+    info = DataInfo("toy", ("a", "b"), 4, 3, (0.5,) * 3, (0.5,) * 3, 8, 8, "")
+    # 48 x 2 products forward and as many for the gradient of the weights; a product is two operations.
+    student, taught = 2 * 2 * 96, 2 * 96
+    found = training_flops(Pair(), info, Length(epochs=3, updates=5, batch=7))
+    assert found == 5 * 7 * (3 * student + taught)
+
+
+def test_a_line_costs_its_run_and_each_thing_that_it_needs_once(toy):
+    table = Contest("digits", {"toypaper": PAPER}, SMALL)
+    prices = Prices(table)
+    entries = {entry.name: entry for entry in table.entries()}
+    for entry in entries.values():
+        prices.check(entry)
+    ((warm, every),) = table.before(entries["warmed"].row)
+    assert (warm.name, every) == ("warm", True)
+    assert prices.total(entries["plain"]) == prices.of(entries["plain"].row).flops
+    assert prices.total(entries["warmed"]) == prices.of(warm).flops + prices.of(entries["warmed"].row).flops
+    (cnn,) = prices.teachers(entries["kd_hard"]).items()
+    both = prices.of(entries["kd_hard"].row).flops + prices.teacher(*cnn).flops
+    assert prices.total(entries["kd_hard"]) == both
+    assert prices.of(entries["plain"].row).updates == 2
+    longest = compare.longer(table, prices, entries["plain"]).row.config(0).train.epochs
+    most = max(prices.total(entry) for entry in entries.values() if entry.is_common)
+    assert (longest - 1) * prices.total(entries["plain"]) < most <= longest * prices.total(entries["plain"])
+
+
+def test_a_line_that_is_not_on_the_common_student_must_say_so(toy):
+    lines = toy / "toy" / "toypaper" / "compare.yaml"
+    lines.write_text(lines.read_text().replace("own: twice the width, ", ""))
+    with pytest.raises(ConfigError, match=r"toypaper, row wide: its student is not the common one \(blocks"):
+        run(toy, "--methods", "wide")
+    assert not (toy / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:student.name")
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("arguments", "message"),
     [
-        (("data.source=folder:nowhere",), r"toypaper, row plain: .*nowhere: no such folder"),
-        (("train.batch_size=500",), r"toypaper, row plain: train\.batch_size: 500 is larger"),
-        (("student={name: inception_v3}",), r"toypaper, row plain: student\.name: inception_v3 does not work"),
-        (("runtime.device=mps",), r"toypaper, row plain: runtime\.device: 'mps'"),
-        (("optim.lr=-1",), r"toypaper, row plain: .*optim\.lr"),
+        (("--papers", "toypapr"), r"'toypapr' is not installed; did you mean 'toypaper'\?$"),
+        (("--papers", "other"), r"'other' is not installed; pip install \./other$"),
+        (("--methods", "warmd"), r"--methods: no line 'warmd'; did you mean 'warmed'\?; there are plain, cnn"),
+        (("--compose", "other+kd_soft"), r"--compose other\+kd_soft: 2 methods, 0 starts and 0 terms; at most one"),
+        (("--compose", "warmed+wide"), r"--compose warmed\+wide: Wide needs a student of its own"),
+        (("--student", "resnet18"), r"student\.name: resnet18 is no vision transformer"),
+        (("--set", "data.source=folder:nowhere"), r"vitutor-core, row plain: .*nowhere: no such folder"),
+        (("--set", "train.batch_size=500"), r"vitutor-core, row plain: train\.batch_size: 500 is larger"),
+        (("--set", "runtime.device=mps"), r"vitutor-core, row plain: runtime\.device: 'mps'"),
+        (("--set", "optim.lr=-1"), r"optim\.lr"),
     ],
 )
-def test_every_config_is_checked_before_the_first_run(toy, monkeypatch, settings, message):
-    monkeypatch.setattr(compare, "reproduce_row", lambda *_: pytest.fail("trained"))
+def test_every_line_is_checked_before_the_first_run(toy, monkeypatch, arguments, message):
+    monkeypatch.setattr(contest, "reproduce_row", lambda *_, **__: pytest.fail("trained"))
+    settings = () if arguments[0] == "--student" else SMALL
     with pytest.raises(VitutorError, match=message):
-        run(toy, *(word for setting in settings for word in ("--set", setting)))
+        run(toy, *arguments, settings=settings)
     assert not (toy / "out").exists()
 
 
 def test_a_mistake_of_the_last_row_is_found_before_the_first(toy, monkeypatch):
-    monkeypatch.setattr(compare, "reproduce_row", lambda *_: pytest.fail("trained"))
-    recipe = toy / "toy" / "toypaper" / "recipes" / "digits.yaml"
-    recipe.write_text(recipe.read_text().replace("{student.start_row: warm}", "{student.kwargs.patch_size: 7}"))
-    with pytest.raises(ConfigError, match=r"^toypaper, row tuned: .*patches of 7 px"):
+    monkeypatch.setattr(contest, "reproduce_row", lambda *_, **__: pytest.fail("trained"))
+    lines = toy / "toy" / "toypaper" / "compare.yaml"
+    lines.write_text(lines.read_text().replace("$student.wide", "17"))
+    with pytest.raises(ConfigError, match=r"^toypaper, line wide: .*embed_dim is 17"):
         run(toy)
 
 
-def test_an_error_of_a_run_says_whose_it_is(toy, monkeypatch):
-    def fail(*_):
-        raise VitutorError("seed 0 failed")
-
-    monkeypatch.setattr(compare, "reproduce_row", fail)
-    with pytest.raises(VitutorError, match=r"^toypaper, row plain: seed 0 failed"):
-        run(toy)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("plain: {title: A, row: plain}", "toypaper/compare.yaml: there is a line 'plain' already"),
+        ("a: {title: A}", "toypaper/compare.yaml: a: name either a row or a teacher"),
+        ("a: {title: A, row: plain, adds: nothing}", r"toypaper/compare.yaml: a: adds: "),
+        ("a: {title: A, row: plan}", r"toypaper, line a: .*no row 'plan'; did you mean 'plain'\?"),
+        ("a: {title: A, row: plain, changes: {plain: {seed: $student.widht}}}", r"\$student\.widht: no such size"),
+    ],
+)
+def test_lines_that_cannot_be_meant(toy, text, message):
+    (toy / "toy" / "toypaper" / "compare.yaml").write_text(text + "\n")
+    with pytest.raises(ConfigError, match=message):
+        Contest("digits", {"toypaper": PAPER}, SMALL).entries()

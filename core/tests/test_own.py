@@ -11,12 +11,13 @@ import pytest
 from core.tests.conftest import Called
 from core.tests.photo_samples import write_photos
 from vitutor_core import sizing
-from vitutor_core.cli.compare import check_row
+from vitutor_core.cli.compared import Contest
 from vitutor_core.cli.paper import paper_group
+from vitutor_core.cli.price import Prices, check_row
 from vitutor_core.cli.reproduce import Row
 from vitutor_core.cli.sizes import size_lines
 from vitutor_core.cli.teacher import recipe_teachers
-from vitutor_core.config import parse_yaml, setting
+from vitutor_core.config import setting
 from vitutor_core.errors import ConfigError
 from vitutor_core.own import CPU_SIZE, FULL_SIZE, HOLDOUT, PRETRAINED, Images, Machine, Wanted, derive
 from vitutor_core.paper import Paper, installed_papers
@@ -122,15 +123,15 @@ def test_the_table_says_what_was_chosen_and_why(classes: Path) -> None:
     assert lines["training"].startswith("300 epochs of 2 updates of 16 images, 600 updates")
 
 
-@pytest.mark.parametrize("paper", PAPERS.values(), ids=list(PAPERS))
-def test_the_budget_of_a_comparison_is_sized_too(paper: Paper, classes: Path) -> None:
-    budget = parse_yaml(recipe_path("vitutor_core", f"budget/{OWN}").read_text(), where="budget")
-    rows = read_recipe(recipe_path(paper.package, OWN)).compare
-    assert rows is not None
-    shared = tuple(setting(field, value) for field, value in budget.items())
-    for row in (rows.plain, rows.methods[-1]):
-        config = paper.resolve(OWN, None, row, (*shared, setting("data.source", f"folder:{classes}")))
+def test_every_line_of_a_comparison_takes_its_first_step_at_the_photos_size(classes: Path) -> None:
+    contest = Contest(OWN, PAPERS, (setting("data.source", f"folder:{classes}"), "runtime.device=cpu"))
+    prices = Prices(contest)
+    for entry in contest.entries():
+        prices.check(entry)
+        config = entry.row.config(0)
         assert (config.train.batch_size, config.train.epochs, config.data.holdout) == (16, 300, HOLDOUT)
+        assert config.data.image_size == contest.budget.data.image_size
+    assert (contest.sizes.embed_dim, contest.sizes.depth) == (64, 4)
 
 
 @pytest.mark.parametrize("paper", PAPERS.values(), ids=list(PAPERS))

@@ -175,10 +175,6 @@ def test_a_row_without_runs_or_sets_is_refused(root, run, tmp_path):
         ("robustness: [one]", "'robustness' has the keys 'rows' and 'sets'"),
         ("robustness: {rows: [one], sets: [v3]}", "no set 'v3'; there are a, r, c, v2, real"),
         ("robustness: {rows: one, sets: [a]}", "each a list of names"),
-        ("compare: {plain: one, methods: two}", "'methods', a list of them"),
-        ("compare: {plain: [one], methods: [two]}", "'compare' names a row"),
-        ("compare: {plain: one}", "'compare' has the keys 'plain'"),
-        ("compare: {plain: one, methods: [onee]}", "'compare' names a row 'onee'; did you mean 'one'"),
     ],
 )
 def test_recipes_that_ask_for_what_is_not_there(tmp_path, text, message):

@@ -34,7 +34,12 @@ rows:
   diverging: {optim.lr: 1e+30}
   warm: {}
   tuned: {student.start_row: warm}
-compare: {plain: plain, methods: [warm, tuned]}
+"""
+
+LINES = """
+other: {title: Another, row: plain}
+warmed: {title: Warmed, row: tuned, adds: start}
+wide: {title: Wide, row: plain, own: twice the width, changes: {plain: {student.kwargs.embed_dim: $student.wide}}}
 """
 
 COMMAND = [sys.executable, "-c", "from toypaper.cli import main; main()"]
@@ -52,6 +57,7 @@ def write_toy_paper(folder: Path) -> Path:
     (package / "__init__.py").touch()
     (package / "cli.py").write_text(CLI)
     (package / "recipes" / "digits.yaml").write_text(RECIPE)
+    (package / "compare.yaml").write_text(LINES)
     return folder
 
 

@@ -8,7 +8,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitutor_core.config import nearest
+from vitutor_core.compose import Composed, with_section
+from vitutor_core.config import Config, nearest
 from vitutor_core.errors import ConfigError
 from vitutor_core.recipe import read_recipe, recipe_path, resolve
 
@@ -26,7 +27,9 @@ class Paper:
     ``stages`` names a function that returns the stages of the paper's graph beside its rows,
     `vitutor_core.graph.stages.ExtraStages`; ``heads`` one that says what is measured out of distribution beside the
     student's prediction, `vitutor_core.evaluate.shifts.HeadsOf`; ``layouts`` how the checkpoints that others published
-    of its models name their tensors, a tuple of `vitutor_core.models.layouts.Layout`.
+    of its models name their tensors, a tuple of `vitutor_core.models.layouts.Layout`. ``term`` names a function that
+    adds the paper's term to a method of another paper, given that, the ``method`` section of a config of this paper,
+    and the data.
     """
 
     package: str
@@ -35,6 +38,11 @@ class Paper:
     stages: str | None = None
     heads: str | None = None
     layouts: str | None = None
+    term: str | None = None
+
+    def beside(self, other: Paper) -> Paper:
+        """Return this paper with the term of ``other`` beside its method; the config has a section for it."""
+        return Paper(*(f"{part}+{other.package}" for part in (self.package, self.config, self.method)))
 
     @property
     def command(self) -> str:
@@ -65,9 +73,22 @@ def teacher_recipe(scale: str, name: str) -> Path:
 
 
 def load(reference: str) -> Any:
-    """Import ``module:name``; papers name their heavy parts so, to be quick until they are needed."""
+    """Import ``module:name``; papers name their heavy parts so, to be quick until they are needed.
+
+    ``module:name+PACKAGE`` is the config or the method of `Paper.beside`.
+    """
+    reference, *others = reference.split("+")
     module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)
+    found = getattr(importlib.import_module(module), name)
+    for package in others:
+        other = installed_paper(package)
+        if other.term is None:
+            raise ConfigError(f"{package}: it has no term that goes beside another method")
+        if isinstance(found, type) and issubclass(found, Config):
+            found = with_section(found, package, load(other.config).model_fields["method"].annotation)
+        else:
+            found = Composed(found, package, load(other.term))
+    return found
 
 
 def installed_papers() -> dict[str, Paper]:
@@ -76,7 +97,10 @@ def installed_papers() -> dict[str, Paper]:
 
 
 def installed_paper(package: str) -> Paper:
-    """Return one installed paper; raises `ConfigError` where it is not installed."""
+    """Return one installed paper, or two as `Paper.beside` names them; raises `ConfigError` for one that is not."""
+    if "+" in package:
+        first, _, second = package.rpartition("+")
+        return installed_paper(first).beside(installed_paper(second))
     entries = {entry.name: entry for entry in entry_points(group=GROUP)}
     if package not in entries:
         hint = nearest(package, entries) or f"; pip install ./{package}"

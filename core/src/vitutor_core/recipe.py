@@ -4,8 +4,7 @@ A recipe has a ``base`` of nested values; ``presets`` and ``rows`` are dotted ov
 are further ones for the rows of a pattern. ``products`` make more
 rows: each of their ``rows`` with each of their ``variants`` gives the row ``<row>_<variant>``. ``groups`` name rows
 that a user may lack the data or the weights for, and ``analyses`` the figures that `vitutor analyze` draws of rows.
-``robustness`` has patterns of ``rows`` and the ``sets`` that they are measured on as well, and ``compare`` the rows of
-`vitutor compare`.
+``robustness`` has patterns of ``rows`` and the ``sets`` that they are measured on as well.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ OWN = "own"
 """The scale of a user's own images."""
 SHIFTED_SETS = ("a", "r", "c", "v2", "real")
 """Sets of images out of distribution; set ``x`` lies in the folder ``imagenet-x``. See `vitutor_core.evaluate.sets`."""
-_KEYS = ("base", "presets", "variants", "rows", "products", "groups", "analyses", "robustness", "compare")
+_KEYS = ("base", "presets", "variants", "rows", "products", "groups", "analyses", "robustness")
 _ROWS = "rows"
 """In a preset: what else it changes in rows of a pattern, after the row's own changes."""
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -42,17 +41,6 @@ class Shifts(NamedTuple):
     sets: tuple[str, ...] = ()
 
 
-class Compared(NamedTuple):
-    """The rows of `vitutor compare`: the student without the method; the method's, after what pre-trains for it."""
-
-    plain: str
-    methods: tuple[str, ...]
-
-    @property
-    def rows(self) -> tuple[str, ...]:
-        return self.plain, *self.methods
-
-
 class Recipe(NamedTuple):
     """A recipe file; ``rows`` has those of the products too."""
 
@@ -62,7 +50,6 @@ class Recipe(NamedTuple):
     groups: dict[str, tuple[str, ...]]
     analyses: dict[str, tuple[str, ...]]
     robustness: Shifts
-    compare: Compared | None
 
     def group_of(self, row: str) -> str:
         """Return the group that has a pattern for ``row``, or ``core``."""
@@ -108,8 +95,8 @@ def _parsed(text: str, path: Path) -> Recipe:
             rows[name] = changes
     groups = {name: tuple(patterns) for name, patterns in (loaded.get("groups") or {}).items()}
     analyses = {name: tuple(of) for name, of in (loaded.get("analyses") or {}).items()}
-    shifts, compared = _shifts(loaded.get("robustness"), rows, path), _compared(loaded.get("compare"), rows, path)
-    return Recipe(loaded["base"], loaded.get("presets") or {}, rows, groups, analyses, shifts, compared)
+    shifts = _shifts(loaded.get("robustness"), rows, path)
+    return Recipe(loaded["base"], loaded.get("presets") or {}, rows, groups, analyses, shifts)
 
 
 def _shifts(given: Any, rows: Mapping[str, Changes], path: Path) -> Shifts:
@@ -129,26 +116,14 @@ def shifted_sets(names: Iterable[str], where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _compared(given: Any, rows: Mapping[str, Changes], path: Path) -> Compared | None:
-    if given is None:
-        return None
-    if not isinstance(given, dict) or set(given) != {"plain", "methods"} or not _are_names(given["methods"]):
-        raise ConfigError(f"{path}: 'compare' has the keys 'plain', the name of a row, and 'methods', a list of them")
-    found = Compared(given["plain"], tuple(given["methods"]))
-    for row in found.rows:
-        if row not in list(rows):
-            raise ConfigError(f"{path}: 'compare' names a row '{row}'{nearest(str(row), rows)}")
-    return found
-
-
 def _are_names(given: Any) -> bool:
     return isinstance(given, list) and bool(given) and all(isinstance(name, str) for name in given)
 
 
 def _check_section(value: Any, key: str, path: Path) -> None:
     """Check that a section maps names, and that rows and their like map names to changes."""
-    if key in {"robustness", "compare"}:
-        return  # checked where they are read
+    if key == "robustness":
+        return  # checked where it is read
     if key == "products":
         if not isinstance(value, list | None):
             raise ConfigError(f"{path}: {key}: a list is expected, not {type(value).__name__}")

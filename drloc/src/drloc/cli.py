@@ -12,6 +12,7 @@ PAPER = Paper(
     "drloc",
     config="drloc.config:DRLocConfig",
     method="drloc.method:DRLocMethod",
+    term="drloc.compose:beside",
 )
 
 cli = paper_group(PAPER, "DRLoc: a dense relative localisation loss beside cross-entropy (NeurIPS 2021).")

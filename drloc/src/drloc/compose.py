@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from drloc.config import ObjectiveConfig
 from drloc.localise import DRLoc
 from drloc.method import PAIRS, with_pairs
 from drloc.models.grid import as_grid, pool_grid
-from vitutor_core.data.types import Batch
+from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.errors import ConfigError
 from vitutor_core.train.method import Clock, Method, StepOutput
 from vitutor_core.train.wrap import MethodWrapper
@@ -45,6 +46,14 @@ class WithDRLoc(MethodWrapper):
         grid = pool_grid(found[-1], max_side=config.max_side, kind=config.pool)
         loss, error = self.drloc.localise([grid], pairs=batch.drawn[PAIRS])
         return output.with_term(self.weight * loss, drloc_loss=loss, drloc_cells=error)
+
+
+def beside(method: Method, config: ObjectiveConfig, info: DataInfo) -> WithDRLoc:
+    """Add the loss to a method that is built; raises `ConfigError` for a weight that changes over the epochs."""
+    if config.weight_schedule != "constant":
+        raise ConfigError("drloc.weight_schedule: beside another method the weight is constant")
+    size = (info.channels, info.image_size, info.image_size)
+    return WithDRLoc(method, DRLoc(method.student, config, input_size=size), weight=config.weight)
 
 
 @contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +12,9 @@ from vitutor_core.data.types import Batch, Data
 from vitutor_core.distill.taught import with_stored_logits
 from vitutor_core.distributed import Processes
 from vitutor_core.schema import RunConfig
-from vitutor_core.train import optim
 from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock
-from vitutor_core.train.run_folder import RunFolder
 from vitutor_core.train.session import BuildMethod
 from vitutor_core.train.state import TrainState
 from vitutor_core.train.update import Updater
@@ -37,8 +33,7 @@ class Driven:
         self.data = with_stored_logits(data, self.method.logit_teachers, config, processes)
         self.updates = self.data.train.steps_per_epoch
         self._total = self.updates * config.train.epochs
-        with tempfile.TemporaryDirectory() as folder, RunFolder(Path(folder) / "run") as run:
-            self.state = TrainState.build(self.method, config, run, Clock(0, self.updates, self._total), {})
+        self.state = TrainState.build(self.method, config, None, Clock(0, self.updates, self._total), {})
         self.guard, self.meter = FiniteGuard(self.state.optimizer, processes.device), Meter(processes, {})
         self.updater = Updater(self.method, config, processes, self.state, self.guard, self.meter)
         self.method.train()
@@ -55,9 +50,7 @@ class Driven:
 
     def epoch(self, number: int) -> Iterator[Tensor]:
         """Make the updates of an epoch and yield the loss of each, on the device."""
-        if self.method.on_epoch(Clock(number * self.updates, self.updates, self._total)):
-            optim.drop_removed_parameters(self.state.optimizer, self.method)
-            self.updater.wrap()
+        self.updater.begin_epoch(Clock(number * self.updates, self.updates, self._total))
         for micro_batches in self.data.train.epoch(number):
             yield self.update(micro_batches)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vitutor_core.config import setting
-from vitutor_core.data.build import plan_data
+from vitutor_core.data.build import Planned, plan_data
 from vitutor_core.data.types import DataInfo
 from vitutor_core.distributed import choose_device
 from vitutor_core.errors import named
@@ -20,13 +20,15 @@ from vitutor_core.train.method import Method
 from vitutor_core.train.session import model_card
 
 
-def check_run(config: RunConfig, method: str, teachers: Mapping[str, RunConfig]) -> None:
+def check_run(config: RunConfig, method: str, teachers: Mapping[str, RunConfig]) -> tuple[Method, Planned]:
     """Build the method and make its first step, with untrained models in place of the ``teachers`` that are missing.
 
-    ``teachers`` are the configs of what is trained first, by the path of the teacher. Raises `VitutorError`.
+    ``teachers`` are the configs of what is trained first, by the path of the teacher. Returns the method and what is
+    known of its data. Raises `VitutorError`.
     """
     choose_device(config.runtime.device)
-    info = plan_data(config).info
+    planned = plan_data(config)
+    info = planned.info
     with tempfile.TemporaryDirectory() as folder:
         settings = []
         for path, teacher in teachers.items():
@@ -36,6 +38,7 @@ def check_run(config: RunConfig, method: str, teachers: Mapping[str, RunConfig])
             settings.append(setting(f"{path}.weights", str(file)))
         built: Method = load(method).build(config.changed(settings), info)
         check_first_step(built, config, info)
+    return built, planned
 
 
 def save_untrained(file: Path, config: RunConfig, info: DataInfo) -> None:

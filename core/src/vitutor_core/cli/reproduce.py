@@ -29,21 +29,30 @@ from vitutor_core.train.progress import RunProgress
 
 @dataclass(frozen=True)
 class Row:
-    """A row to be trained: what its runs are called, and the settings that a command would be given."""
+    """A row to be trained: what its runs are called, and the settings that a command would be given.
+
+    ``of`` is the row of the recipe where the runs are called otherwise, ``recipe`` another file than the scale's, and
+    ``said`` the command that is recorded where the paper has none for such a run.
+    """
 
     paper: Paper
     name: str
     scale: str
     preset: str | None = None
     settings: tuple[str, ...] = ()
+    of: str | None = None
+    recipe: Path | None = None
+    said: str | None = None
 
     def config(self, seed: int) -> RunConfig:
         """Resolve the row for one seed."""
         settings = (*self.settings, f"seed={seed}")
-        return self.paper.resolve(self.scale, None, self.name, settings, preset=self.preset)
+        return self.paper.resolve(self.scale, self.recipe, self.of or self.name, settings, preset=self.preset)
 
     def command(self, seed: int) -> str:
-        """Return a command that trains the same run by itself."""
+        """Return a command that trains the same run, by itself unless ``said``."""
+        if self.said is not None:
+            return self.said
         words = [self.paper.command, "train", "--scale", self.scale, "--row", self.name, "--seed", str(seed)]
         words += ["--preset", self.preset] if self.preset is not None else []
         words += [word for setting in self.settings for word in ("--set", setting)]
@@ -170,14 +179,14 @@ def _publish(run: Path, target: Path) -> None:
 def _of_other_rows(config: RunConfig, published: Path) -> list[str]:
     """Return settings that say where other rows were published: the student's start of the same seed, teachers.
 
-    Raises `ConfigError` if one was not.
+    A row of another paper is ``PAPER/ROW``. Raises `ConfigError` if one was not published.
     """
     wanted = [("student", config.student.start_row, config.student.weights, config.seed)]
     wanted += [(path, teacher.row, teacher.weights, 0) for path, teacher in teachers_of(config)]
     settings = []
     for path, row, weights, seed in wanted:
         if row is not None and weights is None:
-            folder = (published / row / f"seed-{seed}").absolute()
+            folder = ((published.parent if "/" in row else published) / row / f"seed-{seed}").absolute()
             if not weights_file(folder).is_file():
                 raise ConfigError(f"{path}: no {RunDir(folder).weights}; reproduce the row '{row}' first")
             settings.append(setting(f"{path}.weights", str(folder)))

@@ -165,12 +165,12 @@ def trained_teacher(
     large as they are, or ``largest_batch`` if that is less.
     """
     config = _resolved(scale, name, settings)
-    count, images = _images(config.data)
-    if count is not None and config.train.batch_size > count and config.train.epoch_length == "subset":
-        fitting = setting("train.batch_size", min(count, largest_batch or count))
-        click.echo(f"teacher {name}: {fitting} instead of {config.train.batch_size}, of {count} images", err=True)
-        settings = (*settings, fitting)
+    fitting = fitting_batch(config, largest_batch)
+    if fitting:
+        click.echo(f"teacher {name}: {fitting[0]} instead of {config.train.batch_size}", err=True)
+        settings = (*settings, *fitting)
         config = _resolved(scale, name, settings)
+    _, images = _images(config.data)
     run = RunDir((folder / name).absolute())
     before = _decided_by(run)
     if before is not None:
@@ -185,6 +185,14 @@ def trained_teacher(
     else:
         train_teacher(scale, name, run.path, settings=settings)
     return run.path
+
+
+def fitting_batch(config: RunConfig, largest_batch: int | None = None) -> tuple[str, ...]:
+    """Return the setting that makes a teacher's batch as large as its images are, where they are fewer."""
+    count, _ = _images(config.data)
+    if count is None or config.train.batch_size <= count or config.train.epoch_length == "full":
+        return ()
+    return (setting("train.batch_size", min(count, largest_batch or count)),)
 
 
 def _decided_by(run: RunDir) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from vitutor_core.files import write_text
 from vitutor_core.report import render
@@ -28,20 +29,26 @@ def write_report(table: Json, rows: Rows, figures: Sequence[Picture], path: Path
     The page holds its pictures and styles, runs no script and requests nothing. Every text in it is escaped.
     Raises `ResourceError` if ``path`` cannot be written.
     """
+    write_text(path, fill_template("report.html", table=table, figures=figures, render=render, **sources(rows)))
+
+
+def fill_template(name: str, **values: Any) -> str:
+    """Fill a template of this package, in the style of all pages."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"typeset": typeset, "data_uri": data_uri}
-    template = environment.from_string((files(__package__) / "report.html").read_text(encoding="utf-8"))
+    folder = files(__package__)
+    template = environment.from_string((folder / name).read_text(encoding="utf-8"))
+    return template.render(style=Markup(THEME + (folder / "page.css").read_text(encoding="utf-8")), **values)  # noqa: S704 (our own file)
+
+
+def sources(rows: Rows) -> Json:
+    """Return where numbers come from: ``provenance`` of each row, ``machines`` and ``versions``."""
     results = [run.result for runs in rows.values() for run in runs]
-    page = template.render(
-        table=table,
-        theme=THEME,
-        figures=figures,
-        render=render,
-        provenance=[_provenance(runs) for runs in rows.values()],
-        machines=_distinct(_listed(result.machine) for result in results),
-        versions=_distinct(_listed(result.versions) for result in results),
-    )
-    write_text(path, page)
+    return {
+        "provenance": [_provenance(runs) for runs in rows.values()],
+        "machines": _distinct(_listed(result.machine) for result in results),
+        "versions": _distinct(_listed(result.versions) for result in results),
+    }
 
 
 def typeset(text: str) -> str:

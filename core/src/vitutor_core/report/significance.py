@@ -16,6 +16,7 @@ All functions take arrays with any leading dimensions, so that thousands of tabl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,21 +52,37 @@ class _Row(NamedTuple):
 
 def welch(ours: ArrayLike, reference: ArrayLike) -> Estimate:
     """Compare values of seeds, (..., nA) and (..., nB), by their spread alone (Welch 1947)."""
-    rows = [np.asarray(values, dtype=float) for values in (ours, reference)]
-    parts = [(row.var(-1, ddof=1) / row.shape[-1], row.shape[-1] - 1) for row in rows]
-    return _estimate(rows[0].mean(-1) - rows[1].mean(-1), parts)
+    return spread([ours, reference], (1, -1))
 
 
 def paired(ours: ArrayLike, reference: ArrayLike) -> Estimate:
     """Compare answers to the same images, (..., nA, N) and (..., nB, N) booleans; in points of accuracy."""
-    answers = [np.asarray(row, dtype=float) for row in (ours, reference)]
-    seeds, num_images = [row.shape[-2] for row in answers], answers[0].shape[-1]
-    rows = [_row(row) for row in answers]
-    explained = sum(row.residual / n for row, n in zip(rows, seeds, strict=True))
-    by_image = np.maximum(0, (rows[0].images - rows[1].images).var(-1, ddof=1) - explained)
-    parts = [(row.seeds / n, n - 1) for row, n in zip(rows, seeds, strict=True)]
-    found = _estimate(rows[0].mean - rows[1].mean, [*parts, (by_image / num_images, num_images - 1)])
-    return Estimate(100 * found.mean, 100 * found.standard_error, found.df)
+    return contrast([ours, reference], (1, -1))
+
+
+def spread(rows: Sequence[ArrayLike], factors: Sequence[int]) -> Estimate:
+    """Add up ``factors`` times rows of values of seeds, (..., n) each, judged by their spread alone."""
+    values = [(np.asarray(row, dtype=float), factor) for row, factor in zip(rows, factors, strict=True)]
+    parts = [(factor**2 * row.var(-1, ddof=1) / row.shape[-1], row.shape[-1] - 1) for row, factor in values]
+    return _estimate(sum(factor * row.mean(-1) for row, factor in values), parts)
+
+
+def contrast(rows: Sequence[ArrayLike], factors: Sequence[int]) -> Estimate:
+    """Add up ``factors`` times the accuracies of rows of answers to the same images, (..., n, N) booleans; in points.
+
+    Four rows with the factors 1, -1, -1, 1 tell whether two gains over one row add up. Each row's seeds are drawn
+    apart, so that their variances add up; over images it is the sum itself that varies.
+    """
+    answers = [np.asarray(row, dtype=float) for row in rows]
+    num_images = answers[0].shape[-1]
+    found = [(_row(row), row.shape[-2], factor) for row, factor in zip(answers, factors, strict=True)]
+    explained = sum(factor**2 * row.residual / n for row, n, factor in found)
+    by_image = np.maximum(0, np.var(sum(factor * row.images for row, _, factor in found), -1, ddof=1) - explained)
+    parts = [(factor**2 * row.seeds / n, n - 1) for row, n, factor in found]
+    total = _estimate(
+        sum(factor * row.mean for row, _, factor in found), [*parts, (by_image / num_images, num_images - 1)]
+    )
+    return Estimate(100 * total.mean, 100 * total.standard_error, total.df)
 
 
 def _row(answers: Floats) -> _Row:

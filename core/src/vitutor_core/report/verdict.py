@@ -21,7 +21,7 @@ import numpy as np
 
 from vitutor_core.errors import DataError
 from vitutor_core.report.results import Run
-from vitutor_core.report.significance import LEVEL, holm, p_value, paired, smallest_effect, welch
+from vitutor_core.report.significance import LEVEL, contrast, holm, p_value, smallest_effect, spread
 
 Json = dict[str, Any]
 
@@ -62,18 +62,24 @@ def summarise(sample: Sample | None) -> Json | None:
 
 
 def difference(ours: Sample | None, reference: Sample | None) -> Json | None:
-    """Return ours minus reference: ``mean``, ``standard_error``, its degrees of freedom ``df``, ``p`` and ``over``.
-
-    ``over`` says what the error is over: ``seeds and images`` where it is known which images either row got right,
-    else ``seeds``. All but the mean are null if either row has one seed.
-    """
+    """Return ours minus reference, as `combined` does; None if either was not run."""
     if ours is None or reference is None or not ours.runs or not reference.runs:
         return None
-    if min(len(ours.runs), len(reference.runs)) == 1:
-        mean = statistics.fmean(ours.values) - statistics.fmean(reference.values)
+    return combined([ours, reference], (1, -1))
+
+
+def combined(samples: Sequence[Sample], factors: Sequence[int]) -> Json:
+    """Return the sum of ``factors`` times the samples: ``mean``, ``standard_error``, its ``df``, ``p`` and ``over``.
+
+    ``over`` says what the error is over: ``seeds and images`` where it is known which images each row got right,
+    else ``seeds``. All but the mean are null if a row has one seed.
+    """
+    if min(len(sample.runs) for sample in samples) == 1:
+        mean = sum(factor * statistics.fmean(sample.values) for sample, factor in zip(samples, factors, strict=True))
         return {"mean": mean, "standard_error": None, "df": None, "p": None, "over": None}
-    answers = _same_images(ours, reference)
-    found = paired(*answers) if answers is not None else welch(ours.values, reference.values)
+    answers = _same_images(*samples)
+    known = [sample.values for sample in samples]
+    found = contrast(answers, factors) if answers is not None else spread(known, factors)
     numbers = {name: float(value) for name, value in (*found._asdict().items(), ("p", p_value(found)))}
     return numbers | {"over": "seeds" if answers is None else "seeds and images"}
 

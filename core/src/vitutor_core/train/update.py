@@ -72,7 +72,7 @@ class Updater:
         for number, batch in enumerate(micro_batches):
             # Dropout is a function of the step, as the data are: a resumed run needs no generator state.
             torch.manual_seed(keyed.seed_from(self.config.seed, clock.step, self.processes.rank, number))
-            prepared = method.prepare(batch, clock)
+            prepared = self.method.prepare(batch, clock)
 
             def forward(batch: Batch = prepared) -> StepOutput:
                 return self._forward(batch, clock)

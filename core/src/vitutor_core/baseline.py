@@ -1,0 +1,41 @@
+"""What `vitutor compare` trains without any paper: its config, announced as a paper announces its own."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from vitutor_core.config import Config, fingerprinted
+from vitutor_core.paper import Paper
+from vitutor_core.schema import LARGE, RunConfig, TeacherConfig
+
+
+class DistillConfig(Config):
+    """How a teacher's logits enter the loss; see `vitutor_core.train.baseline`."""
+
+    distill: Literal["none", "soft", "hard", "token"] = fingerprinted(
+        "none", help="none: labels alone; soft: the teacher's distribution; hard: its answer; token: that, on a token"
+    )
+    weight: float = fingerprinted(
+        0.5, help="weight of the teacher's term; 1 - weight is that of the labels", ge=0, le=1
+    )
+    temperature: float = fingerprinted(1.0, help="soft: temperature of both distributions", gt=0, le=LARGE)
+
+
+class BaselineConfig(RunConfig):
+    """Everything that a baseline needs."""
+
+    teacher: TeacherConfig | None = fingerprinted(None, help="the frozen teacher; null: none")
+    method: DistillConfig = fingerprinted(DistillConfig(), help="the distillation")
+
+    @model_validator(mode="after")
+    def _teacher_where_needed(self) -> Self:
+        if (self.method.distill == "none") != (self.teacher is None):
+            raise ValueError("a teacher and method.distill go together: set both, or method.distill=none")
+        return self
+
+
+BASELINE = Paper(
+    "vitutor_core", config="vitutor_core.baseline:BaselineConfig", method="vitutor_core.train.baseline:Baseline"
+)

@@ -1,0 +1,192 @@
+"""The table of `vitutor compare` from simulated results: every number by hand or by SciPy."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from core.tests.report_samples import texts_of, write_run
+from vitutor_core.report.leaderboard import Entrant, Spent, build_leaderboard, spent_by
+from vitutor_core.report.leaderboard_page import write_board
+from vitutor_core.report.leaderboard_text import composition_grid, head, line_grid, print_board, to_markdown
+from vitutor_core.report.results import Run, load_results
+from vitutor_core.report.significance import contrast, paired
+
+VALUES = {
+    "plain": [60.0, 62.0, 64.0],
+    "plain_long": [62.0, 64.0, 66.0],
+    "strong": [75.0, 76.0, 80.0],
+    "weak": [61.0, 62.0, 66.0],
+    "cnn": [70.0, 71.0, 72.0],
+    "strong+weak": [74.0, 78.0, 79.0],
+}
+KINDS = {"plain": "plain", "plain_long": "long", "cnn": "model", "strong+weak": "composition"}
+FLOPS = {"plain": 10.0, "plain_long": 40.0, "strong": 25.0, "weak": 11.0, "cnn": 30.0, "strong+weak": 26.0}
+FACTS = {
+    "scale": "small",
+    "source": "cifar100",
+    "student": {"name": "vit_tiny_patch16_224", "kwargs": {"depth": 4}, "parameters": 313000.0},
+    "image_size": 32,
+    "train_images": 1000,
+    "evaluation_images": 2000,
+    "seeds": [0, 1, 2],
+    "updates": 56,
+    "batch_size": 32,
+}
+TEACHER = {"name": "cnn", "model": "resnet8_tiny", "top1": 70.5, "train_images": 1000, "compute": 1.5}
+TEACHER |= Spent(100, 3200, 30.0, 15.0)._asdict()
+
+
+@pytest.fixture
+def entrants(tmp_path: Path) -> list[Entrant]:
+    found = []
+    for name, values in VALUES.items():
+        changes = {
+            "config": {"student": {"name": "vit"}, "train": {"batch_size": 32}},
+            "metrics": {"parameters": 4e5 if name == "cnn" else 313e3},
+        }
+        for seed, top1 in enumerate(values):
+            metrics = {**changes["metrics"], "top1": top1, "images": 2000.0}
+            write_run(tmp_path, name, seed, top1, changes | {"metrics": metrics, "seconds": 60.0 + seed})
+        runs = load_results(tmp_path, "demo")[name]
+        before = Spent(100, 3200, 30.0, 15.0) if "strong" in name else Spent()
+        parts = tuple(name.split("+")) if "+" in name else ()
+        own = "a CNN" if name == "cnn" else None
+        kind = KINDS.get(name, "method")
+        spent = spent_by(runs, FLOPS[name])
+        found.append(Entrant(name, name.title(), kind, runs, spent, before, own=own, parts=parts))
+    return found
+
+
+@pytest.fixture
+def board(entrants: list[Entrant]) -> dict:
+    return json.loads(json.dumps(build_leaderboard(entrants, [TEACHER], FACTS), allow_nan=False))
+
+
+def test_gains_errors_and_verdicts_are_those_of_scipy_and_holm(board):
+    lines = {line["name"]: line for line in board["lines"]}
+    assert [line["name"] for line in board["lines"]] == ["strong", "strong+weak", "cnn", "plain_long", "weak", "plain"]
+    p = {}
+    for name in VALUES.keys() - {"plain"}:
+        gain = lines[name]["gain"]
+        assert gain["mean"] == pytest.approx(statistics.fmean(VALUES[name]) - 62)
+        error = math.sqrt(statistics.variance(VALUES[name]) / 3 + 4 / 3)
+        assert gain["standard_error"] == pytest.approx(error)
+        p[name] = stats.ttest_ind(VALUES[name], VALUES["plain"], equal_var=False).pvalue
+        assert gain["p"] == pytest.approx(p[name])
+    # Holm, by hand: of five, the smallest times five, then four, ..., never falling.
+    adjusted, largest = {}, 0.0
+    for left, name in zip((5, 4, 3, 2, 1), sorted(p, key=p.get), strict=True):
+        largest = max(largest, left * p[name])
+        adjusted[name] = min(largest, 1.0)
+        assert lines[name]["verdict"]["p_holm"] == pytest.approx(adjusted[name])
+    verdicts = {name: lines[name]["verdict"]["verdict"] for name in p}
+    assert verdicts == {name: "above" if value <= 0.05 else "inconclusive" for name, value in adjusted.items()}
+    assert verdicts["strong"] == "above"
+    assert verdicts["weak"] == "inconclusive"
+
+
+def test_as_much_compute_is_compared_with_the_student_trained_longer(board):
+    lines = {line["name"]: line for line in board["lines"]}
+    assert lines["strong"]["to_long"]["mean"] == pytest.approx(77 - 64)
+    assert lines["weak"]["to_long"]["mean"] == pytest.approx(63 - 64)
+    assert all(lines[name]["to_long"] is None for name in ("plain", "plain_long", "cnn"))
+    expected = {"plain": 1.0, "plain_long": 4.0, "strong": 4.0, "weak": 1.1, "cnn": 3.0, "strong+weak": 4.1}
+    assert {name: line["compute"] for name, line in lines.items()} == pytest.approx(expected)
+    assert lines["strong"]["seconds"] == 61 + 30
+    assert lines["strong"]["spent"] == {"updates": 56, "images": 56 * 32, "seconds": 61.0, "flops": 25.0}
+
+
+def test_whether_gains_add_is_asked_of_four_rows_at_once(board):
+    line = next(line for line in board["lines"] if line["parts"])
+    assert line["sum"] == pytest.approx(15 + 1)
+    assert line["extra"]["mean"] == pytest.approx(77 - 77 - 63 + 62)
+    variances = [statistics.variance(VALUES[name]) / 3 for name in ("strong+weak", "strong", "weak", "plain")]
+    assert line["extra"]["standard_error"] == pytest.approx(math.sqrt(sum(variances)))
+    df = sum(variances) ** 2 / sum(variance**2 / 2 for variance in variances)
+    assert line["extra"]["df"] == pytest.approx(df)
+    assert line["verdict_of_extra"]["verdict"] == "inconclusive"
+
+
+def test_a_contrast_of_answers_varies_as_many_drawn_seeds_and_images_do():
+    """The standard error of four rows is what the sum spreads by when seeds and images are drawn anew."""
+    generator = np.random.default_rng(0)
+    signs, found, errors = (1, -1, -1, 1), [], []
+    for _ in range(400):
+        hard = generator.normal(size=(1, 300))
+        rows = [hard + generator.normal(scale=0.3, size=(3, 1)) + generator.normal(size=(3, 300)) > 0 for _ in signs]
+        estimate = contrast(rows, signs)
+        found.append(float(estimate.mean))
+        errors.append(float(estimate.standard_error))
+        by_hand = 100 * sum(sign * row.mean() for row, sign in zip(rows, signs, strict=True))
+        assert float(estimate.mean) == pytest.approx(by_hand)
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(found), rel=0.1)
+    for ours, theirs in zip(contrast(rows[:2], (1, -1)), paired(*rows[:2]), strict=True):
+        assert ours == theirs
+
+
+def test_the_answer_names_the_best_and_says_how_sure_that_is(board, entrants):
+    assert board["answer"] == (
+        "With these images Strong helps most: +15.0 +- 1.9 points at 4.0 times the compute, a gain beyond chance among "
+        "2 methods. Training the student alone for 4.0 times the compute gives +2.0 points, less than it."
+    )
+    without = [entrant for entrant in entrants if "strong" not in entrant.name]
+    found = build_leaderboard(without, [], FACTS)["answer"]
+    assert found.startswith(
+        "With these images no method is seen to help: the highest, Weak, has +1.0 +- 1.9 points at 1.1"
+    )
+    assert "would have been seen with 80 % chance" in found
+    smoke = build_leaderboard(entrants, [], {**FACTS, "source": "digits"})
+    assert "smoke test" in smoke["answer"]
+    assert {line["verdict"] for line in smoke["lines"] if line["kind"] == "method"} == {None}
+    alone = build_leaderboard(entrants[:1], [], FACTS)
+    assert alone["answer"] == "No method was run beside the student alone."
+
+
+def test_one_seed_has_gains_and_no_verdicts(entrants):
+    single = [entrant._replace(runs=entrant.runs[:1]) for entrant in entrants]
+    lines = {line["name"]: line for line in build_leaderboard(single, [], FACTS)["lines"]}
+    assert lines["strong"]["gain"] == {"mean": 15.0, "standard_error": None, "df": None, "p": None, "over": None}
+    assert lines["strong"]["verdict"]["verdict"] == "not run"
+    assert lines["strong+weak"]["extra"]["mean"] == 74 - 75 - 61 + 60
+
+
+def test_terminal_markdown_and_page_have_the_same_cells(board, entrants, tmp_path, capsys):
+    headings, cells = line_grid(board)
+    by_line = {row[0]: dict(zip(headings, row, strict=True)) for row in cells}
+    assert by_line["Strong"]["gain"] == "+15.0 +- 1.9"
+    assert (by_line["Strong"]["verdict"], by_line["Weak"]["verdict"]) == ("helps", "inconclusive")
+    assert (by_line["Strong"]["compute"], by_line["Strong"]["before"]) == ("4.0x", "100")
+    assert (by_line["Strong"]["images"], by_line["Strong"]["student"]) == (f"{56 * 32 + 3200:,}", "common")
+    assert (by_line["Cnn"]["student"], by_line["Plain"]["gain"]) == ("own, 0.40 M", "base")
+    assert (by_line["teacher cnn"]["top-1"], by_line["teacher cnn"]["student"]) == ("70.5", "resnet8_tiny")
+    shared = dict(head(board))
+    assert shared["images"] == "1,000 of cifar100 to train on, 2,000 to evaluate on; 32 px"
+    assert shared["student"] == "vit_tiny_patch16_224 (depth 4), 313,000 parameters"
+    composed = composition_grid(board)
+    assert composed is not None
+    (row,) = composed[1]
+    assert row[:6] == ["Strong+Weak", "77.0 +- 2.6", "+15.0 +- 1.9", "+16.0", "-1.0 +- 2.9", "inconclusive"]
+    assert row[7] == "4.1x"
+
+    rows: dict[str, list[Run]] = {entrant.name: list(entrant.runs) for entrant in entrants}
+    files = {path.name: path for path in write_board(board, rows, tmp_path / "out")}
+    assert files.keys() == {*("compare.json", "compare.md", "compare.html", "compare-gains.svg", "compare-matrix.svg")}
+    page = files["compare.html"].read_text()
+    markdown = to_markdown(board)
+    print_board(board)
+    said = capsys.readouterr().out
+    assert all(
+        text in page for text in ("Strong helps most", "+15.0\u00a0\u00b1\u00a01.9", "Do gains add?", "0123456789")
+    )
+    assert all(text in markdown for text in ("| Strong | common | 77.0 \u00b1 2.6 |", "## Do gains add?", "a CNN"))
+    assert "Strong helps most" in said
+    assert "<script" not in page
+    assert {"Strong", "Weak", "Cnn"} <= set(texts_of(files["compare-gains.svg"]))
+    assert "+15.0" in " ".join(texts_of(files["compare-matrix.svg"]))
