@@ -20,6 +20,15 @@ _LINK = re.compile(r"(?<=\])\((?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)")
 _NAMED = re.compile(r"\[`([\w.]+)`\]\(([^)\s#]+\.py)\)")
 _CODE = re.compile(r"^(`{3,}).*?^\1$|``[^`].*?``", re.MULTILINE | re.DOTALL)
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".sbatch": "bash", ".toml": "toml", ".json": "json"}
+_USE = (
+    "which_method.md",
+    "foundation_teachers.md",
+    "reproducing.md",
+    "cluster.md",
+    "detection.md",
+    "reference/*.md",
+    "adding_a_method.md",
+)
 _UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
 
 
@@ -168,15 +177,7 @@ def _navigation(pages: Path) -> list[Any]:
         section("Papers", "papers/*.md"),
         section("Notebooks", "notebooks/*.md"),
         {"Results": ["results/index.md", *(part for part in results if any(part.values()))]},
-        section(
-            "Use",
-            "which_method.md",
-            "foundation_teachers.md",
-            "reproducing.md",
-            "cluster.md",
-            "reference/*.md",
-            "adding_a_method.md",
-        ),
+        section("Use", *_USE),
         section("Fidelity", "fidelity/*.md"),
         {"Decisions": ["decisions/index.md", *section("", "decisions/0*.md")[""]]},
     ]

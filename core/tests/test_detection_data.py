@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 from unittest import mock
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from core.tests.detection_samples import few_scenes, tiny_config, write_few
+from vitutor_core.cli.main import vitutor
 from vitutor_core.data.build import build_data
 from vitutor_core.data.detection import scenes
 from vitutor_core.data.detection.annotated import box_of, encode, mask_of
@@ -313,3 +315,36 @@ def test_evaluation_shows_every_image_once():
         data = build_data(tiny_config(), device=CPU, rank=rank, world_size=2)
         numbers += [number for _, indices in data.evaluation for number in indices.tolist()]
     assert sorted(numbers) == list(range(128))
+
+
+# vitutor data
+
+
+def test_a_source_is_checked_and_what_is_not_trained_on_is_said(tmp_path, call):
+    def change(data):
+        data["annotations"] = [entry for entry in data["annotations"] if entry["image_id"] != 2]
+        data["annotations"][0]["iscrowd"] = 1
+        data["annotations"][-1].update(bbox=[200, 200, 20, 20], segmentation=[[200, 200, 220, 200, 220, 220]])
+
+    folder = write_few(tmp_path / "coco", change)
+    code, printed, _ = call(vitutor, "data", "--source", f"coco:{folder}", "--out", tmp_path / "manifest.json")
+    assert code == 0
+    assert "train               8 images, 0-4 per class" in printed
+    assert "training: 1 images without an object" in printed
+    assert "training: 1 crowd regions, which are not trained on" in printed
+    assert "training: 1 objects without a pixel in their image, which are not trained on" in printed
+    assert json.loads((tmp_path / "manifest.json").read_text())["classes"] == [str(digit) for digit in range(10)]
+    (folder / "train" / "000003.png").write_bytes(b"not an image")
+    code, _, messages = call(vitutor, "data", "--source", f"coco:{folder}")
+    assert (code, messages.count("\n")) == (3, 1)
+    assert "000003.png: cannot read the image" in messages
+
+
+def test_scenes_are_written_in_cocos_layout(tmp_path, call):
+    with mock.patch("vitutor_core.data.detection.load.scenes_source", return_value=few_scenes()):
+        code, printed, messages = call(vitutor, "data", "--source", "scenes", "--coco", tmp_path / "out")
+    assert code == 0, messages
+    assert f"coco:{tmp_path / 'out'}" in printed
+    assert len(coco_source(str(tmp_path / "out")).train) == 8
+    code, _, messages = call(vitutor, "data", "--source", "digits", "--coco", tmp_path / "out")
+    assert "'digits' has no boxes and masks" in messages

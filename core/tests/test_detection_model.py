@@ -95,6 +95,13 @@ def test_a_hierarchical_student_has_a_top_down_pyramid(name):
         assert level.shape == (2, 16, math.ceil(64 / stride), math.ceil(64 / stride))
 
 
+def test_a_model_that_cannot_be_run_is_one_line():
+    model = timm.create_model("pit_ti_224", img_size=64)
+    reader = map_reader(model, window=None, global_blocks=1)
+    with pytest.raises(ConfigError, match=r"no maps of images of 8 px .*; choose another data\.image_size"):
+        freeze_unused(model, reader, torch.zeros(1, 3, 8, 8))
+
+
 def test_a_student_without_maps_is_refused():
     with pytest.raises(ConfigError, match="Linear lists no map of stride 4 to 32"):
         map_reader(nn.Linear(2, 2), window=None, global_blocks=1)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitutor_core.data.types import DataInfo
-from vitutor_core.errors import CheckpointError, ConfigError
-from vitutor_core.models.intermediates import forward_features
+from vitutor_core.errors import CheckpointError, ConfigError, first_line
+from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.models.modes import evaluation_mode
 from vitutor_core.models.weights import check_trained_heads, create_student, starting_weights
 from vitutor_core.schema import ModelConfig
@@ -36,7 +36,7 @@ class MapReader(NamedTuple):
 
     maps: tuple[Map, ...]
     indices: tuple[int, ...]
-    """Of a plain ViT, the blocks with global attention; else the features of `forward_features`."""
+    """Of a plain ViT, the blocks with global attention; else the features of `read_intermediates`."""
     is_plain: bool
     window: int | None
 
@@ -44,7 +44,7 @@ class MapReader(NamedTuple):
         """Return the maps, (B, C, H, W) each, of images (B, 3, S, S)."""
         if self.is_plain:
             return (plain_map(model, images, self.window, self.indices),)
-        return forward_features(model, images, self.indices)
+        return read_intermediates(model, images, features=self.indices).features
 
 
 def create_backbone(config: ModelConfig, info: DataInfo) -> nn.Module:
@@ -84,11 +84,11 @@ def map_reader(model: Any, *, window: int | None, global_blocks: int) -> MapRead
     """Choose the maps of a student.
 
     A plain ViT has one map, computed without prefix tokens, with windowed attention (ViTDet, arXiv 2203.16527); other
-    models the last map of each stride from 4 to 32, as `forward_features` gives them. Raises `ConfigError` for a
+    models the last map of each stride from 4 to 32, as `read_intermediates` gives them. Raises `ConfigError` for a
     model without maps.
     """
     if _is_plain(model):
-        own = (Map(model.patch_embed.patch_size[0], model.embed_dim),)
+        own = (Map(model.feature_info[-1]["reduction"], model.embed_dim),)
         return MapReader(own, spread(len(model.blocks), global_blocks), is_plain=True, window=window)
     infos = list(getattr(model, "feature_info", ()))
     last = {info["reduction"]: index for index, info in enumerate(infos) if 4 <= info["reduction"] <= _COARSEST}
@@ -156,9 +156,20 @@ def _cut(grid: Tensor, side: int) -> Tensor:
 
 
 def freeze_unused(model: nn.Module, reader: MapReader, images: Tensor) -> None:
-    """Stop training the parameters that the maps of a model do not depend on: DDP would wait for their gradients."""
-    with torch.random.fork_rng(devices=[]), evaluation_mode(model):  # running statistics stay as they are
-        torch.stack([found.sum() for found in reader(model, images)]).sum().backward()  # type: ignore[no-untyped-call]
+    """Stop training the parameters that the maps of a model do not depend on: DDP would wait for their gradients.
+
+    Raises `ConfigError` where the model cannot be run on the ``images``.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), evaluation_mode(model):  # running statistics stay as they are
+            sums = [found.sum() for found in reader(model, images)]
+            torch.stack(sums).sum().backward()  # type: ignore[no-untyped-call]
+    except Exception as error:  # a model may fail in any way where nobody has tried it
+        size = images.shape[-1]
+        raise ConfigError(
+            f"student.name: {type(model).__name__} gives no maps of images of {size} px ({first_line(error)}); choose "
+            "another data.image_size or model"
+        ) from error
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
         parameter.grad = None
