@@ -22,7 +22,7 @@ def execute(path: Path, folder: Path) -> Any:
     book = nbformat.read(path, as_version=4)
     # The commands of the environment that this runs in, also where it is not activated.
     environment = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-    client = NotebookClient(book, timeout=300, coalesce_streams=True, resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(book, timeout=900, coalesce_streams=True, resources={"metadata": {"path": str(folder)}})
     client.execute(env=environment)
     for cell in book.cells:
         cell.metadata.pop("execution", None)

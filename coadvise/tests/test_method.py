@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from coadvise.method import Coadvise
+from conformance.records import made_up_card
 from vitutor_core.data.types import Batch
 from vitutor_core.distill import FrozenTeacher
 from vitutor_core.errors import ConfigError
-from vitutor_core.models.weights import ModelCard, save_model
+from vitutor_core.models.weights import save_model
 from vitutor_core.train.method import Clock
 
 CLOCK = Clock(0, 3, 9)
@@ -169,17 +170,8 @@ def test_the_tokens_take_after_their_teachers(build, batch):
 def test_build_loads_teachers_by_role(config, tmp_path, teacher, info):
     settings = []
     for role, name in (("cnn", "resnet8_tiny"), ("inn", "rednet_tiny")):
-        card = ModelCard(
-            name=name,
-            kwargs={},
-            class_names=info.class_names,
-            image_size=16,
-            mean=info.mean,
-            std=info.std,
-            crop_ratio=1.0,
-            interpolation="bilinear",
-            method="x",
-            metrics={"top1": 50.0},
+        card = made_up_card(
+            name=name, class_names=info.class_names, mean=info.mean, std=info.std, metrics={"top1": 50.0}
         )
         save_model(tmp_path / f"{role}.safetensors", teacher(role).model, card)
         settings.append(f"teachers.{role}.weights={tmp_path / role}.safetensors")

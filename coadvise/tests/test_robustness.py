@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from coadvise.cli import PAPER, cli
-from conformance.records import write_record
+from conformance.records import made_up_card, write_record
 from vitutor_core.cli.robustness import measure_row, measure_student
 from vitutor_core.errors import ConfigError, DataError
-from vitutor_core.models.weights import ModelCard, save_model
+from vitutor_core.models.weights import save_model
 
 CLASSES = ("a", "b", "c", "d")
 KWARGS = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": 16}
@@ -31,17 +31,7 @@ def model():
 def run(model, tmp_path):
     folder = tmp_path / "row" / "seed-3"
     folder.mkdir(parents=True)
-    card = ModelCard(
-        name="cit_tiny_patch16_224",
-        kwargs=KWARGS,
-        class_names=CLASSES,
-        image_size=16,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        crop_ratio=1.0,
-        interpolation="bilinear",
-        method="coadvise",
-    )
+    card = made_up_card(name="cit_tiny_patch16_224", kwargs=KWARGS, class_names=CLASSES)
     save_model(folder / "student.safetensors", model, card)
     data = {"source": "digits", "image_size": 16}
     teacher = {"name": "t", "sha256": "0", "top1": None}

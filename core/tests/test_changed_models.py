@@ -9,10 +9,11 @@ import pytest
 import timm
 import torch
 
+from conformance.records import made_up_card
 from core.tests.train_samples import TINY
 from vitutor_core.config import fingerprinted
 from vitutor_core.errors import ConfigError
-from vitutor_core.models.weights import ModelCard, create_model, save_model
+from vitutor_core.models.weights import create_model, save_model
 from vitutor_core.schema import ModelConfig, RunConfig, TeacherConfig
 
 
@@ -72,17 +73,7 @@ def build(**values: object) -> torch.nn.Module:
 @pytest.mark.parametrize(("trained", "asked"), [(3, 12), (12, 3), (2, 1)])
 def test_weights_of_other_numbers_of_heads_are_refused(tmp_path: Path, trained: int, asked: int) -> None:
     name, path = "vit_tiny_patch16_224", tmp_path / "w.safetensors"
-    card = ModelCard(
-        name=name,
-        kwargs={**SIZES, "num_heads": trained, "img_size": 16},
-        class_names=("a", "b", "c"),
-        image_size=16,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        crop_ratio=1.0,
-        interpolation="bilinear",
-        method="test",
-    )
+    card = made_up_card(name=name, kwargs={**SIZES, "num_heads": trained, "img_size": 16}, std=(0.5, 0.5, 0.5))
     save_model(path, build(name=name, kwargs={**SIZES, "num_heads": trained}), card)
     build(name=name, kwargs={**SIZES, "num_heads": trained}, weights=str(path))
     with pytest.raises(ConfigError, match=rf"{path}: trained with {trained} heads in blocks\.0\.attn, .* has {asked};"):

@@ -13,13 +13,14 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from conformance.records import made_up_card
 from core.tests.photo_samples import CLASSES
 from core.tests.train_samples import same, weights
 from vitutor_core.cli.artefacts import Targets, export_run
 from vitutor_core.data.augment.resample import eval_transform
 from vitutor_core.evaluate.named import named_images
 from vitutor_core.models.timm_folder import package_of, save_timm_folder, timm_crop
-from vitutor_core.models.weights import ModelCard, load_model, read_card
+from vitutor_core.models.weights import load_model, read_card
 
 PLAIN_TIMM = """
 import sys
@@ -150,16 +151,12 @@ def test_architectures_of_ours_and_of_timm_are_rebuilt(name, tmp_path):
     names = ("a", "b", "c")
     kwargs = OWN[name]
     model = timm.create_model(name, num_classes=3, **kwargs).eval()
-    card = ModelCard(
+    card = made_up_card(
         name=name,
         kwargs={**kwargs, "in_chans": 3},
         class_names=names,
         image_size=224,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
         crop_ratio=0.9,
-        interpolation="bilinear",
-        method="test",
         metrics={"top1": 1.0},
     )
     save_timm_folder(tmp_path, model, card)

@@ -145,8 +145,10 @@ def test_a_row_that_starts_from_others_has_them_trained_first(classes: Path, tmp
     out = tmp_path / "run"
     arguments = ("--scale", OWN, "--source", f"folder:{classes}", "--row", "mae_distilled_finetune", "--out", out)
     group = paper_group(PAPERS["mae_lite_distill"], "a paper")
-    code, said, _ = call(group, "train", *arguments, "--set", "train.epochs=1", "--set", "data.image_size=16")
+    code, said, told = call(group, "train", *arguments, "--set", "train.epochs=1", "--set", "data.image_size=16")
     assert (code, said.startswith("top-1 ")) == (0, True)
+    rows = [line.split()[1] for line in told.splitlines() if line.startswith("row ")]
+    assert rows == ["mae_distilled,", "mae_teacher,"]  # each before what is said of its sizes
     record = RunRecord.read(out)
     assert record.config["student"]["weights"] == str(out / "rows" / "mae_distilled")
     taught = RunRecord.read(out / "rows" / "mae_distilled")

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 
+from conformance.records import made_up_card
 from core.tests.train_samples import same
 from vitutor_core.cli.artefacts import Targets, export_run
 from vitutor_core.data.augment.resample import eval_transform
@@ -96,15 +97,10 @@ def test_architectures_of_ours_are_programs_too(save, name, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3, **kwargs)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert save(tmp_path / "file", model, card_of(name, size), torch.rand(3, 3, size, size)) < 1e-4
+    assert save(tmp_path / "file", model, made_up_card(name=name, image_size=size), torch.rand(3, 3, size, size)) < 1e-4
     assert model.training
     assert same(model.state_dict(), before)
     assert b"vitutor::" not in (tmp_path / "file").read_bytes()  # an operator that only we have
-
-
-def card_of(name, size):
-    values = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "crop_ratio": 1.0, "interpolation": "bilinear"}
-    return ModelCard(name=name, kwargs={}, class_names=("a", "b", "c"), image_size=size, method="test", **values)
 
 
 def test_a_program_that_says_something_else_is_not_written(photo_run, tmp_path, monkeypatch):

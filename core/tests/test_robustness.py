@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from conformance.records import write_record
+from conformance.records import made_up_card, write_record
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.evaluate import robustness
 from vitutor_core.evaluate import shifts as cli
 from vitutor_core.evaluate.robustness import CORRUPTIONS, Corrupted, SubsetLogits, corrupt, corruption_errors
 from vitutor_core.evaluate.shifts import evaluate_robustness
-from vitutor_core.models.weights import ModelCard, load_model, save_model
+from vitutor_core.models.weights import load_model, save_model
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -125,17 +125,7 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
 def run(tmp_path):
     """A finished run of an untrained CNN on digits, as `vitutor teacher` leaves it."""
     torch.manual_seed(0)
-    card = ModelCard(
-        name="resnet8_tiny",
-        kwargs={},
-        class_names=tuple("0123456789"),
-        image_size=16,
-        mean=MEAN,
-        std=STD,
-        crop_ratio=1.0,
-        interpolation="bilinear",
-        method="supervised",
-    )
+    card = made_up_card(class_names=tuple("0123456789"), mean=MEAN, std=STD)
     save_model(tmp_path / "student.safetensors", timm.create_model("resnet8_tiny"), card)
     config = {"config": {"data": {"source": "digits", "image_size": 16}}}
     write_record(tmp_path, **config)

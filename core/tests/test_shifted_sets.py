@@ -10,11 +10,11 @@ import timm
 import torch
 from PIL import Image
 
-from conformance.records import write_record
+from conformance.records import made_up_card, write_record
 from vitutor_core.cli.robustness import measure_row
 from vitutor_core.errors import CheckpointError, ConfigError, DataError
 from vitutor_core.evaluate.shifts import measure_sets
-from vitutor_core.models.weights import ModelCard, save_model
+from vitutor_core.models.weights import save_model
 from vitutor_core.paper import Paper
 from vitutor_core.recipe import SHIFTED_SETS, read_recipe
 
@@ -42,17 +42,7 @@ def write(folder, answered, number=0, name="image"):
 
 def make_run(folder, classes=CLASSES):
     folder.mkdir(parents=True)
-    card = ModelCard(
-        name="resnet8_tiny",
-        kwargs={},
-        class_names=classes,
-        image_size=16,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        crop_ratio=1.0,
-        interpolation="bilinear",
-        method="toypaper",
-    )
+    card = made_up_card(class_names=classes)
     save_model(folder / "student.safetensors", timm.create_model("resnet8_tiny", num_classes=len(classes)), card)
     data = {"source": "folder:imagenet", "image_size": 16}
     write_record(folder, paper="toypaper", config={"data": data})

@@ -12,13 +12,16 @@ import torch
 from torch.nn import functional as F
 
 from conformance.suite import Crash, assert_equal_weights
+from core.tests.photo_samples import write_photos
 from core.tests.test_teacher import cnn, frozen
 from core.tests.train_samples import before_update, crash, run, small_digits, tiny_config, weights
+from vitutor_core.cli.main import vitutor
 from vitutor_core.data.types import DataInfo
 from vitutor_core.distill import FrozenTeacher
 from vitutor_core.distill.logits import decode, encode
 from vitutor_core.distill.taught import expected_bytes
 from vitutor_core.errors import ConfigError
+from vitutor_core.paper import installed_paper
 from vitutor_core.schema import CacheConfig
 from vitutor_core.train.ahead import store_logits
 from vitutor_core.train.method import StepOutput
@@ -254,3 +257,15 @@ def test_what_was_stored_explains_itself(tmp_path, folder):
 def test_rounding_without_a_folder_is_a_mistake():
     with pytest.raises(ConfigError, match=r"set cache\.folder"):
         tiny_config("cache.top_k=2")
+
+
+def test_the_command_takes_the_options_of_train(call, tmp_path, monkeypatch):
+    """What is stored ahead must be of the very batches that `train` with the same options has."""
+    photos = write_photos(tmp_path / "photos", train=6, val=2)
+    seen, facts = [], {"epochs_written": 2, "epochs_read": 0, "epochs_computed": 0}
+    monkeypatch.setattr("vitutor_core.cli.teacher.with_teachers", lambda config, *_, **__: config)
+    monkeypatch.setattr("vitutor_core.train.ahead.store_logits", lambda config, *_, **__: seen.append(config) or facts)
+    chosen = ("--scale", "own", "--source", f"folder:{photos}", "--seed", 3, "--set", "train.epochs=2")
+    assert call(vitutor, "cache", "dearkd", *chosen)[0] == 0
+    settings = (f"data.source=folder:{photos}", "train.epochs=2", "seed=3", "cache.folder=cache")
+    assert seen == [installed_paper("dearkd").resolve("own", None, None, settings)]

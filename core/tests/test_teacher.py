@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from conformance.records import made_up_card
 from core.tests.test_weights import EVIL, write_evil
 from core.tests.train_samples import run, same
 from vitutor_core.data.types import DataInfo
@@ -15,7 +16,7 @@ from vitutor_core.distill import teacher as teacher_module
 from vitutor_core.distill.teacher import FrozenTeacher, load_teacher
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.models import weights
-from vitutor_core.models.weights import ModelCard, create_model, save_model, weights_sha256
+from vitutor_core.models.weights import create_model, save_model, weights_sha256
 from vitutor_core.schema import ModelConfig, TeacherConfig
 from vitutor_core.train.method import StepOutput
 from vitutor_core.train.supervised import Supervised
@@ -43,19 +44,8 @@ def cnn():
 
 
 def card(**changes):
-    values = {
-        "name": CNN.name,
-        "kwargs": {"in_chans": 3},
-        "class_names": DIGITS,
-        "image_size": 16,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "crop_ratio": 1.0,
-        "interpolation": "bilinear",
-        "method": "supervised",
-        "metrics": {"top1": 97.0},
-    }
-    return ModelCard(**(values | changes))
+    known = {"class_names": DIGITS, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    return made_up_card(**({"name": CNN.name, "kwargs": {"in_chans": 3}, "metrics": {"top1": 97.0}} | known | changes))
 
 
 def frozen(model, **changes):

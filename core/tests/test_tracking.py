@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import json
+import sqlite3
 import sys
 import tomllib
 from pathlib import Path
@@ -26,6 +29,7 @@ from vitutor_core.train.session import RunLabel, train
 from vitutor_core.train.supervised import Supervised
 from vitutor_core.train.track import GROUP, Facts, Tracking
 
+TRACKIO_METRICS = "SELECT run_name, step, metrics FROM metrics ORDER BY id"
 FAKES = """
 opened = []
 
@@ -188,3 +192,20 @@ def test_tensorboard_reads_the_events_of_a_run_that_was_killed_and_resumed(tmp_p
     with (tmp_path / "run" / "curves.csv").open(newline="") as file:
         found = [float(line["top1"]) for line in csv.DictReader(file)]
     assert [event.value for event in events.Scalars("top1")] == pytest.approx(found)
+
+
+def test_trackio_has_the_losses_at_their_updates_in_one_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # which it reads when it is imported
+    pytest.importorskip("trackio", reason="needs the extra 'trackio' of vitutor-core")
+    before_update(monkeypatch, 9, crash)
+    settings = ("runtime.track=trackio", "runtime.log_every_steps=1")
+    with pytest.raises(Crash):
+        train_tiny(tmp_path / "run", *settings)
+    train_tiny(tmp_path / "run", *settings)
+    with contextlib.closing(sqlite3.connect(tmp_path / "trackio" / "vitutor.db")) as database:
+        found = [(name, step, json.loads(text)) for name, step, text in database.execute(TRACKIO_METRICS)]
+    assert len({name for name, _, _ in found}) == 1
+    losses = {step: values["step_loss"] for _, step, values in found if "step_loss" in values}
+    assert sorted(losses) == list(range(1, TOTAL_STEPS + 1))
+    tops = [(step, values["top1"]) for _, step, values in found if "top1" in values]
+    assert tops == [(int(line["step"]), float(line["top1"])) for line in curves(tmp_path / "run")]

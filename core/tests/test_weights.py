@@ -11,11 +11,11 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from conformance.records import made_up_card
 from core.tests.train_samples import full_disk, same
 from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
 from vitutor_core.models.named import named_model
 from vitutor_core.models.weights import (
-    ModelCard,
     create_model,
     load_model,
     load_strictly,
@@ -25,18 +25,7 @@ from vitutor_core.models.weights import (
 )
 from vitutor_core.schema import ModelConfig
 
-CARD = ModelCard(
-    name="resnet8_tiny",
-    kwargs={"in_chans": 3},
-    class_names=("a", "b", "c"),
-    image_size=16,
-    mean=(0.1, 0.2, 0.3),
-    std=(0.4, 0.5, 0.6),
-    crop_ratio=1.0,
-    interpolation="bilinear",
-    method="test",
-    metrics={"top1": 91.5},
-)
+CARD = made_up_card(kwargs={"in_chans": 3}, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), metrics={"top1": 91.5})
 
 
 def small(num_classes=3):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conformance.records import made_up_card
 from dearkd.cli import PAPER
 from dearkd.config import DearKDConfig
 from dearkd.generation.teacher import open_teacher
@@ -21,7 +22,7 @@ from dearkd.tests.generation_samples import micro
 from vitutor_core.cli.teacher import with_teachers
 from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.distill import FrozenTeacher
-from vitutor_core.models.weights import ModelCard, create_model, save_model
+from vitutor_core.models.weights import create_model, save_model
 from vitutor_core.train import optim
 from vitutor_core.train.method import Clock
 from vitutor_core.train.session import RunLabel, train
@@ -160,16 +161,12 @@ def finished_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = PAPER.resolve("digits", None, "mhca", ()).student
     torch.manual_seed(0)
     model = create_model(config, num_classes=10, image_size=16, channels=3)
-    card = ModelCard(
+    card = made_up_card(
         name=config.name,
         kwargs={**config.kwargs, "in_chans": 3, "img_size": 16},
         class_names=tuple(map(str, range(10))),
-        image_size=16,
         mean=(0.3044,) * 3,
         std=(0.3755,) * 3,
-        crop_ratio=1.0,
-        interpolation="bilinear",
-        method="dearkd",
     )
     save_model(folder / "student.safetensors", model, card)
     return folder

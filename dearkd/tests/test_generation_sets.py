@@ -15,13 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
+from conformance.records import made_up_card
 from dearkd.cli import PAPER, cli
 from dearkd.generation import generate
 from dearkd.generation.generate import MANIFEST, Generation
 from dearkd.tests.generation_samples import contents, made, micro
 from vitutor_core.data.sources.open import open_source
 from vitutor_core.errors import ConfigError
-from vitutor_core.models.weights import ModelCard, create_model, save_model
+from vitutor_core.models.weights import create_model, save_model
 from vitutor_core.schema import ModelConfig
 
 
@@ -166,17 +167,7 @@ def test_everything_that_changes_the_images_changes_their_name(teacher, tmp_path
 
 def test_a_teacher_with_other_weights_changes_the_name(teacher, tmp_path):
     model = create_model(ModelConfig(name="resnet8_tiny"), num_classes=10, image_size=16, channels=3)
-    card = ModelCard(
-        name="resnet8_tiny",
-        kwargs={"in_chans": 3},
-        class_names=tuple(map(str, range(10))),
-        image_size=16,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        crop_ratio=1.0,
-        interpolation="bilinear",
-        method="test",
-    )
+    card = made_up_card(kwargs={"in_chans": 3}, class_names=tuple(map(str, range(10))), std=(0.5, 0.5, 0.5))
     save_model(tmp_path / "other.safetensors", model, card)
     names = {Generation(micro(path), "test", tmp_path).folder for path in (teacher, tmp_path / "other.safetensors")}
     assert len(names) == 2

@@ -7,8 +7,8 @@ import timm
 import torch
 
 import dearkd.models  # noqa: F401
+from conformance.records import made_up_card
 from vitutor_core.models.program import save_exported, save_onnx
-from vitutor_core.models.weights import ModelCard
 
 
 @pytest.mark.parametrize("save", [save_exported, save_onnx])
@@ -19,15 +19,5 @@ def test_mhca_is_a_program(save, tmp_path):
     kwargs = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "mhca_blocks": 2}
     torch.manual_seed(0)
     model = timm.create_model("dearkd_tiny_patch16_224", num_classes=3, **kwargs)
-    card = ModelCard(
-        name="dearkd_tiny_patch16_224",
-        kwargs=kwargs,
-        class_names=("a", "b", "c"),
-        image_size=32,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        crop_ratio=1.0,
-        interpolation="bilinear",
-        method="dearkd",
-    )
+    card = made_up_card(name="dearkd_tiny_patch16_224", kwargs=kwargs, image_size=32)
     assert save(tmp_path / "file", model, card, torch.rand(3, 3, 32, 32)) < 1e-4

@@ -12,11 +12,12 @@ import torch
 from torch.nn import functional as F
 
 import vitutor_core.models  # noqa: F401  # registers the small CNN with timm
+from conformance.records import made_up_card
 from drloc import DRLoc, LossConfig, WithDRLoc
 from drloc.method import step_generator
 from vitutor_core.data.types import Batch
 from vitutor_core.errors import ConfigError
-from vitutor_core.models.weights import ModelCard, save_model
+from vitutor_core.models.weights import save_model
 from vitutor_core.train.method import Clock, Method, Report, StepOutput
 from vitutor_core.train.update import backward_once
 
@@ -131,17 +132,7 @@ def test_beside_dearkds_teacher_and_feature_loss(digits, tmp_path):
     dearkd = pytest.importorskip("dearkd.method")
     paper = pytest.importorskip("dearkd.cli").PAPER
     info, batch = digits
-    card = ModelCard(
-        name="resnet8_tiny",
-        kwargs={},
-        class_names=info.class_names,
-        image_size=16,
-        mean=info.mean,
-        std=info.std,
-        crop_ratio=1.0,
-        interpolation="bilinear",
-        method="none",
-    )
+    card = made_up_card(class_names=info.class_names, mean=info.mean, std=info.std)
     save_model(tmp_path / "cnn.safetensors", timm.create_model("resnet8_tiny"), card)
     config = paper.resolve("digits", None, None, (f"teacher.weights={tmp_path / 'cnn.safetensors'}",))
     other = dearkd.DearKD.build(config, info).train()

@@ -12,12 +12,7 @@ from vitutor_core.paper import installed_paper, load
 
 @click.command("cache")
 @click.argument("paper")
-@options.scale
-@options.recipe
-@options.preset
-@click.option("--row", help="A row of the paper's tables.")
-@options.seed
-@options.settings
+@options.config_of()
 @click.option(
     "--teachers",
     type=options.PathOption(file_okay=False),
@@ -28,6 +23,7 @@ from vitutor_core.paper import installed_paper, load
 def cache(
     paper: str,
     scale: str,
+    source: str | None,
     recipe: Path | None,
     preset: str | None,
     row: str | None,
@@ -42,7 +38,9 @@ def cache(
     last whole epoch.
     """
     chosen = installed_paper(paper)
-    config = chosen.resolve(scale, recipe, row, options.with_seed(settings, seed), preset=preset)
+    config = chosen.resolve(
+        scale, recipe, row, options.with_source(options.with_seed(settings, seed), source), preset=preset
+    )
     if config.cache.folder is None:
         config = config.changed(["cache.folder=cache"])
     from vitutor_core.cli.teacher import with_teachers

@@ -44,7 +44,6 @@ source = click.option("--source", metavar="SOURCE", help="Short for --set data.s
 recipe = click.option(
     "--recipe", type=PathOption(dir_okay=False), help="A recipe file of your own, instead of --scale's."
 )
-preset = click.option("--preset", help=(_PRESET := "A preset, such as the paper's or the released code's reading."))
 settings = click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Override a field, e.g. train.epochs=5; repeatable."
 )
@@ -105,8 +104,8 @@ def with_seed(settings: tuple[str, ...], seed: int | None) -> tuple[str, ...]:
     return settings if seed is None else (*settings, f"seed={seed}")
 
 
-def config_of(paper: Paper) -> Callable[[Any], Any]:
-    """Return the options that a config of a paper is resolved from, as one decorator."""
+def config_of(paper: Paper | None = None) -> Callable[[Any], Any]:
+    """Return the options that a config is resolved from, as one decorator; without a paper, of the argument PAPER."""
 
     def decorate(command: Any) -> Any:
         for option in (settings, seed, row_of(paper), preset_of(paper), recipe, source, any_scale):
@@ -116,23 +115,26 @@ def config_of(paper: Paper) -> Callable[[Any], Any]:
     return decorate
 
 
-def row_of(paper: Paper) -> Callable[[Any], Any]:
+def row_of(paper: Paper | None) -> Callable[[Any], Any]:
     """Return the --row option of a paper, whose rows the shell completes."""
     text = "A row of the paper's tables, as `rows` lists them."
     return click.option("--row", help=text, shell_complete=complete(paper, "rows"))
 
 
-def preset_of(paper: Paper) -> Callable[[Any], Any]:
+def preset_of(paper: Paper | None) -> Callable[[Any], Any]:
     """Return the --preset option of a paper, whose presets the shell completes."""
-    return click.option("--preset", help=_PRESET, shell_complete=complete(paper, "presets"))
+    text = "A preset, such as the paper's or the released code's reading."
+    return click.option("--preset", help=text, shell_complete=complete(paper, "presets"))
 
 
-def complete(paper: Paper, part: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+def complete(paper: Paper | None, part: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
     """Return what completes names of a ``part`` of the recipe that is chosen so far, each with what it changes."""
 
     def names(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-        chosen = recipe_path(paper.package, ctx.params.get("scale") or "digits", ctx.params.get("recipe"))
+        if paper is None:
+            return []  # click knows no argument while an option waits for its value
         try:
+            chosen = recipe_path(paper.package, ctx.params.get("scale") or "digits", ctx.params.get("recipe"))
             found = getattr(read_recipe(chosen), part)
         except VitutorError:
             return []  # the command itself says what is wrong with the recipe

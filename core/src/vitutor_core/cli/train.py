@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from vitutor_core.cli.sizes import show_sizes
 from vitutor_core.cli.teacher import recipe_teachers, with_teachers
 from vitutor_core.config import setting
@@ -16,6 +18,7 @@ from vitutor_core.paper import Paper, load
 from vitutor_core.recipe import OWN
 from vitutor_core.runs import RunDir
 from vitutor_core.schema import RunConfig
+from vitutor_core.train.progress import is_silent
 
 if TYPE_CHECKING:
     from vitutor_core.runs import RunRecord
@@ -69,6 +72,8 @@ def _rows_before(asked: Asked, config: RunConfig, folder: Path, teachers: Path) 
         if row is None or weights is not None:
             continue
         run = RunDir((folder / row).absolute())
+        if not is_silent():
+            click.echo(f"{'row':10}{row}, which comes first, in {run.path}", err=True)
         with named(f"row {row}"):
             train_row(replace(asked, row=row, settings=shared), run.path, teachers)
         found.append(setting(f"{path}.weights", str(run.path)))

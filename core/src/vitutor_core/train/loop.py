@@ -68,7 +68,9 @@ def fit(
 
     with (
         StopRequest(run.path) as stop,
-        RunProgress(config.student.name, clock.total_steps, done=state.step, enabled=processes.is_main) as progress,
+        RunProgress(
+            f"{config.student.name}, updates", clock.total_steps, done=state.step, enabled=processes.is_main
+        ) as progress,
     ):
         # One of several processes cannot leave the others alone: it waits on, until the workers' time is up.
         give_up = stop.__bool__ if processes.world_size == 1 else never

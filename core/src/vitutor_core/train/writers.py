@@ -104,7 +104,7 @@ class MLflow:
 
 
 class Trackio:
-    """A run of the local project "vitutor"."""
+    """A run of the local project "vitutor", in a database at TRACKIO_DIR."""
 
     package = "trackio"
 
@@ -117,7 +117,7 @@ class Trackio:
         self._run: Any = trackio.init(project=_PROJECT, name=name, config=dict(facts.config), **resumes)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        self._run.log({"update": step, **values})
+        self._run.log(values, step=step)
 
     def close(self) -> None:
         self._run.finish()
