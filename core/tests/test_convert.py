@@ -136,6 +136,16 @@ def test_truncated_files_are_one_line(weights, share, call, tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_an_old_file_that_declares_more_than_there_is_memory_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(4)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    found = (tmp_path / "w.pth").read_bytes()
+    place = found.index(b"K\x04", found.index(b"cpu"))  # the number of elements of the storage
+    many = b"\x8a\x06" + (2**44).to_bytes(6, "little")
+    (tmp_path / "w.pth").write_bytes(found[:place] + many + found[place + 2 :])
+    with pytest.raises(CheckpointError, match=r"w\.pth: not a checkpoint"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
 def test_a_file_that_grows_when_it_is_read_is_refused(weights, tmp_path):
     small = checkpoint(tmp_path / "small.pth", {"model": {"zeros": torch.zeros(10**6)}})
     with zipfile.ZipFile(small) as stored, zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as packed:
