@@ -133,3 +133,12 @@ def test_under_the_official_preset_the_agent_alone_is_the_agent_of_joint_trainin
         alone = resolve(scale, row, preset="official").student
         joint = resolve(scale, {"agent_base": "joint_base"}.get(row, "joint"), preset="official").agent
         assert alone == joint
+
+
+@pytest.mark.parametrize("scale", ["cifar100", "imagenet"])
+def test_the_released_code_synchronises_batch_norm_but_not_of_shared_weights(scale):
+    end = "_b_10" if scale == "imagenet" else ""
+    for row, wanted in (("joint", True), ("agent", True), ("shared", False), ("vit", False)):
+        config = resolve(scale, f"{row}{end}", preset="official")
+        assert config.runtime.sync_batch_norm == wanted
+        assert not resolve(scale, f"{row}{end}").runtime.sync_batch_norm

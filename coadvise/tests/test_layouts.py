@@ -19,7 +19,7 @@ def images():
 
 
 def student(weights, pixels, *, width=384, depth=12, heads=6):
-    """Both stems, their means as tokens and their sum as patches; the mean of three heads."""
+    """Both stems, their means as tokens and their sum as patches; the logits of class, conv and inv token."""
     x = pixels
     for index, (kernel, stride) in zip((0, 3, 6), ((7, 2), (3, 1), (3, 1)), strict=True):
         x = weights.conv(x, f"conv_embed.conv.{index}", 64, kernel, stride=stride, padding=kernel // 2, bias=False)
@@ -33,8 +33,7 @@ def student(weights, pixels, *, width=384, depth=12, heads=6):
     x = torch.cat([weights("cls_token", 1, 1, width).expand(len(pixels), -1, -1), *means, sum(tokens)], dim=1)
     x = x + weights("pos_embed", 1, x.shape[1], width)
     x = weights.layer_norm(transformer(weights, x, "blocks.", depth=depth, heads=heads), "norm", 1e-6)
-    heads_of = [weights.linear(x[:, index], name, 1000) for index, name in enumerate(("head", "head_conv", "head_inv"))]
-    return sum(heads_of) / 3
+    return [weights.linear(x[:, index], name, 1000) for index, name in enumerate(("head", "head_conv", "head_inv"))]
 
 
 def test_the_released_student(images):
@@ -45,9 +44,11 @@ def test_the_released_student(images):
     found = convert(weights, where="file")
     assert (found.card.name, found.card.image_size) == ("cit_small_aligned_patch16_224", 224)
     with torch.no_grad():
-        logits = found.model.double().eval()(images)
-    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
-    assert expected.std() > 1e-3
+        model = found.model.double().eval()
+        logits, of_tokens = model(images), model.token_logits(model.forward_features(images))
+    for got, wanted in zip((*of_tokens, logits), (*expected, sum(expected) / 3), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+        assert wanted.std() > 1e-3
 
 
 def test_every_rule_of_the_table_is_used_and_every_name_is_known(images):

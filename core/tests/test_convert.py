@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from core.tests.train_samples import same
 from vitutor_core.cli.convert import read_checkpoint
 from vitutor_core.cli.main import vitutor
 from vitutor_core.errors import CheckpointError, ConfigError
-from vitutor_core.models.weights import CONVERTED, create_model, load_model
+from vitutor_core.models.weights import CONVERTED, ModelCard, create_model, load_model, save_model
 from vitutor_core.schema import ModelConfig
 
 SMALL = ("--model", "deit_tiny_patch16_224", "--set", "kwargs.embed_dim=16", "--set", "kwargs.depth=1")
@@ -135,6 +136,16 @@ def test_truncated_files_are_one_line(weights, share, call, tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_an_old_file_that_declares_more_than_there_is_memory_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(4)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    found = (tmp_path / "w.pth").read_bytes()
+    place = found.index(b"K\x04", found.index(b"cpu"))  # the number of elements of the storage
+    many = b"\x8a\x06" + (2**44).to_bytes(6, "little")
+    (tmp_path / "w.pth").write_bytes(found[:place] + many + found[place + 2 :])
+    with pytest.raises(CheckpointError, match=r"w\.pth: not a checkpoint"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
 def test_a_file_that_grows_when_it_is_read_is_refused(weights, tmp_path):
     small = checkpoint(tmp_path / "small.pth", {"model": {"zeros": torch.zeros(10**6)}})
     with zipfile.ZipFile(small) as stored, zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as packed:
@@ -197,6 +208,24 @@ def test_a_student_starts_from_published_weights_and_each_change_is_said(weights
     ]
     assert torch.equal(model.blocks[0].mlp.fc1.weight, weights["blocks.0.mlp.fc1.weight"])
     assert model.head.out_features == 7
+
+
+def test_of_a_run_only_what_was_resampled_is_said(weights, tmp_path):
+    """That its head is for equal classes alone is what the field says."""
+    card = {"name": "deit_tiny_patch16_224", "kwargs": {**KWARGS, "img_size": 32}, "class_names": tuple("0123456789")}
+    about = {"image_size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_ratio": 1.0, "interpolation": "bilinear"}
+    config = ModelConfig(name="deit_tiny_patch16_224", kwargs=KWARGS)
+    source = create_model(config, num_classes=10, image_size=32, channels=3)
+    source.load_state_dict(weights)
+    save_model(tmp_path / "w.safetensors", source, ModelCard(**card, **about, method="test"))
+    start = config.model_copy(update={"weights": str(tmp_path / "w.safetensors")})
+    with pytest.warns(UserWarning, match="resampled") as said:
+        create_model(start, num_classes=7, image_size=48, channels=3)
+    assert [str(warning.message).rpartition(": ")[2] for warning in said] == [
+        "positions resampled from 1 x 5 x 16 to 1 x 10 x 16"
+    ]
+    with warnings.catch_warnings(action="error"):
+        create_model(start, num_classes=7, image_size=32, channels=3)
 
 
 def test_a_student_starts_from_weights_by_their_authors_names(tmp_path):

@@ -11,10 +11,12 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
+from timm.layers import BatchNormAct2d
 
 from conformance.suite import assert_equal_weights
 from core.tests.train_samples import (
@@ -43,6 +45,7 @@ from vitutor_core.schema import RunConfig
 from vitutor_core.train import checkpoint, session
 from vitutor_core.train.evaluation import evaluate_run
 from vitutor_core.train.run_folder import RunFolder
+from vitutor_core.train.supervised import Supervised
 
 SETTINGS = (*PLAIN_SGD, "optim.lr=0.1", "train.ema_decay=0.9", "train.accumulate=2", "runtime.eval_batch_size=7")
 
@@ -170,6 +173,30 @@ def _collect(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_two_processes_put_together_what_they_have(tmp_path):
     mp.spawn(_collect, args=(str(tmp_path),), nprocs=2)
+
+
+def test_batch_norm_is_synchronised_on_gpus_with_its_activation_and_its_names(monkeypatch):
+    model = timm.create_model("efficientnet_lite0", num_classes=3)
+    assert synchronise_batch_norm(model) is model
+    assert not any(isinstance(part, torch.nn.SyncBatchNorm) for part in model.modules())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    own = {name: part.act for name, part in model.named_modules() if isinstance(part, BatchNormAct2d)}
+    monkeypatch.setattr("vitutor_core.distributed.world", lambda: (0, 2))
+    monkeypatch.setattr("vitutor_core.distributed.dist.get_backend", lambda: "nccl")
+    parts = dict(synchronise_batch_norm(model).named_modules())
+    assert own
+    assert all(isinstance(parts[name], torch.nn.SyncBatchNorm) and parts[name].act is act for name, act in own.items())
+    assert same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize(("settings", "asked"), [((), 0), (("runtime.sync_batch_norm=true",), 1)])
+def test_the_loop_asks_for_it_where_the_config_says_so(tmp_path, monkeypatch, settings, asked):
+    seen = []
+    monkeypatch.setattr(
+        "vitutor_core.train.session.synchronise_batch_norm", lambda method: seen.append(method) or method
+    )
+    run(tmp_path / "run", "train.epochs=1", *settings)
+    assert [type(method) for method in seen] == [Supervised] * asked
 
 
 def test_alone_there_is_nothing_to_put_together():

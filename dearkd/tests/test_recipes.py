@@ -122,11 +122,31 @@ def test_imagenet_generation_is_the_papers_setting():
 def test_transfer_starts_from_the_student_without_a_teacher(scale):
     for row in rows(scale, "transfer_"):
         config = resolve(scale, row)
-        assert config.student.start_row == "dearkd"
+        size = {"small": "dearkd_small", "base": "dearkd_base"}.get(row.split("_")[1], "dearkd")
+        assert config.student.start_row == size
+        assert config.student.name == resolve(scale, size).student.name
         assert config.teacher is None
         assert config.data.source != resolve(scale, "dearkd").data.source
         assert (config.optim.name, config.optim.lr, config.augment.random_erasing) == ("sgd", 0.01, 0)
         assert config.student.kwargs.get("drop_path_rate", 0) == 0
+
+
+def test_table_2_has_deit_as_published_beside_the_one_with_twelve_heads():
+    for part, fraction in (("10", 0.1), ("25", 0.25), ("50", 0.5), ("100", 1.0)):
+        config, twelve = resolve("imagenet", f"deit_plain_{part}"), resolve("imagenet", "vit")
+        assert (config.student.name, config.data.fraction) == ("deit_tiny_patch16_224", fraction)
+        assert "num_heads" not in config.student.kwargs
+        assert (config.teacher, budget(config), config.augment) == (None, budget(twelve), twelve.augment)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_table_3_has_deit_distilled_for_as_long_as_dearkd(size):
+    row = "deit_100" if size == "tiny" else f"deit_100_{size}"
+    for name, epochs in ((row, 300), (f"{row}_1000", 1000)):
+        config = resolve("imagenet", name)
+        assert config.student.name == f"deit_{size}_distilled_patch16_224"
+        assert (config.train.epochs, config.stage1_epochs, config.method.distill) == (epochs, epochs, "token")
+        assert config.teacher == resolve("imagenet", "dearkd").teacher
 
 
 @pytest.mark.parametrize("scale", SCALES)

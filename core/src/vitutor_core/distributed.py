@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -60,7 +61,7 @@ def synchronise_batch_norm(module: ModuleT) -> ModuleT:
     """Let BatchNorm see the batches of all processes, where they compute on GPUs: torch has it for these alone."""
     if world()[1] == 1 or dist.get_backend() != "nccl":
         return module
-    synchronised: ModuleT = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    synchronised: ModuleT = convert_sync_batchnorm(module)  # timm's keeps the activation of its own BatchNorm
     return synchronised
 
 

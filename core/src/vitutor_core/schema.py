@@ -290,6 +290,9 @@ class RuntimeConfig(Config):
     checkpoint_every_epochs: int = runtime(
         1, help="Save after every this many epochs, and after the last", ge=1, le=EPOCHS
     )
+    sync_batch_norm: bool = runtime(
+        False, help="BatchNorm sees the batches of all processes, on GPUs; false: those of its own"
+    )
     log_every_steps: int = runtime(20, help="Steps between two readings of the losses", ge=1, le=MANY)
     track: tuple[str, ...] = runtime(
         (), help="Trackers that get losses and metrics, by commas: tensorboard, wandb, mlflow, trackio, dvclive"

@@ -17,7 +17,7 @@ from vitutor_core.config import fingerprinted_fields
 from vitutor_core.data.build import build_data
 from vitutor_core.data.types import Data, DataInfo
 from vitutor_core.distill.taught import TaughtLoader, with_stored_logits
-from vitutor_core.distributed import Processes, processes
+from vitutor_core.distributed import Processes, processes, synchronise_batch_norm
 from vitutor_core.errors import DataError
 from vitutor_core.models.named import named_model
 from vitutor_core.models.weights import (
@@ -77,6 +77,8 @@ def train(
             method = build_method(config, data.info)
             if not run.is_finished:
                 check_first_step(method, config, data.info)
+            if config.runtime.sync_batch_norm:
+                method = synchronise_batch_norm(method)
             data = with_stored_logits(data, method.logit_teachers, config, group)
             if method.traits.classifies and data.info.num_classes < 2:
                 raise DataError(f"{data.info.name}: its one class is {data.info.class_names[0]}; to classify takes two")
