@@ -28,13 +28,15 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from conformance import ranks
+from conformance import ranks, steps
 from conformance.cost import cpu_seconds
+from vitutor_core.bench.driven import Driven
 from vitutor_core.cli.teacher import with_teachers
 from vitutor_core.config import setting
 from vitutor_core.data.build import build_data
 from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.types import Batch
+from vitutor_core.distributed import Processes
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.graph.needs import teachers_of
 from vitutor_core.graph.stages import read_graph
@@ -83,6 +85,8 @@ class MethodConformance:
     """False where the row pre-trains an encoder, which has figures of its own instead of an accuracy."""
     sees_other_processes: ClassVar[bool] = False
     """True where the objective of a process sees the images of others, as contrastive ones do."""
+    to_compile: ClassVar[tuple[str, ...]] = ()
+    """What has to be set for train.compile."""
     beside_the_tables: ClassVar[frozenset[str]] = frozenset()
     """Rows for which the paper has no number, and which nothing else needs."""
 
@@ -277,6 +281,38 @@ class MethodConformance:
 
     def test_runtime_fields_may_change(self, finished: Path, teachers: Path) -> None:
         self.run(finished, teachers, "runtime.workers=1", "runtime.log_every_steps=3")
+
+    def few_steps(self, teachers: Path, *settings: str) -> Any:
+        settings = ("train.batch_size=32", "data.fraction=0.25", "train.precision=fp32", *settings)
+        return with_teachers(self.config(*settings), "digits", teachers, settings=SHORT)
+
+    def driven(self, config: RunConfig) -> Driven:
+        data = build_data(config, device=torch.device("cpu"))
+        return Driven(config, load(self.paper().method).build, data, Processes(0, 1, torch.device("cpu")))
+
+    def test_forward_is_one_graph_and_captured_at_most_twice(
+        self, teachers: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def losses(*settings: str) -> list[float]:
+            driven = self.driven(self.few_steps(teachers, *self.to_compile, *settings))
+            return [float(loss) for epoch in range(2) for loss in driven.epoch(epoch)]
+
+        with steps.captured_whole(monkeypatch) as graphs:
+            compiled = losses("train.compile=true")
+        assert len(compiled) > 10
+        assert 1 <= graphs.count <= 2
+        assert compiled == losses()
+
+    def test_no_step_reads_from_the_device(self, teachers: Path) -> None:
+        driven = self.driven(self.few_steps(teachers))
+        driven.guard.deferred = True  # as on a GPU: its flag is read by the loop, between steps
+        with steps.NoHostReads():
+            count = sum(1 for epoch in range(4) for _ in driven.epoch(epoch))
+        assert count >= 20
+
+    def test_no_step_on_another_device_makes_a_tensor_on_the_host(self, teachers: Path, tmp_path: Path) -> None:
+        config = self.few_steps(teachers)
+        steps.drive_on_meta(self.driven(config), config, tmp_path / "run")
 
     @pytest.mark.slow
     def test_two_processes_share_one_gradient_and_every_parameter_has_one(self, tmp_path: Path, teachers: Path) -> None:

@@ -61,7 +61,7 @@ def test_it_rides_on_another_methods_pass(digits, drloc_build, family):
     expected = alone(batch, START)
     calls.forwards = 0
     torch.manual_seed(7)
-    output = both(batch, START)
+    output = both(both.prepare(batch, START), START)
     output.loss.backward()
     assert calls.forwards == 1
     torch.manual_seed(7)
@@ -94,7 +94,7 @@ def test_a_method_that_never_runs_its_student(digits, drloc_build):
     other.forward = lambda batch, clock: StepOutput(torch.zeros(()))
     both = WithDRLoc(other, DRLoc(student, input_size=(3, 16, 16)), weight=0.3)
     with pytest.raises(ConfigError, match="did not run its student"):
-        both(Batch(*batch), START)
+        both(both.prepare(Batch(*batch), START), START)
 
 
 @pytest.mark.parametrize("settings", [("method.align=false",), (), ("method.granularity=layer",)])
@@ -112,7 +112,9 @@ def test_beside_shared_weights_and_their_update_rule(digits, settings):
         method.zero_grad()
         # The step's seed also draws the pairs; dropout comes before them.
         torch.manual_seed(7)
-        (method.update_rule() or backward_once)(partial(method, batch, START), scale=1.0, no_sync=nullcontext)
+        (method.update_rule() or backward_once)(
+            partial(method, method.prepare(batch, START), START), scale=1.0, no_sync=nullcontext
+        )
         return {name: parameter.grad.clone() for name, parameter in method.named_parameters()}
 
     alone, found = gradients(other), gradients(both)
@@ -147,7 +149,7 @@ def test_beside_dearkds_teacher_and_feature_loss(digits, tmp_path):
     expected = other(batch, START)
     both = WithDRLoc(other, DRLoc(other.student, LossConfig(hidden=32), input_size=(3, 16, 16)), weight=0.5)
     torch.manual_seed(7)
-    output = both(batch, START)
+    output = both(both.prepare(batch, START), START)
     torch.testing.assert_close(output.loss, expected.loss + 0.5 * output.parts["drloc_loss"])
     assert {"hidden_loss", "logit_loss", "label_loss", "drloc_loss"} <= output.parts.keys()
     assert both.teachers().keys() == {"cnn"}

@@ -62,7 +62,7 @@ def test_the_key_encoder_follows_once_an_update_and_is_saved():
     with torch.no_grad():
         method.student.blocks[0].mlp.fc1.weight.add_(1.0)
     for _ in range(2):  # two micro-batches of one update
-        output = method(batch(), Clock(0, 10, 10))
+        output = method(method.prepare(batch(), Clock(0, 10, 10)), Clock(0, 10, 10))
     torch.testing.assert_close(method.key_student.blocks[0].mlp.fc1.weight, initial + 0.01)
     output.loss.backward()
     without = {name for name, parameter in method.named_parameters() if parameter.grad is None}
@@ -76,7 +76,8 @@ def test_the_key_encoder_follows_once_an_update_and_is_saved():
 def test_the_loss_is_that_of_both_views():
     method, images = build().train(), batch()
     torch.manual_seed(3)
-    loss = method(images, Clock(0, 10, 10)).loss
+    clock = Clock(0, 10, 10)
+    loss = method(method.prepare(images, clock), clock).loss
     torch.manual_seed(3)
     views = method._views(images.images)
     expected = 0

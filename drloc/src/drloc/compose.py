@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from drloc.localise import DRLoc
-from drloc.method import step_generator
+from drloc.method import PAIRS, with_pairs
 from drloc.models.grid import as_grid, pool_grid
 from vitutor_core.data.types import Batch
 from vitutor_core.errors import ConfigError
@@ -33,6 +33,9 @@ class WithDRLoc(MethodWrapper):
         self.drloc = drloc
         self.weight = weight
 
+    def prepare(self, batch: Batch, clock: Clock) -> Batch:
+        return with_pairs(super().prepare(batch, clock), self.drloc)
+
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         with _final_grid(self.student) as found:
             output = super().forward(batch, clock)
@@ -40,7 +43,7 @@ class WithDRLoc(MethodWrapper):
             raise ConfigError(f"WithDRLoc: {type(self.method).__name__} did not run its student")
         config = self.drloc.config
         grid = pool_grid(found[-1], max_side=config.max_side, kind=config.pool)
-        loss, error = self.drloc.localise([grid], step_generator(batch.images.device))
+        loss, error = self.drloc.localise([grid], pairs=batch.drawn[PAIRS])
         return output.with_term(self.weight * loss, drloc_loss=loss, drloc_cells=error)
 
 

@@ -12,7 +12,7 @@ from drloc.config import LossConfig
 from drloc.losses import ce_loss, l1_loss, reg_loss
 from drloc.models.grid import as_grid, block_names, pool_grid
 from drloc.models.head import OffsetClassHead, OffsetHead, init_head
-from drloc.pairs import offsets, pair_tokens, sample_pairs, scale
+from drloc.pairs import Pairs, offsets, pair_tokens, sample_pairs, scale
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.models.modes import evaluation_mode
@@ -65,15 +65,28 @@ class DRLoc(nn.Module):
         for position, (_, height, width) in zip(self._positions, shapes, strict=True):
             if min(height, width) < 2:
                 raise ConfigError(f"drloc: the grid {position} is {height} x {width}: no offsets to predict")
+        self._sides = [(height, width) for _, height, width in shapes]
         self.heads = nn.ModuleList(self._head(*shape) for shape in shapes)
 
-    def forward(self, model: nn.Module, images: Tensor, generator: torch.Generator | None = None) -> Output:
+    def forward(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        pairs: Sequence[Pairs] | None = None,
+    ) -> Output:
         """Run ``model`` once on images (B, C, H, W) and return its logits with the loss.
 
-        ``generator`` draws the pairs, on the images' device; None: torch's own.
+        ``generator`` draws the pairs, on the images' device; None: torch's own. ``pairs``: what `draw` gave before.
         """
         logits, grids = self.grids(model, images)
-        return Output(logits, *self.localise(grids, generator))
+        return Output(logits, *self.localise(grids, generator, pairs=pairs))
+
+    def draw(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> tuple[Pairs, ...]:
+        """Draw the pairs of ``batch`` images of the size that the heads were made for, for each head."""
+        m = self.config.pairs
+        return tuple(sample_pairs(batch, side, m, device=device, generator=generator) for side in self._sides)
 
     def grids(self, model: Any, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Run ``model`` once on images (B, C, H, W); return logits (B, K) and pooled grids (B, d, h, w)."""
@@ -90,15 +103,24 @@ class DRLoc(nn.Module):
             ]
         return outputs.logits, [pool_grid(grid, max_side=config.max_side, kind=config.pool) for grid in found]
 
-    def localise(self, grids: Sequence[Tensor], generator: torch.Generator | None = None) -> Localisation:
+    def localise(
+        self,
+        grids: Sequence[Tensor],
+        generator: torch.Generator | None = None,
+        *,
+        pairs: Sequence[Pairs] | None = None,
+    ) -> Localisation:
         """Return the loss on grids (B, d, H, W), one per head, that are already at hand."""
-        found = [self._one(head, grid, generator) for head, grid in zip(self.heads, grids, strict=True)]
+        if pairs is None:
+            m = self.config.pairs
+            sides = [(len(grid), (grid.shape[2], grid.shape[3]), grid.device) for grid in grids]
+            pairs = [sample_pairs(b, side, m, device=device, generator=generator) for b, side, device in sides]
+        found = [self._one(head, grid, own) for head, grid, own in zip(self.heads, grids, pairs, strict=True)]
         losses, errors = zip(*found, strict=True)
         return Localisation(torch.stack(losses).sum(), torch.stack(errors).mean())
 
-    def _one(self, head: nn.Module, grid: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _one(self, head: nn.Module, grid: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         config, side = self.config, (grid.shape[2], grid.shape[3])
-        pairs = sample_pairs(len(grid), side, config.pairs, device=grid.device, generator=generator)
         found = head(pair_tokens(grid, pairs))
         cells = offsets(pairs, signed=config.signed)
         if config.variant == "l1":

@@ -16,6 +16,8 @@ from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.models.weights import create_student
 from vitutor_core.train.method import Clock, Method, StepOutput
 
+PAIRS = "pairs"
+"""The name of the pairs among what is drawn for a batch."""
 _STREAM = 0xD21C
 """Tells the draws of pairs from others with the same seed."""
 
@@ -43,11 +45,14 @@ class DRLocMethod(Method):
         size = (info.channels, info.image_size, info.image_size)
         return cls(student, config, drloc=DRLoc(student, config.method, input_size=size))
 
+    def prepare(self, batch: Batch, clock: Clock) -> Batch:
+        return batch if self.drloc is None else with_pairs(batch, self.drloc)
+
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         if self.drloc is None:
             loss = F.cross_entropy(self.student(batch.images), batch.targets)
             return StepOutput(loss, parts={"label_loss": loss})
-        output = self.drloc(self.student, batch.images, step_generator(batch.images.device))
+        output = self.drloc(self.student, batch.images, pairs=batch.drawn[PAIRS])
         label = F.cross_entropy(output.logits, batch.targets)
         terms = self._terms
         weight = loss_weight(
@@ -61,7 +66,13 @@ class DRLocMethod(Method):
         return StepOutput(label + weight * output.loss, parts=parts)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # generators have no place in a graph
+def with_pairs(batch: Batch, drloc: DRLoc) -> Batch:
+    """Return the batch with the pairs of its images, which `step_generator` draws."""
+    images = batch.images
+    pairs = drloc.draw(len(images), images.device, step_generator(images.device))
+    return batch._replace(drawn={**batch.drawn, PAIRS: pairs})
+
+
 def step_generator(device: torch.device) -> torch.Generator:
     """Return a generator that depends on the seed of the current step alone; torch's own stays where it is.
 

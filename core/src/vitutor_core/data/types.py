@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from torch import Tensor  # sources are opened before torch is imported
 
-_NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+_NOTHING: Mapping[str, Any] = {}  # nobody writes there; torch.compile cannot follow a MappingProxyType
 
 
 def _covered(_: NDArray[np.int64]) -> str:
@@ -84,12 +83,14 @@ class Batch(NamedTuple):
     targets: (B,) int64 class ids, or (B, K) float32 where Mixup, CutMix or label smoothing is on.
     indices: (B,) int64 positions in the training subset.
     taught: the logits (B, K) of teachers by role, where they are known already; see `distill.taught`.
+    drawn: tensors that the method drew for these images, by name; see `train.method.Method.prepare`.
     """
 
     images: Tensor
     targets: Tensor
     indices: Tensor
     taught: Mapping[str, Tensor] = _NOTHING
+    drawn: Mapping[str, tuple[Any, ...]] = _NOTHING
 
 
 class WaitGivenUp(Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -74,8 +74,6 @@ class FrozenTeacher:
             raise ValueError("the teacher was put into training mode")
         if logits is not None and not features:
             return Taught(logits, ())
-        if self._device != images.device:
-            self.to(images.device)
         images = self.adapt(images)
         if logits is not None:
             return Taught(logits, forward_features(self.model, images, features))
@@ -83,20 +81,30 @@ class FrozenTeacher:
         return Taught(outputs.logits, outputs.features)
 
     def to(self, device: torch.device) -> Self:
-        """Move the network; calls do so by themselves, this is for those who run ``model`` with gradients."""
+        """Move the network; calls do so by themselves, but not where torch.compile captures them."""
         self._device = device
         self.model.to(device)
         self._scale, self._shift = self._scale.to(device), self._shift.to(device)
         return self
 
     def adapt(self, images: Tensor) -> Tensor:
-        """Change the student's images (B, C, H, W) to the teacher's normalisation and size."""
+        """Change the student's images (B, C, H, W) to the teacher's normalisation and size, on their own device."""
+        if self._device != images.device:
+            self.to(images.device)
         if self._renormalise:
             images = images * self._scale + self._shift
         if self._resize:
             size = (self._image_size, self._image_size)
             images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
         return images
+
+
+def teachers_within(module: nn.Module) -> Iterator[FrozenTeacher]:
+    """Yield the teachers that a module and its submodules have as attributes, alone or by role."""
+    for part in module.modules():
+        for value in vars(part).values():
+            found = value.values() if isinstance(value, Mapping) else (value,)
+            yield from (teacher for teacher in found if isinstance(teacher, FrozenTeacher))
 
 
 def load_teacher(config: TeacherConfig, info: DataInfo) -> FrozenTeacher:

@@ -63,7 +63,7 @@ def _run(method: Method, config: RunConfig, info: DataInfo, device: torch.device
     others = "".join(f", {role} {facts['name']}" for role, facts in method.teachers().items())
     where = f"method: the first step with student {name}{others}, {size} and train.batch_size={config.train.batch_size}"
     with _one_line(f"{where} fails", "change one of these, or the method's own fields"):
-        method(Batch(images, targets, torch.arange(count, device=device)), clock)
+        method(method.prepare(Batch(images, targets, torch.arange(count, device=device)), clock), clock)
 
 
 @contextmanager

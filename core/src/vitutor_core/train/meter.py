@@ -38,7 +38,7 @@ class Meter:
             if name in self._sums:
                 self._sums[name] += weighted
             else:
-                self._sums[name] = torch.as_tensor(weighted, dtype=torch.float64, device=loss.device)
+                self._sums[name] = loss.new_zeros((), dtype=torch.float64) + weighted
         self._images += images
 
     def waited(self, seconds: float) -> None:

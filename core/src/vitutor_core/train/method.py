@@ -128,9 +128,21 @@ class Method(nn.Module, ABC):
         """Build the method for the data at hand; raises `ConfigError` where config and data do not fit."""
         raise NotImplementedError
 
+    def prepare(self, batch: Batch, clock: Clock) -> Batch:
+        """Return the batch with what `forward` finds in ``batch.drawn``.
+
+        Called once for each micro-batch, in front of all its forward passes and outside of what torch.compile captures.
+        Here belongs what has no place in a graph: numbers drawn by a generator of one's own or on the host, and what
+        is done once an update. Torch's generator has been seeded for the micro-batch.
+        """
+        return batch
+
     @abstractmethod
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
-        """Return the whole objective of one step."""
+        """Return the whole objective of one step, for a batch that `prepare` has seen.
+
+        It is captured as one graph: no value of a tensor is read on the host, and nothing is made there.
+        """
 
     def inference_model(self) -> nn.Module:
         """Return the module to evaluate and export: free of teachers and projectors."""

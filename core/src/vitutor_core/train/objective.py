@@ -34,7 +34,8 @@ class Objective(nn.Module):
         if targets is None:
             targets = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
         batch = Batch(images, targets, torch.arange(images.shape[0], device=images.device))
-        output: StepOutput = self.method(batch, Clock(epoch, 1, self._epochs))
+        clock = Clock(epoch, 1, self._epochs)
+        output: StepOutput = self.method(self.method.prepare(batch, clock), clock)
         return output
 
 

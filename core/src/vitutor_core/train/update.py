@@ -12,6 +12,7 @@ from torch import nn
 
 from vitutor_core.data import keyed
 from vitutor_core.data.types import Batch
+from vitutor_core.distill.teacher import teachers_within
 from vitutor_core.distributed import Processes, effective_precision
 from vitutor_core.errors import ConfigError, first_line
 from vitutor_core.schema import RunConfig
@@ -41,6 +42,8 @@ class Updater:
 
     def wrap(self) -> None:
         """Compile and wrap the method. DDP would wait for gradients of parameters that are gone."""
+        for teacher in teachers_within(self.method):
+            teacher.to(self.processes.device)
         compiled = torch.compile(self.method) if self.config.train.compile else self.method
         self._wrapped = self.processes.wrap(compiled)  # type: ignore[arg-type]  # torch.compile keeps modules modules
 
@@ -54,8 +57,9 @@ class Updater:
         for number, batch in enumerate(micro_batches):
             # Dropout is a function of the step, as the data are: a resumed run needs no generator state.
             torch.manual_seed(keyed.seed_from(self.config.seed, clock.step, self.processes.rank, number))
+            prepared = method.prepare(batch, clock)
 
-            def forward(batch: Batch = batch) -> StepOutput:
+            def forward(batch: Batch = prepared) -> StepOutput:
                 return self._forward(batch, clock)
 
             with advise_without_compile(), nullcontext() if number == len(micro_batches) - 1 else no_sync():

@@ -38,6 +38,9 @@ class MethodWrapper(Method):
         """The other method's traits."""
         return self.method.traits
 
+    def prepare(self, batch: Batch, clock: Clock) -> Batch:
+        return self.method.prepare(batch, clock)
+
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         output: StepOutput = self.method(batch, clock)
         return output

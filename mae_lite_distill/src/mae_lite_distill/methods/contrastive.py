@@ -53,13 +53,15 @@ class ContrastivePretraining(Pretraining):
         init_encoder(student)
         return cls(student, config.moco, info)
 
-    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
-        first, second = self._views(batch.images)
+    def prepare(self, batch: Batch, clock: Clock) -> Batch:
         # An update of several micro-batches calls this several times; the key encoder follows once.
         if clock.step != self._followed:
             self._followed = clock.step
             self.follow(momentum(clock.fraction, self._config.momentum))
-        views = torch.cat([first, second])
+        return batch._replace(drawn={"views": self._views(batch.images)})
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        views = torch.cat(batch.drawn["views"])
         queries = [self.predictor(part) for part in self._project(self.student, self.projector, views)]
         with torch.no_grad():
             keys = self._project(self.key_student, self.key_projector, views)

@@ -125,7 +125,6 @@ class MaskedPretraining(Pretraining):
     def _teacher_logits(self, teacher: FrozenTeacher, images: Tensor, masking: Masking) -> list[Tensor]:
         if teacher.model.training:
             raise ValueError("the teacher was put into training mode")
-        teacher.to(images.device)
         found = encode_logits(teacher.model, teacher.adapt(images), masking, self._blocks)
         return [found[block] for block in self._blocks]
 

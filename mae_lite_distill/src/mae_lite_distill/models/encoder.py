@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -92,9 +92,8 @@ def encode(
     taken: Tensor | None = None
     for index, block in enumerate(vit.blocks):
         if index in logits:
-            with _recorded_qkv(block.attn) as recorded:
-                tokens = block(tokens)
-            found[index] = attention_logits(block.attn, *recorded[0])
+            tokens, qkv = _with_qkv(block, tokens)
+            found[index] = attention_logits(block.attn, *qkv.chunk(3, dim=-1)[:2])
         else:
             tokens = block(tokens)
         if index + 1 == tokens_after:
@@ -129,20 +128,28 @@ def attention_logits(attention: Any, queries: Tensor, keys: Tensor) -> Tensor:
     return logits
 
 
-@contextmanager
-def _recorded_qkv(attention: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Record queries and keys of the next call. The attention itself stays fused."""
-    recorded: list[tuple[Tensor, Tensor]] = []
+def _with_qkv(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Run a block and return with its tokens what its qkv projection gave. The attention itself stays fused."""
+    recorded: list[Tensor] = []
 
-    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        queries, keys, _ = output.chunk(3, dim=-1)
-        recorded.append((queries, keys))
+    def qkv(normed: Tensor) -> Tensor:
+        recorded.append(block.attn.qkv(normed))
+        return recorded[0]
 
-    handle = attention.qkv.register_forward_hook(hook)
-    try:
-        yield recorded
-    finally:
-        handle.remove()
+    attention = _Changed(block.attn, "qkv", qkv)
+    changed = _Changed(block, "attn", partial(type(block.attn).forward, attention))
+    return type(block).forward(changed, tokens), recorded[0]
+
+
+class _Changed:
+    """A module with another ``part`` for one call. A hook would do the same and break torch.compile's graph."""
+
+    def __init__(self, module: nn.Module, name: str, part: Callable[..., Tensor]) -> None:
+        self._module = module
+        self._changed = {name: part}
+
+    def __getattr__(self, name: str) -> Any:
+        return self._changed[name] if name in self._changed else getattr(self._module, name)
 
 
 def _embed(vit: Any, images: Tensor, masking: Masking | None) -> Tensor:
