@@ -168,7 +168,15 @@ def _navigation(pages: Path) -> list[Any]:
         section("Papers", "papers/*.md"),
         section("Notebooks", "notebooks/*.md"),
         {"Results": ["results/index.md", *(part for part in results if any(part.values()))]},
-        section("Use", "which_method.md", "reproducing.md", "cluster.md", "reference/*.md", "adding_a_method.md"),
+        section(
+            "Use",
+            "which_method.md",
+            "reproducing.md",
+            "cluster.md",
+            "benchmarks.md",
+            "reference/*.md",
+            "adding_a_method.md",
+        ),
         section("Fidelity", "fidelity/*.md"),
         {"Decisions": ["decisions/index.md", *section("", "decisions/0*.md")[""]]},
     ]

@@ -7,6 +7,7 @@ from typing import NoReturn
 import click
 
 from vitutor_core.cli.analyze import analyze
+from vitutor_core.cli.bench import bench
 from vitutor_core.cli.cache import cache
 from vitutor_core.cli.compare import compare
 from vitutor_core.cli.data import data
@@ -25,7 +26,7 @@ def vitutor() -> None:
     """ViTutor's shared tools. Each paper has a command of its own."""
 
 
-for command in (data, teacher, predict_command(), cache, analyze, compare, report, fields, doctor):
+for command in (data, teacher, predict_command(), cache, analyze, compare, report, fields, doctor, bench):
     vitutor.add_command(command)
 for command in (graph, plan, ready, params):
     vitutor.add_command(command)
