@@ -1,1 +1,1 @@
-"""Speed against peers, as ratios within one process. Each script prints JSON; --out FILE writes it."""
+"""What `vitutor bench` leaves out: parts of papers beside their released form, and memory. JSON; --out FILE."""

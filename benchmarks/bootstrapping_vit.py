@@ -14,10 +14,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.record import interleave, ratio, report
+from benchmarks.record import report
 from bootstrapping_vit.cli import PAPER
 from bootstrapping_vit.method import BootstrappingViT
 from bootstrapping_vit.models.conv import head_window, shared_conv
+from vitutor_core.bench.timing import interleave, ratio
 from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.train.method import Clock
 

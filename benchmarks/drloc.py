@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.record import interleave, ratio, report
+from benchmarks.record import report
 from drloc import DRLoc
 from drloc.pairs import offsets, pair_tokens, sample_pairs
+from vitutor_core.bench.timing import interleave, ratio
 
 BATCH = 4
 PAIRS = 64

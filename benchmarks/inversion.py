@@ -14,10 +14,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.record import interleave, ratio, report
+from benchmarks.record import report
 from dearkd.generation.config import TermsConfig
 from dearkd.generation.losses import bn_statistics
 from dearkd.generation.objective import BatchNormStatistics, objective
+from vitutor_core.bench.timing import interleave, ratio
 from vitutor_core.models import cnn as _cnn  # noqa: F401  # registers the CNNs with timm
 
 TERMS = TermsConfig(bn=10.0, easiest_positive=5.0, triplet=0.5)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.record import interleave, ratio, report
+from benchmarks.record import report
+from vitutor_core.bench.timing import interleave, ratio
 from vitutor_core.models import involution as core
 from vitutor_core.models.involution import Involution, involution
 

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.record import interleave, ratio, report
+from benchmarks.record import report
 from mae_lite_distill.config import MAEConfig
 from mae_lite_distill.methods import masked
 from mae_lite_distill.methods.masked import MaskedPretraining, init_encoder
 from mae_lite_distill.models import Decoder, Masking, encode, head_map, random_masking
+from vitutor_core.bench.timing import interleave, ratio
 from vitutor_core.data.types import DataInfo
 from vitutor_core.distill import FrozenTeacher
 

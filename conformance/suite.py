@@ -337,9 +337,7 @@ class MethodConformance:
         data = build_data(config, device=torch.device("cpu"))
         return Driven(config, load(self.paper().method).build, data, Processes(0, 1, torch.device("cpu")))
 
-    def test_forward_is_one_graph_and_captured_at_most_twice(
-        self, teachers: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_forward_is_one_graph_captured_at_most_twice(self, teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def losses(*settings: str) -> list[float]:
             driven = self.driven(self.few_steps(teachers, *self.to_compile, *settings))
             return [float(loss) for epoch in range(2) for loss in driven.epoch(epoch)]

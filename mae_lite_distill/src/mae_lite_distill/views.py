@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from mae_lite_distill.config import MoCoConfig
 from vitutor_core.data.augment import boxes, pixelops
 from vitutor_core.data.augment.resample import resized_crop
+from vitutor_core.data.transfer import to_device
 from vitutor_core.data.types import DataInfo
 
 _ASPECT = (3 / 4, 4 / 3)
@@ -31,7 +32,9 @@ class TwoViews:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return two views (B, 3, S, S) of the normalised images (B, 3, S, S), normalised again."""
-        mean, std = self._mean.to(images.device), self._std.to(images.device)
+        if self._mean.device != images.device:
+            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
+        mean, std = self._mean, self._std
         pixels = pixelops.round_to_pixels(images * std + mean)
         config = self._config
         first = self._view(pixels, blur=config.blur[0], solarise=0.0)
@@ -45,7 +48,7 @@ class TwoViews:
         crops = boxes.crop_boxes(draws[:, 11:].numpy(), side, config.crop_scale, _ASPECT)
         mirror = (draws[:, 0] < config.flip).numpy()
         x = pixelops.round_to_pixels(resized_crop(pixels, crops, side, "bilinear", mirror=mirror))
-        chance = draws.to(x.device, torch.float32)
+        chance = to_device(draws.float().numpy(), x.device)
         x = _where(chance[:, 1] < config.jitter_probability, self._jitter(x, chance[:, 2:6]), x)
         if blur:
             x = _where(chance[:, 6] < blur, gaussian_blur(x, 0.1 + 1.9 * chance[:, 7]), x)

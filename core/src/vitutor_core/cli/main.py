@@ -7,6 +7,7 @@ from typing import NoReturn
 import click
 
 from vitutor_core.cli.analyze import analyze
+from vitutor_core.cli.bench import bench
 from vitutor_core.cli.cache import cache
 from vitutor_core.cli.compare import compare
 from vitutor_core.cli.convert import convert
@@ -29,7 +30,7 @@ def vitutor() -> None:
 
 
 _TOOLS = (data, teacher, predict_command(), convert, cache, analyze, detect, compare, replay, report, fields, doctor)
-for command in _TOOLS:
+for command in (*_TOOLS, bench):
     vitutor.add_command(command)
 for command in (graph, plan, ready, params):
     vitutor.add_command(command)
