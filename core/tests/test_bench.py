@@ -86,7 +86,7 @@ def test_the_record_table_and_figure(toy, capsys):
     assert record["parts"]["plain step"]["skipped"].keys() == {"compiled steps"}
     assert "no installed method" in record["parts"]["teachers"]["skipped"]["teachers"]
     shown, figure = capsys.readouterr().out, (toy / "out" / "bench.svg").read_text()
-    for text in ("timm step by hand", "toypaper, tuned: step"):
+    for text in ("timm step by hand", "toypaper, warmed: step"):
         assert text in shown
         assert text in figure
     assert sorted(path.name for path in (toy / "out").iterdir()) == ["bench.json", "bench.svg"]

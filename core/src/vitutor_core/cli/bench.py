@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitutor_core.cli import options
+from vitutor_core.cli.compared import Contest
 from vitutor_core.cli.launch import Job, run_jobs
+from vitutor_core.cli.reproduce import Row
 from vitutor_core.cli.teacher import teacher_config
 from vitutor_core.config import setting
 from vitutor_core.files import write_json
 from vitutor_core.graph.needs import teachers_of
-from vitutor_core.paper import Paper, installed_papers, load
-from vitutor_core.recipe import read_recipe, recipe_path
+from vitutor_core.paper import installed_papers, load
 from vitutor_core.schema import RunConfig
 
 if TYPE_CHECKING:
     from vitutor_core.bench.methods import Subject
 
-_ALONE = ("student.start_row=null", "train.accumulate=1", "train.compile=false", "cache.folder=null")
-"""A step needs no other row's weights."""
+_ONE_STEP = ("train.accumulate=1", "train.compile=false", "cache.folder=null")
 PARTS = (
     *("limits", "plain step", "waiting for data", "resident loader", "streamed loader", "methods", "teachers"),
     *("host and kernels", "several GPUs"),
@@ -94,42 +94,40 @@ def on_processes(count: int, target: str, arguments: dict[str, Any]) -> None:
 
 
 def _subjects(scale: str, folder: Path, *, bf16: bool) -> list[Subject]:
-    """Return what `vitutor compare` compares, of every installed paper, with untrained teachers."""
+    """Return each paper's lines of `vitutor compare` and the rows before them, with untrained teachers."""
     from vitutor_core.bench.methods import Subject
 
     precision = setting("train.precision", "bf16" if bf16 else "fp32")
+    contest = Contest(scale, installed_papers(), (*_ONE_STEP, precision))
+    # A step is no slower without the weights that it starts from.
+    alone = ["student.start_row=null", setting("train.batch_size", contest.budget.train.batch_size)]
+    lines = [entry.row for entry in contest.entries() if entry.row.paper.package in contest.papers]
     subjects = []
-    for paper in installed_papers().values():
-        compared = read_recipe(recipe_path(paper.package, scale)).compare
-        if compared is None:
-            continue
-        plain = paper.resolve(scale, None, compared.plain, (*_ALONE, precision))
-        batch = setting("train.batch_size", plain.train.batch_size)
-        for row in compared.methods:
-            config = paper.resolve(scale, None, row, (*_ALONE, precision, batch))
-            config = _with_untrained_teachers(config, paper, scale, folder)
-            build = load(paper.method).build
-            subjects.append(Subject(f"{paper.package}, {row}", build, config, plain))
+    for row in dict.fromkeys(row for line in lines for row in (*(before for before, _ in contest.before(line)), line)):
+        config = _with_untrained_teachers(row, contest, folder).changed(alone)
+        build = load(row.paper.method).build
+        subjects.append(Subject(f"{row.paper.package}, {row.name}", build, config, contest.budget))
     return subjects
 
 
-def _with_untrained_teachers(config: RunConfig, paper: Paper, scale: str, folder: Path) -> RunConfig:
+def _with_untrained_teachers(row: Row, contest: Contest, folder: Path) -> RunConfig:
     """Fill in teachers of the recipe's architectures with random weights, which take the same time."""
     import torch
 
     from vitutor_core.bench.synthetic import synthetic_info
     from vitutor_core.cli.preflight import save_untrained
 
+    config, others = row.config(0), contest.teacher_rows(row)
     found = []
     for path, teacher in teachers_of(config):
         if teacher.weights is not None or (teacher.recipe is None and teacher.row is None):
             continue
         own = (
-            teacher_config(config, scale, teacher.recipe)
+            teacher_config(config, row.scale, teacher.recipe)
             if teacher.recipe is not None
-            else paper.resolve(scale, None, teacher.row, _ALONE)
+            else others[str(teacher.row)].config(0)
         )
-        file = folder / f"{paper.package}-{teacher.recipe or teacher.row}.safetensors"
+        file = folder / f"{row.paper.package}-{teacher.recipe or teacher.row}.safetensors"
         torch.manual_seed(0)
         save_untrained(file, own, synthetic_info(config))
         found.append(setting(f"{path}.weights", str(file)))
