@@ -6,9 +6,8 @@ import itertools
 
 import pytest
 
-from vitutor_core.train import eta, progress
-from vitutor_core.train.eta import Eta, duration
-from vitutor_core.train.progress import RunProgress
+from vitutor_core.train import progress
+from vitutor_core.train.progress import Eta, RunProgress, duration
 
 
 class Clock:
@@ -22,7 +21,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     found = Clock()
-    monkeypatch.setattr(eta.time, "monotonic", found)
+    monkeypatch.setattr(progress.time, "monotonic", found)
     return found
 
 

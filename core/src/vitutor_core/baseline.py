@@ -15,19 +15,20 @@ class DistillConfig(Config):
     """How a teacher's logits enter the loss; see `vitutor_core.train.baseline`."""
 
     distill: Literal["none", "soft", "hard", "token"] = fingerprinted(
-        "none", help="none: labels alone; soft: the teacher's distribution; hard: its answer; token: that, on a token"
+        "none",
+        help="What a teacher gives; none: nothing; soft: its distribution; hard: its answer; token: that, to a token",
     )
     weight: float = fingerprinted(
-        0.5, help="weight of the teacher's term; 1 - weight is that of the labels", ge=0, le=1
+        0.5, help="Weight of the teacher's term; 1 - weight is that of the labels", ge=0, le=1
     )
-    temperature: float = fingerprinted(1.0, help="soft: temperature of both distributions", gt=0, le=LARGE)
+    temperature: float = fingerprinted(1.0, help="Soft: temperature of both distributions", gt=0, le=LARGE)
 
 
 class BaselineConfig(RunConfig):
     """Everything that a baseline needs."""
 
-    teacher: TeacherConfig | None = fingerprinted(None, help="the frozen teacher; null: none")
-    method: DistillConfig = fingerprinted(DistillConfig(), help="the distillation")
+    teacher: TeacherConfig | None = fingerprinted(None, help="The frozen teacher; null: none")
+    method: DistillConfig = fingerprinted(DistillConfig(), help="The distillation")
 
     @model_validator(mode="after")
     def _teacher_where_needed(self) -> Self:

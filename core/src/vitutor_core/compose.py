@@ -14,7 +14,7 @@ from vitutor_core.config import Config, fingerprinted
 @cache
 def with_section(schema: type[Config], package: str, section: type[Config]) -> type[Config]:
     """Return the config of a method with one more section, ``package``, for the term beside it."""
-    fields: Any = {package: (section, fingerprinted(section(), help=f"the term of {package} beside the method"))}
+    fields: Any = {package: (section, fingerprinted(section(), help=f"The term of {package} beside the method"))}
     made: type[Config] = create_model(f"{schema.__name__}With{section.__name__}", __base__=schema, **fields)
     return made
 

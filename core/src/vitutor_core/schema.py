@@ -303,14 +303,14 @@ class DetectionConfig(Config):
     """Detection and instance segmentation with Mask R-CNN on the student; see `train.detector`."""
 
     scale: tuple[JitterScale, JitterScale] = fingerprinted(
-        (0.1, 2.0), help="large-scale jitter: range of an image's size, relative to the one that fills the input"
+        (0.1, 2.0), help="Large-scale jitter: range of an image's size, relative to the one that fills the input"
     )
     window: int | None = fingerprinted(
-        14, help="side of the attention windows of a plain ViT, in patches; null: all blocks are global", ge=1, le=8192
+        14, help="Side of the attention windows of a plain ViT, in patches; null: all blocks are global", ge=1, le=8192
     )
-    global_blocks: int = fingerprinted(4, help="blocks of a plain ViT, evenly spaced, that stay global", ge=1, le=1000)
-    channels: int = fingerprinted(256, help="width of the feature pyramid and of the heads", ge=1, le=2**14)
-    proposals: int = fingerprinted(512, help="boxes per image on which the heads are trained", ge=1, le=10**5)
+    global_blocks: int = fingerprinted(4, help="Blocks of a plain ViT, evenly spaced, that stay global", ge=1, le=1000)
+    channels: int = fingerprinted(256, help="Width of the feature pyramid and of the heads", ge=1, le=2**14)
+    proposals: int = fingerprinted(512, help="Boxes per image on which the heads are trained", ge=1, le=10**5)
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Self:
@@ -349,4 +349,4 @@ class RunConfig(Config):
 class DetectorConfig(RunConfig):
     """A run of `vitutor detect`."""
 
-    detect: DetectionConfig = fingerprinted(DetectionConfig(), help="detection")
+    detect: DetectionConfig = fingerprinted(DetectionConfig(), help="Detection")
