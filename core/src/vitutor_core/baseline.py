@@ -16,12 +16,12 @@ class DistillConfig(Config):
 
     distill: Literal["none", "soft", "hard", "token"] = fingerprinted(
         "none",
-        help="What a teacher gives; none: nothing; soft: its distribution; hard: its answer; token: that, to a token",
+        help="What a teacher gives; soft: its distribution; hard: its answer; token: that, to a token",
     )
     weight: float = fingerprinted(
         0.5, help="Weight of the teacher's term; 1 - weight is that of the labels", ge=0, le=1
     )
-    temperature: float = fingerprinted(1.0, help="Soft: temperature of both distributions", gt=0, le=LARGE)
+    temperature: float = fingerprinted(1.0, help="Temperature of soft targets, of both distributions", gt=0, le=LARGE)
 
 
 class BaselineConfig(RunConfig):
