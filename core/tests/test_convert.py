@@ -210,7 +210,7 @@ def test_a_student_starts_from_published_weights_and_each_change_is_said(weights
     assert model.head.out_features == 7
 
 
-def test_of_a_run_only_what_was_resampled_is_said(weights, tmp_path):
+def test_of_a_run_only_what_was_resampled_is_said(weights, tmp_path, monkeypatch):
     """That its head is for equal classes alone is what the field says."""
     card = {"name": "deit_tiny_patch16_224", "kwargs": {**KWARGS, "img_size": 32}, "class_names": tuple("0123456789")}
     about = {"image_size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_ratio": 1.0, "interpolation": "bilinear"}
@@ -224,6 +224,7 @@ def test_of_a_run_only_what_was_resampled_is_said(weights, tmp_path):
     assert [str(warning.message).rpartition(": ")[2] for warning in said] == [
         "positions resampled from 1 x 5 x 16 to 1 x 10 x 16"
     ]
+    monkeypatch.setattr("vitutor_core.models.fit.layouts", lambda: pytest.fail("other papers were imported"))
     with warnings.catch_warnings(action="error"):
         create_model(start, num_classes=7, image_size=32, channels=3)
 

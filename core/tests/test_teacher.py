@@ -241,6 +241,8 @@ def test_a_teacher_of_other_images_is_one_where_no_logits_are_read(tmp_path, has
     images = torch.randn(2, 3, 16, 16)
     expected = model.eval().forward_intermediates(teacher.adapt(images), indices=[2], intermediates_only=True)
     assert torch.equal(teacher(images, features=[2]).features[0], expected[0])
+    with pytest.raises(ValueError, match="reads_logits=False, and its logits are read"):
+        teacher(images)
 
 
 def test_an_encoder_without_classes_is_no_teacher_of_logits(tmp_path):

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from core.tests.published import Official, embedded, listing_sha256, transformer, vit
@@ -16,7 +16,11 @@ from mae_lite_distill.models.decoder import Decoder
 from mae_lite_distill.models.layouts import MAE, MOCO
 from mae_lite_distill.models.positions import sincos_positions
 from mae_lite_distill.tests.mae_samples import INFO, MICRO_MAE, resolve, train_row
+from vitutor_core.cli.entry import run as run_command
+from vitutor_core.cli.main import vitutor
 from vitutor_core.data.types import Batch
+from vitutor_core.distill.teacher import load_teacher
+from vitutor_core.errors import ConfigError
 from vitutor_core.models.convert import Classes, convert
 from vitutor_core.schema import ModelConfig, TeacherConfig
 from vitutor_core.train.method import Clock
@@ -168,6 +172,25 @@ def test_a_released_file_is_a_teacher_of_attention_on_other_images(released):
     assert torch.equal(found, weights["module.model.blocks.1.attn.qkv.weight"])
     batch = Batch(images(16).float(), torch.zeros(2).long(), torch.arange(2))
     assert method(batch, Clock(0, 1, 1)).parts["attention_loss"] > 0
+
+
+def test_the_command_keeps_the_decoder_where_asked(released, tmp_path, capsys):
+    _, weights = released
+    torch.save({"model": dict(weights)}, tmp_path / "released.pth.tar")
+    given = [f"--set=kwargs.{name}={value}" for name, value in MICRO.items()]
+    to, beside = tmp_path / "encoder.safetensors", tmp_path / "decoder.safetensors"
+    files = [tmp_path / "released.pth.tar", f"--to={to}", f"--beside={beside}", "--model=vit_tiny_patch16_224"]
+    with pytest.raises(SystemExit) as caught:
+        run_command(vitutor, ["convert", *map(str, files), *given])
+    assert caught.value.code == 0
+    assert f"{beside}: 19 tensors" in capsys.readouterr().out
+    decoder = Decoder(16, (8, 8), 48)
+    decoder.load_state_dict({name.removeprefix("decoder."): value for name, value in load_file(beside).items()})
+    assert torch.equal(decoder.embed.weight, weights["module.model.decoder_embed.weight"])
+    teacher = load_teacher(TeacherConfig(weights=str(to)), INFO, reads_logits=False)
+    assert torch.equal(teacher.model.pos_embed, weights["module.model.pos_embed"])
+    with pytest.raises(ConfigError, match="the teacher knows 0 classes"):
+        load_teacher(TeacherConfig(weights=str(to)), INFO)
 
 
 def test_fine_tuning_starts_from_a_released_file(released):

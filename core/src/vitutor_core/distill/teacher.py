@@ -40,7 +40,7 @@ class FrozenTeacher:
 
     model: the network. mean, std: its normalisation of pixels in [0, 1]. image_size: its input side, in pixels.
     info: the data as the student sees them; batches come in the student's normalisation and size.
-    top1: its known accuracy in percent, for the record.
+    top1: its known accuracy in percent, for the record. gives_logits: whether its classes are those of the data.
     """
 
     def __init__(
@@ -53,10 +53,12 @@ class FrozenTeacher:
         image_size: int,
         info: DataInfo,
         top1: float | None = None,
+        gives_logits: bool = True,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.facts = {"name": name, "sha256": weights_sha256(model.state_dict()), "top1": top1}
         self.input: dict[str, Any] = {"image_size": image_size, "mean": list(mean), "std": list(std)}
+        self._gives_logits = gives_logits
         self._image_size = image_size
         self._resize = image_size != info.image_size
         # (x * std_S + mean_S - mean_T) / std_T, as one multiplication and one addition
@@ -76,6 +78,8 @@ class FrozenTeacher:
             raise ValueError("the teacher was put into training mode")
         if logits is not None and not features:
             return Taught(logits, ())
+        if not features and not self._gives_logits:
+            raise ValueError("the teacher was loaded with reads_logits=False, and its logits are read")
         images = self.adapt(images)
         if logits is not None:
             return Taught(logits, forward_features(self.model, images, features))
@@ -126,7 +130,16 @@ def load_teacher(config: TeacherConfig, info: DataInfo, *, reads_logits: bool = 
         size = config.image_size or card.image_size
         check_border(model, card.name, size)
         top1 = card.metrics.get("top1")
-        return FrozenTeacher(model, name=card.name, mean=card.mean, std=card.std, image_size=size, info=info, top1=top1)
+        return FrozenTeacher(
+            model,
+            name=card.name,
+            mean=card.mean,
+            std=card.std,
+            image_size=size,
+            info=info,
+            top1=top1,
+            gives_logits=reads_logits,
+        )
     if config.model is None:
         raise ConfigError("teacher: no weights given; set teacher.weights, or teacher.model to a timm name")
     if path is None:
@@ -145,6 +158,7 @@ def load_teacher(config: TeacherConfig, info: DataInfo, *, reads_logits: bool = 
         std=cfg.get("std") or info.std,
         image_size=size,
         info=info,
+        gives_logits=reads_logits,
     )
 
 

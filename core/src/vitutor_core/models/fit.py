@@ -13,7 +13,7 @@ from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 
 from vitutor_core.errors import CheckpointError
-from vitutor_core.models.layouts import Layout, layouts
+from vitutor_core.models.layouts import OWN, Layout, layouts
 
 PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
 """What wrappers put in front of all names."""
@@ -128,10 +128,14 @@ def read(
     optional: Sequence[str] = (),
 ) -> Reading:
     """Return the reading that fits best, by names alone, of all layouts with and without the common prefixes."""
+    if known is None:
+        # Weights of ours need no other paper, which would be imported for its layouts.
+        ours = read(tensors, model, known=(OWN,), optional=optional)
+        return ours if ours.misfits == 0 else read(tensors, model, known=layouts(), optional=optional)
     state, free = model.state_dict().keys(), tuple(optional)
     found: list[Reading] = []
     wrapped = list(_stripped(tensors))
-    for layout in layouts() if known is None else known:
+    for layout in known:
         for prefix, names in wrapped:
             own, beside = layout.read(names)
             missing = [name for name in state - own.keys() if not _may_differ(name, free)]
