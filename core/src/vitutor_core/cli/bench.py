@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from vitutor_core.config import setting
 from vitutor_core.files import write_json
 from vitutor_core.graph.needs import teachers_of
 from vitutor_core.paper import Paper, installed_papers, load
-from vitutor_core.recipe import read_recipe, recipe_path
+from vitutor_core.recipe import read_recipe, recipe_path, scales_of
 from vitutor_core.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -79,13 +80,14 @@ def bench(minutes: float, device: str, scale: str | None, threads: int, only: tu
             only=only,
             begin=lambda part, seconds: click.echo(f"{part}: {seconds:.0f} s", err=True),
         )
-    facts = {"minutes": minutes, "device": str(place), "scale": scale, "threads": threads}
+    peak_mib = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    facts = {"minutes": minutes, "device": str(place), "scale": scale, "threads": threads, "peak_mib": peak_mib}
     record = result.record(found, **facts)
     write_json(out / "bench.json", record)
     show.show(found)
     name = record["machine"]["gpu"] if place.type == "cuda" else record["machine"]["processor"]
     show.draw(found, out / "bench", caption=f"{name}, scale {scale}")
-    click.echo(f"{name}, {threads} threads, scale {scale}; {out / 'bench.json'}, {out / 'bench.svg'}")
+    click.echo(f"{name}, {threads} threads, scale {scale}, {peak_mib} MiB of memory at the peak; {out}")
 
 
 def on_processes(count: int, target: str, arguments: dict[str, Any]) -> None:
@@ -100,7 +102,8 @@ def _subjects(scale: str, folder: Path, *, bf16: bool) -> list[Subject]:
     precision = setting("train.precision", "bf16" if bf16 else "fp32")
     subjects = []
     for paper in installed_papers().values():
-        compared = read_recipe(recipe_path(paper.package, scale)).compare
+        has_scale = scale in scales_of(paper.package)
+        compared = read_recipe(recipe_path(paper.package, scale)).compare if has_scale else None
         if compared is None:
             continue
         plain = paper.resolve(scale, None, compared.plain, (*_ALONE, precision))
