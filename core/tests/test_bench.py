@@ -104,6 +104,8 @@ def test_what_cannot_be_measured_is_a_usage_error(toy, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert code_of(*short(toy), "--device", "cuda") == 2
     assert "0 CUDA devices found" in capsys.readouterr().err
+    assert code_of(*short(toy, "several GPUs")) == 2
+    assert "'several GPUs': needs a GPU" in capsys.readouterr().err
     assert code_of("--minutes", "0") == 2
     assert code_of("--only", "everything") == 2
 
@@ -119,6 +121,18 @@ def test_files_are_loaded_by_both(toy, monkeypatch):
     rows = json.loads((toy / "out" / "bench.json").read_text())["parts"]["streamed loader"]["rows"]
     expected = [f"timm, files: {side} px, workers {workers}" for side in (32, 224) for workers in (1, 2)]
     assert [row["first"] for row in rows] == expected
+
+
+def test_a_paper_without_the_scale_is_left_out_and_so_is_what_has_no_memory(toy, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(suite.of_methods, "methods", full)
+    assert code_of("--scale", "small", "--minutes", "0.001", "--out", toy / "out", "--only", "methods") == 0
+    record = json.loads((toy / "out" / "bench.json").read_text())
+    assert "out of memory at scale small" in record["parts"]["methods"]["skipped"]["methods"]
+    assert record["peak_mib"] > 0
+    assert sorted(path.name for path in (toy / "out").iterdir()) == ["bench.json"]
 
 
 # --- times

@@ -13,7 +13,9 @@ from vitutor_core.bench.methods import Subject
 from vitutor_core.bench.result import Result
 from vitutor_core.bench.timing import Budget
 from vitutor_core.distributed import Processes
+from vitutor_core.errors import ConfigError
 from vitutor_core.schema import RunConfig
+from vitutor_core.train.memory import is_out_of_memory
 
 SHARES = {
     "limits": 1.0,
@@ -64,10 +66,14 @@ def run(
     """Run the parts ``only``, or all that the device has, in about ``minutes``.
 
     ``launch`` starts several processes; ``begin`` is told each part and its seconds. Raises `VitutorError` where what
-    claims to give the same does not.
+    claims to give the same does not, and `ConfigError` for a part that needs a GPU.
     """
     device, config = processes.device, plain_config(scale, processes.device)
-    chosen = [part for part in SHARES if part in (only or SHARES) and (device.type == "cuda" or part not in _GPU)]
+    possible = [part for part in SHARES if device.type == "cuda" or part not in _GPU]
+    for part in only:
+        if part not in possible:
+            raise ConfigError(f"--only '{part}': needs a GPU; see --device")
+    chosen = [part for part in possible if part in (only or possible)]
     budget = Budget(minutes * 60, {part: SHARES[part] for part in chosen})
     parts: dict[str, Callable[[float], Result]] = {
         "limits": lambda seconds: limits.roofline(config, processes, seconds),
@@ -88,5 +94,10 @@ def run(
     for part in chosen:
         seconds = budget.take(part)
         begin(part, seconds)
-        results[part] = parts[part](seconds)
+        try:
+            results[part] = parts[part](seconds)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            results[part] = Result(skipped={part: f"out of memory at scale {scale}; choose a smaller --scale"})
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from vitutor_core.config import setting
 from vitutor_core.files import write_json
 from vitutor_core.graph.needs import teachers_of
 from vitutor_core.paper import installed_papers, load
+from vitutor_core.recipe import scales_of
 from vitutor_core.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -79,13 +81,14 @@ def bench(minutes: float, device: str, scale: str | None, threads: int, only: tu
             only=only,
             begin=lambda part, seconds: click.echo(f"{part}: {seconds:.0f} s", err=True),
         )
-    facts = {"minutes": minutes, "device": str(place), "scale": scale, "threads": threads}
+    peak_mib = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    facts = {"minutes": minutes, "device": str(place), "scale": scale, "threads": threads, "peak_mib": peak_mib}
     record = result.record(found, **facts)
     write_json(out / "bench.json", record)
     show.show(found)
     name = record["machine"]["gpu"] if place.type == "cuda" else record["machine"]["processor"]
     show.draw(found, out / "bench", caption=f"{name}, scale {scale}")
-    click.echo(f"{name}, {threads} threads, scale {scale}; {out / 'bench.json'}, {out / 'bench.svg'}")
+    click.echo(f"{name}, {threads} threads, scale {scale}, {peak_mib} MiB of memory at the peak; {out}")
 
 
 def on_processes(count: int, target: str, arguments: dict[str, Any]) -> None:
@@ -98,10 +101,11 @@ def _subjects(scale: str, folder: Path, *, bf16: bool) -> list[Subject]:
     from vitutor_core.bench.methods import Subject
 
     precision = setting("train.precision", "bf16" if bf16 else "fp32")
-    contest = Contest(scale, installed_papers(), (*_ONE_STEP, precision))
+    papers = {name: paper for name, paper in installed_papers().items() if scale in scales_of(name)}
+    contest = Contest(scale, papers, (*_ONE_STEP, precision))
     # A step is no slower without the weights that it starts from.
     alone = ["student.start_row=null", setting("train.batch_size", contest.budget.train.batch_size)]
-    lines = [entry.row for entry in contest.entries() if entry.row.paper.package in contest.papers]
+    lines = [entry.row for entry in contest.entries() if entry.row.paper.package in papers]
     subjects = []
     for row in dict.fromkeys(row for line in lines for row in (*(before for before, _ in contest.before(line)), line)):
         config = _with_untrained_teachers(row, contest, folder).changed(alone)
