@@ -82,6 +82,19 @@ def test_gains_share_their_five_percent_and_digits_get_no_verdict(capsys):
         assert ("smoke test" in capsys.readouterr().out) == (source == "digits")
 
 
+def test_no_name_or_number_is_cut_in_the_table(capsys):
+    gain = {"mean": -17.5, "standard_error": 17.7, "df": 2.0, "p": 0.9, "over": "seeds"}
+    stats = {"mean": 56.2, "sd": 23.0}
+    cost = {"updates": 9_000, "pretraining_updates": 18_000, "cost": 10.5, "source": "folder:mine"}
+    teachers = {"cnn": "resnet8_tiny", "inn": "rednet_tiny"}
+    line = {"paper": "bootstrapping_vit", "plain": stats, "method": stats, "gain": gain, "teachers": teachers, **cost}
+    compare._show(compare._judged([line]))
+    shown = capsys.readouterr().out
+    for text in ("bootstrapping_vit", "56.2 +- 23.0", "-17.5 +- 17.7", "cnn: resnet8_tiny", "inn: rednet_tiny"):
+        assert text in shown
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+
+
 def test_a_paper_that_is_not_there(toy):
     with pytest.raises(ConfigError, match=r"'toypapr' is not installed; did you mean 'toypaper'\?$"):
         run(toy, "--papers", "toypapr")

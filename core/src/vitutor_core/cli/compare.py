@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -176,7 +176,8 @@ def _show(lines: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     headings = ("method", "plain student", "with it", "gain", "verdict", "could see", "updates", "before", "time")
     for heading in (*headings, "teachers"):
-        table.add_column(heading, justify="left" if heading in {"method", "verdict", "teachers"} else "right")
+        justify: Literal["left", "right"] = "left" if heading in {"method", "verdict", "teachers"} else "right"
+        table.add_column(heading, justify=justify, no_wrap=heading == "method", overflow="fold")
     for line in lines:
         table.add_row(
             line["paper"],
@@ -188,10 +189,10 @@ def _show(lines: list[dict[str, Any]]) -> None:
             f"{line['updates']:,}",
             f"{line['pretraining_updates']:,}",
             f"{line['cost']:.1f}x",
-            ", ".join(f"{role}: {name}" for role, name in line["teachers"].items()),
+            "\n".join(f"{role}: {name}" for role, name in line["teachers"].items()),
         )
     console = Console()
-    (console if console.is_terminal else Console(width=120)).print(table)
+    (console if console.is_terminal else Console(width=140)).print(table)
     click.echo("top-1 in %, mean +- sd over seeds; gain +- standard error; verdicts as in the reports;")
     click.echo("could see: the smallest gain with 80 % chance of a verdict; before: updates of pre-training;")
     click.echo("time: of the method's runs over that of the plain student's, teachers not counted")
