@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from vitutor_core.distributed import Processes
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.meter import Meter
-from vitutor_core.train.run_folder import RunFolder
 from vitutor_core.train.state import TrainState
 from vitutor_core.train.update import Updater
 
@@ -91,7 +89,7 @@ def captured_whole(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
     torch._dynamo.reset()
 
 
-def drive_on_meta(driven: Driven, config: RunConfig, folder: Path, *, steps: int = 2) -> None:
+def drive_on_meta(driven: Driven, config: RunConfig, *, steps: int = 2) -> None:
     """Make updates of shapes alone, on torch's meta device; raises where a step makes a tensor on the CPU.
 
     Batches are prepared before, since what a method draws on the host has its place there.
@@ -100,8 +98,7 @@ def drive_on_meta(driven: Driven, config: RunConfig, folder: Path, *, steps: int
     batches = [batches for batches, _ in zip(driven.data.train.epoch(0), range(steps), strict=False)]
     prepared = [tuple(method.prepare(batch, driven.clock) for batch in of_step) for of_step in batches]
     method.prepare = lambda batch, _: batch
-    with RunFolder(folder) as run:
-        state = TrainState.build(method.to(meta), config, run, driven.clock, {})
+    state = TrainState.build(method.to(meta), config, None, driven.clock, {})
     state.optimizer.step = lambda: None  # torch's fused update is not for meta; it counts its steps on the device
     processes = Processes(0, 1, meta)
     guard, meter = FiniteGuard(state.optimizer, meta), Meter(processes, {})

@@ -138,6 +138,19 @@ def test_another_config_other_images_and_other_checkpoints_are_refused(tmp_path,
         Origin.read(tmp_path)
 
 
+def test_sums_are_made_by_as_many_threads_as_then(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    run(out)
+    described = json.loads((out / "run.json").read_text())
+    assert described["sessions"][-1]["threads"] == torch.get_num_threads()
+    described["sessions"][-1]["threads"] = 3
+    (out / "run.json").write_text(json.dumps(described))
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    assert "threads: 3 -> " in "".join(again(out, 0).notes)  # the stand-in sets nothing
+    assert asked == [3]
+
+
 def test_what_cannot_be_replayed_is_said_in_a_line(tmp_path):
     out = tmp_path / "run"
     run(out)

@@ -105,21 +105,21 @@ def test_what_stays_on_the_device_is_no_read(how):
 
 def test_the_plain_step_makes_nothing_on_the_host(tmp_path: Path):
     config = tiny_config(*CLIPPED)
-    steps.drive_on_meta(driven(Supervised, *CLIPPED), config, tmp_path / "run")
+    steps.drive_on_meta(driven(Supervised, *CLIPPED), config)
 
 
 @pytest.mark.parametrize("how", MADE)
 def test_a_tensor_made_on_the_host_is_seen(how, tmp_path: Path):
     config = tiny_config()
     with pytest.raises(steps.MadeOnHost):
-        steps.drive_on_meta(driven(meddling(MADE[how])), config, tmp_path / "run")
+        steps.drive_on_meta(driven(meddling(MADE[how])), config)
 
 
 @pytest.mark.parametrize("read", [torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu, torch.Tensor.item])
 def test_what_no_operator_shows_fails_without_values(read, tmp_path: Path):
     config = tiny_config()
     with pytest.raises((AssertionError, RuntimeError, TypeError, NotImplementedError)):
-        steps.drive_on_meta(driven(meddling(read)), config, tmp_path / "run")
+        steps.drive_on_meta(driven(meddling(read)), config)
 
 
 def test_graphs_are_counted_and_breaks_refused(monkeypatch):

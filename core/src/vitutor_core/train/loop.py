@@ -127,15 +127,6 @@ def fit(
     return measured, state.ema.module if state.ema is not None else None
 
 
-def _show_step(state: TrainState, meter: Meter, progress: RunProgress, tracking: Tracking | None) -> None:
-    """Show where the run is when that is due, and log it where ``tracking`` is given."""
-    if tracking is not None or progress.is_due():
-        meter.read()
-        progress.update(state.step, meter.note())
-    if tracking is not None:
-        tracking.log(state.step, {"step_loss": meter.latest, "lr": optim.highest_lr(state.optimizer)})
-
-
 def _stop_if_left(state: TrainState, begun: int, updates: int, stop: StopRequest, save: Callable[[], None]) -> None:
     """End a run that has left the epoch that began at step ``begun``; without a step since then, nothing is saved."""
     if state.step == begun + updates:
