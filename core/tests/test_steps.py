@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,20 +102,20 @@ def test_what_stays_on_the_device_is_no_read(how):
         STAYS[how](torch.arange(6.0).view(2, 3))
 
 
-def test_the_plain_step_makes_nothing_on_the_host(tmp_path: Path):
+def test_the_plain_step_makes_nothing_on_the_host():
     config = tiny_config(*CLIPPED)
     steps.drive_on_meta(driven(Supervised, *CLIPPED), config)
 
 
 @pytest.mark.parametrize("how", MADE)
-def test_a_tensor_made_on_the_host_is_seen(how, tmp_path: Path):
+def test_a_tensor_made_on_the_host_is_seen(how):
     config = tiny_config()
     with pytest.raises(steps.MadeOnHost):
         steps.drive_on_meta(driven(meddling(MADE[how])), config)
 
 
 @pytest.mark.parametrize("read", [torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu, torch.Tensor.item])
-def test_what_no_operator_shows_fails_without_values(read, tmp_path: Path):
+def test_what_no_operator_shows_fails_without_values(read):
     config = tiny_config()
     with pytest.raises((AssertionError, RuntimeError, TypeError, NotImplementedError)):
         steps.drive_on_meta(driven(meddling(read)), config)
