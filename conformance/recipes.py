@@ -98,6 +98,7 @@ class RecipeConformance:
                     contest.budget.student.kwargs,
                 )
                 assert same == entry.is_common, (scale, name)
+                assert config.cache.folder is None  # a line's minutes are its own
                 assert (config.optim, config.train) == (contest.budget.optim, contest.budget.train)
                 for row, _ in contest.before(entry.row):
                     assert row.config(0).data == contest.budget.data

@@ -171,7 +171,9 @@ def _navigation(pages: Path) -> list[Any]:
         found = [path for pattern in patterns for path in sorted(pages.glob(pattern))]
         return {title: [{_title(path): str(path.relative_to(pages))} for path in found]}
 
-    results = [section(f"Scale {path.name}", f"results/{path.name}/*.md") for path in sorted(pages.glob("results/*/"))]
+    titles = {path.name: f"Scale {path.name}" for path in sorted(pages.glob("results/*/"))}
+    titles |= {"compare": "One student, one budget"} if "compare" in titles else {}
+    results = [section(title, f"results/{name}/*.md") for name, title in titles.items()]
     return [
         {"Home": "index.md"},
         section("Papers", "papers/*.md"),

@@ -102,8 +102,9 @@ def test_one_student_by_several_lines_and_a_finished_one_is_kept(toy, made, caps
     made.clear()
     run(toy, *chosen)
     assert made == []
-    run(toy, "--methods", "other", settings=(*SMALL, "data.per_class=5"))
-    assert made == ["plain", "other"]
+    changed = run(toy, "--methods", "wide", settings=(*SMALL, "data.per_class=5"))
+    assert made == ["plain", "wide"]
+    assert ({line["name"] for line in changed["lines"]}, changed["train_images"]) == ({"plain", "wide"}, 50)
 
 
 def test_interrupted_it_goes_on_with_what_is_left(toy, made, monkeypatch):

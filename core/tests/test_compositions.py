@@ -77,7 +77,7 @@ def test_methods_and_their_compositions_are_trained_to_a_table(tmp_path, monkeyp
 
     monkeypatch.setattr(reproduce, "run_jobs", in_process)
     monkeypatch.setitem(teacher._INHERITED, "train", ("epochs",))
-    composed = ["joint+drloc", "dearkd+mae_tuned"]
+    composed = ["joint+drloc", "dearkd+mae_tuned", "mae_tuned+drloc"]
     board = compare(tmp_path, seeds=[0], settings=TINY, methods=[], compose=composed)
     lines = {line["name"]: line for line in board["lines"]}
     assert lines.keys() == {"plain", "joint", "drloc", "dearkd", "mae_tuned", *composed}
@@ -88,7 +88,8 @@ def test_methods_and_their_compositions_are_trained_to_a_table(tmp_path, monkeyp
 
     runs = tmp_path / "runs"
     common = {name: tuple(value.shape) for name, value in _weights(runs / "vitutor_core" / "plain").items()}
-    folders = ["bootstrapping_vit+drloc/joint+drloc", "dearkd/dearkd+mae_tuned", "drloc/drloc", "dearkd/dearkd"]
+    folders = ["bootstrapping_vit+drloc/joint+drloc", "mae_lite_distill+drloc/mae_tuned+drloc"]
+    folders += ["dearkd/dearkd+mae_tuned", "drloc/drloc", "dearkd/dearkd"]
     for folder in folders:
         assert {name: tuple(value.shape) for name, value in _weights(runs / folder).items()} == common
 

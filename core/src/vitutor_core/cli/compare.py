@@ -98,9 +98,9 @@ def compare_papers(
 
     contest = Contest(scale, _choose(papers), texts(settings), command)
     entries = _entries(contest, methods, compose)
-    if scale == OWN:
-        show_sizes(contest.budget)
     prices = Prices(contest)
+    if scale == OWN:
+        show_sizes(contest.budget, {name: of for entry in entries for name, of in prices.teachers(entry).items()})
     for entry in entries:
         prices.check(entry)
     if methods is None or LONG in methods:

@@ -201,8 +201,11 @@ class Contest:
 
     @property
     def _others(self) -> tuple[str, ...]:
-        """Return the settings for all but those of the common student."""
-        return tuple(text for text in self.settings if not text.startswith("student"))
+        """Return the settings for all but those of the common student.
+
+        Unless asked for, no line takes a teacher's logits from another one's store: its time would not be its own.
+        """
+        return ("cache.folder=null", *(text for text in self.settings if not text.startswith("student")))
 
     def _recipe(self, paper: Paper) -> Path:
         return recipe_path(paper.package, f"budget/{self.scale}" if paper is BASELINE else self.scale)

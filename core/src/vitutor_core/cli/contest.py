@@ -50,15 +50,17 @@ def run_contest(
 
     folders, rows = Folders(out, out / "work"), _rows(contest, entries, seeds)
     board: dict[str, Any] = {}
+    passed: set[Row] = set()
     for number, (row, numbers) in enumerate(rows.items(), start=1):
         left = _left(contest, prices, entries, dict(list(rows.items())[number - 1 :]), out)
         with named(f"{row.paper.command}, row {row.name}"):
             if not is_silent():
                 click.echo(f"[{number}/{len(rows)}] {row.name}: {left}", err=True)
             reproduce_row(row, numbers, folders, title=f"{number}/{len(rows)} {row.name}")
-            _evaluate(row, folders.runs(row.paper, row.name), _evaluation(out, row), numbers)
-        if any(entry.row == row for entry in entries):
-            board, runs = _board(contest, prices, entries, seeds, out)
+            is_new = _evaluate(row, folders.runs(row.paper, row.name), _evaluation(out, row), numbers)
+        passed.add(row)  # results of rows that this call has not come to may be those of other settings
+        if number == len(rows) or (is_new and any(entry.row == row for entry in entries)):
+            board, runs = _board(contest, prices, [entry for entry in entries if entry.row in passed], seeds, out)
             write_board(board, runs, out)
             if publish is not None:
                 publish_board(board, runs, out, publish)
@@ -77,23 +79,20 @@ def _rows(contest: Contest, entries: Sequence[Entry], seeds: Seeds) -> dict[Row,
 def _left(
     contest: Contest, prices: Prices, entries: Sequence[Entry], rows: dict[Row, Seeds], out: Path | None = None
 ) -> str:
-    """Say how long the runs that are not done yet take: by steps that were timed, or by the runs that are done."""
-    planned, done, measured = 0.0, 0.0, 0.0
+    """Say how long the runs of ``rows`` that are not in ``out`` take: by timed steps, and by how long others took."""
+    left, expected, took = 0.0, 0.0, 0.0
     side_by_side = min(default_jobs(), usable_cores())
     for row, seeds in rows.items():
-        price = prices.of(row)
-        waiting = [seed for seed in seeds if out is None or not _run(out, row, seed).metrics.exists()]
-        planned += price.seconds * len(waiting) / min(side_by_side, max(len(waiting), 1))
-    everything = _rows(contest, entries, ()) if out is not None else {}
-    for row in everything:
-        for folder in sorted(Folders(out or Path(), Path()).runs(row.paper, row.name).glob("seed-*")):
-            done += prices.of(row).seconds
-            measured += RunRecord.read(folder).seconds
-    taught = {name: config for entry in entries for name, config in prices.teachers(entry).items()}
-    for name, config in taught.items():
+        waiting = sum(out is None or not _run(out, row, seed).metrics.exists() for seed in seeds)
+        left += prices.of(row).seconds * waiting / min(side_by_side, max(waiting, 1))
+    for name, config in {name: of for entry in entries for name, of in prices.teachers(entry).items()}.items():
         if out is None or not RunDir(out / "teachers" / name).metrics.exists():
-            planned += prices.teacher(name, config).seconds
-    return f"about {_time(planned * (measured / done if done else 1))} left"
+            left += prices.teacher(name, config).seconds
+    for row in _rows(contest, entries, ()) if out is not None else ():
+        for folder in Folders(out or Path(), Path()).runs(row.paper, row.name).glob("seed-*"):
+            expected += prices.of(row).seconds
+            took += RunRecord.read(folder).seconds
+    return f"about {_time(left * (took / expected if expected else 1))} left"
 
 
 def _time(seconds: float) -> str:
@@ -109,47 +108,37 @@ def _evaluation(out: Path, row: Row) -> Path:
     return out / "evaluation" / row.paper.package / row.name
 
 
-def _evaluate(row: Row, runs: Path, target: Path, seeds: Seeds) -> None:
-    """Evaluate the runs of a row, unless these very runs were."""
+def _evaluate(row: Row, runs: Path, target: Path, seeds: Seeds) -> bool:
+    """Evaluate the runs of a row, unless these very runs were; return whether that was needed."""
     pairs = [(runs / f"seed-{seed}", target / f"seed-{seed}") for seed in seeds]
     if all(RunDir(measured).metrics.exists() for _, measured in pairs) and all(
         RunRecord.read(run).fingerprint == RunRecord.read(measured).fingerprint for run, measured in pairs
     ):
-        return
+        return False
     evaluate_row(row.paper, runs, target, None, speed=False)
+    return True
 
 
 def _board(
     contest: Contest, prices: Prices, entries: Sequence[Entry], seeds: Seeds, out: Path
 ) -> tuple[dict[str, Any], dict[str, list[Run]]]:
-    """Put together the table of the lines that are done, and their runs by name."""
+    """Put together the table of lines that are done, and their runs by name."""
     runs = {entry.name: _evaluated(out, entry.row, seeds) for entry in entries}
-    done = [entry for entry in entries if runs[entry.name]]
-    entrants = [_entrant(contest, prices, entry, runs[entry.name], out) for entry in done]
-    alone = prices.total(done[0])
+    entrants = [_entrant(contest, prices, entry, runs[entry.name], out) for entry in entries]
+    alone = prices.total(entries[0])
     teachers: dict[str, dict[str, Any]] = {}
-    for entry in done:
-        for name, (path, config) in _teachers(runs[entry.name][0].result, entry.row).items():
-            price = prices.teacher(name, prices.teachers(entry).get(name, config))
-            record = RunRecord.read(path)
-            spent = spent_by([Run(path, record, {})], price.flops)
+    for entry in entries:
+        for name, path in _trained(runs[entry.name][0].result, entry.row).items():
+            flops, record = prices.teacher(name, prices.teachers(entry)[name]).flops, RunRecord.read(path)
             facts = {"name": name, "model": record.config["student"]["name"], "top1": record.metrics["top1"]}
-            teachers[name] = {
-                **facts,
-                **spent._asdict(),
-                "train_images": record.train_images,
-                "compute": price.flops / alone,
-            }
+            spent = spent_by([Run(path, record, {})], flops)._asdict()
+            teachers[name] = {**facts, **spent, "train_images": record.train_images, "compute": flops / alone}
     board = build_leaderboard(entrants, list(teachers.values()), _facts(contest, runs[PLAIN], seeds))
-    return board, {entry.name: runs[entry.name] for entry in done}
+    return board, runs
 
 
 def _evaluated(out: Path, row: Row, seeds: Seeds) -> list[Run]:
-    """Return the evaluated runs of a row, if all of them are there."""
-    folder = _evaluation(out, row)
-    if not all(RunDir(folder / f"seed-{seed}").metrics.exists() for seed in seeds):
-        return []
-    found = load_results(folder.parent.parent, row.paper.package)[row.name]
+    found = load_results(out / "evaluation", row.paper.package)[row.name]
     return [run for run in found if run.result.seed in seeds]
 
 
@@ -159,15 +148,15 @@ def _entrant(contest: Contest, prices: Prices, entry: Entry, runs: Sequence[Run]
         folders = sorted(_evaluation(out, row).glob("seed-*"))
         records = [Run(folder, RunRecord.read(folder), {}) for folder in folders]
         before = before.plus(spent_by(records, prices.of(row).flops))
-    uncounted = []
+    uncounted: list[str] = []
+    trained: dict[str, Path] = {}
     for row in [*(row for row, _ in contest.before(entry.row)), entry.row]:
         record = RunRecord.read(sorted(_evaluation(out, row).glob("seed-*"))[0])
-        trained = _teachers(record, row)
-        for name, (path, _) in trained.items():
-            price = prices.teacher(name, prices.teachers(entry)[name])
-            before = before.plus(spent_by([Run(path, RunRecord.read(path), {})], price.flops))
-        known = len(trained) + len(contest.teacher_rows(row))
-        uncounted += [teacher.name for teacher in list(record.teachers.values())[known:]]
+        trained |= _trained(record, row)
+        uncounted += _published(record, row)
+    for name, path in trained.items():
+        price = prices.teacher(name, prices.teachers(entry)[name])
+        before = before.plus(spent_by([Run(path, RunRecord.read(path), {})], price.flops))
     kinds: dict[str, Kind] = {PLAIN: "plain", LONG: "long"}
     kind: Kind = "composition" if entry.parts else "model" if entry.line.teacher is not None else "method"
     return Entrant(
@@ -183,14 +172,21 @@ def _entrant(contest: Contest, prices: Prices, entry: Entry, runs: Sequence[Run]
     )
 
 
-def _teachers(record: RunRecord, row: Row) -> dict[str, tuple[Path, RunConfig]]:
-    """Return the teachers that a run had trained by a recipe: their folder, and the run's config."""
+def _trained(record: RunRecord, row: Row) -> dict[str, Path]:
+    """Return the folders of the teachers that a run had trained by a recipe."""
+    taught = [teacher for _, teacher in teachers_of(_config(record, row))]
+    return {of.recipe: Path(of.weights) for of in taught if of.recipe is not None and of.weights is not None}
+
+
+def _published(record: RunRecord, row: Row) -> list[str]:
+    """Return the teachers of a run that came with their weights, whose training nobody has counted."""
+    taught = [of for _, of in teachers_of(_config(record, row)) if of.recipe is None and of.row is None]
+    return [of.model.name if of.model is not None else Path(str(of.weights)).name for of in taught]
+
+
+def _config(record: RunRecord, row: Row) -> RunConfig:
     config: RunConfig = load(row.paper.config).from_mapping(record.config, where=record.row)
-    return {
-        teacher.recipe: (Path(teacher.weights), config)
-        for _, teacher in teachers_of(config)
-        if teacher.recipe is not None and teacher.weights is not None
-    }
+    return config
 
 
 def _facts(contest: Contest, alone: Sequence[Run], seeds: Seeds) -> dict[str, Any]:

@@ -92,9 +92,10 @@ def reproduce_row(
     device = "auto"
     epochs = 0
     code = train_code(paper)
+    others = out.parent.with_name(paper.package.partition("+")[0])  # with another's term it has no rows of its own
     for seed in seeds:
         config = row.config(seed)
-        config = config.changed(_of_other_rows(config, out.parent))
+        config = config.changed(_of_other_rows(config, others))
         _require_data(config, folders.results)
         config = with_teachers(config, row.scale, folders.results / "teachers", method=paper.method)
         inputs = inputs_of(config, code, folders.results)

@@ -109,7 +109,7 @@ def notes(board: Json) -> list[str]:
 
 def to_markdown(board: Json, figures: Sequence[str] = ()) -> str:
     """Render the table, the compositions and the answer as Markdown."""
-    parts = ["# One student, one budget", f"**{plain(board['answer'])}**"]
+    parts = [f"# One student, one budget: scale {board['scale']}", f"**{plain(board['answer'])}**"]
     parts.append("\n".join(f"- {name}: {plain(text)}" for name, text in head(board)))
     parts.append(markdown_grid(*line_grid(board)))
     composed = composition_grid(board)
