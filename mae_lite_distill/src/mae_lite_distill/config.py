@@ -7,16 +7,16 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from vitutor_core.config import Config, fingerprinted
-from vitutor_core.schema import LARGE, Layer, RunConfig, Share, TeacherConfig, Weight
+from vitutor_core.schema import LARGE, DetectionConfig, Layer, RunConfig, Share, TeacherConfig, Weight
 
 
 class ObjectiveConfig(Config):
     """What a run is for; docs/fidelity/mae_lite_distill.md says where the numbers come from."""
 
-    objective: Literal["mae", "moco", "supervised", "probe"] = fingerprinted(
+    objective: Literal["mae", "moco", "supervised", "probe", "detect"] = fingerprinted(
         "supervised",
         help="Purpose; mae, moco: pre-train an encoder; supervised: train or fine-tune it; probe: train a linear "
-        "head on it",
+        "head on it; detect: fine-tune it as the backbone of a detector",
     )
     keep_blocks: int | None = fingerprinted(
         None,
@@ -76,6 +76,7 @@ class MAELiteConfig(RunConfig):
     method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="What the run is for")
     mae: MAEConfig = fingerprinted(MAEConfig(), help="Masked pre-training")
     moco: MoCoConfig = fingerprinted(MoCoConfig(), help="Contrastive pre-training")
+    detect: DetectionConfig | None = fingerprinted(None, help="Detection, of method.objective=detect; else null")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -89,6 +90,8 @@ class MAELiteConfig(RunConfig):
             raise ValueError("mae.decouple_after needs one layer in mae.distill_layers")
         if mae.decoder_width % 4 or mae.decoder_width % mae.decoder_heads:
             raise ValueError("mae.decoder_width must be a multiple of 4 and of mae.decoder_heads")
+        if (objective == "detect") != (self.detect is not None):
+            raise ValueError("the section detect and method.objective=detect go together")
         if self.method.keep_blocks is not None and not (objective == "supervised" and starts):
             raise ValueError("method.keep_blocks: keeps blocks of an encoder to fine-tune; set student.weights")
         if objective in {"mae", "moco"} and (starts or self.augment.mixup or self.augment.cutmix):

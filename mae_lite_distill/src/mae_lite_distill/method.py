@@ -8,6 +8,7 @@ from mae_lite_distill.methods.masked import MaskedPretraining
 from mae_lite_distill.methods.probe import LinearProbe
 from mae_lite_distill.models.start import build_from_encoder
 from vitutor_core.data.types import DataInfo
+from vitutor_core.train.detector import Detector
 from vitutor_core.train.method import Method
 from vitutor_core.train.supervised import Supervised
 
@@ -25,5 +26,7 @@ class MAELite:
                 return ContrastivePretraining.build(config, info)
             case "probe":
                 return LinearProbe.build(config, info)
+            case "detect":
+                return Detector.build(config, info)
             case "supervised":
                 return Supervised(build_from_encoder(config, info))

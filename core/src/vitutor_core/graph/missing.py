@@ -19,7 +19,7 @@ _HOSTS = {"cifar10": _HUB, "cifar100": _HUB, "hub": _HUB, "torchvision": "downlo
 def missing_data(source: str) -> Iterator[str]:
     """Yield why a data source cannot be opened here; reads no image."""
     kind, _, argument = source.partition(":")
-    folder = {"folder": argument, "parquet": argument, "domainnet": "domainnet"}.get(kind)
+    folder = {"folder": argument, "parquet": argument, "coco": argument, "domainnet": "domainnet"}.get(kind)
     if folder is not None and _is_empty(locate(folder)):
         yield f"no images in {data_root() / folder} (VITUTOR_DATA_ROOT names the folder of all data sets)"
     name = argument if kind == "torchvision" else source
