@@ -15,6 +15,7 @@ from core.tests.test_compare import PAPER
 from core.tests.test_taught import Pupil
 from core.tests.toy_paper import write_toy_paper
 from core.tests.train_samples import tiny_config
+from vitutor_core.baseline import BaselineConfig
 from vitutor_core.bench import gpu, loaders, methods, plain, suite, timing
 from vitutor_core.bench.driven import Driven
 from vitutor_core.bench.equal import check_losses
@@ -183,7 +184,21 @@ def test_the_gate(device, rtol, off, passes):
 
 def subject(build=Supervised.build, *settings):
     config = tiny_config("augment.pad_crop=0", *settings)
-    return Subject("pupil", build, config, config)
+    return Subject("pupil", build, config, BaselineConfig.from_mapping(config.model_dump(), where="plain"))
+
+
+def test_a_paper_with_terms_of_its_own_is_raced_against_the_student_alone(tmp_path, monkeypatch):
+    papers = {"drloc": pytest.importorskip("drloc.cli").PAPER}
+    monkeypatch.setattr(bench, "installed_papers", lambda: papers)
+    subjects = bench._subjects("digits", tmp_path, bf16=False)
+    assert [one.name for one in subjects] == ["drloc, drloc"]
+    found = methods.methods(subjects, ALONE, 0.0)
+    assert [(row.first, row.second) for row in found.rows] == [("drloc, drloc: step", "plain student: step")]
+    kept = found.figures
+    assert (
+        kept["drloc, drloc: MiB kept for the backward pass"]
+        > (kept["drloc, drloc, plain student: MiB kept for the backward pass"])
+    )
 
 
 def test_compiled_steps_are_compared_where_there_is_time(monkeypatch):

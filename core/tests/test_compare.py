@@ -18,7 +18,7 @@ from vitutor_core.cli.price import Prices
 from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import ConfigError, VitutorError
 from vitutor_core.paper import Paper, load
-from vitutor_core.train.cost import Length, training_flops
+from vitutor_core.train.cost import Length, step_seconds, training_flops
 from vitutor_core.train.method import Method, StepOutput
 
 PAPER = Paper(
@@ -178,6 +178,23 @@ def test_operations_are_those_counted_by_hand():
     student, taught = 2 * 2 * 96, 2 * 96
     found = training_flops(Pair(), info, Length(epochs=3, updates=5, batch=7))
     assert found == 5 * 7 * (3 * student + taught)
+
+
+class Drawing(Pair):
+    """Its forward needs what is drawn ahead, as that of DRLoc does."""
+
+    def prepare(self, batch, clock):
+        return batch._replace(drawn={"noise": torch.rand(1)})
+
+    def forward(self, batch, clock):
+        return super().forward(batch._replace(images=batch.images + batch.drawn["noise"]), clock)
+
+
+def test_a_step_is_priced_with_what_is_drawn_for_it():
+    info = DataInfo("toy", ("a", "b"), 4, 3, (0.5,) * 3, (0.5,) * 3, 8, 8, "")
+    length = Length(epochs=1, updates=1, batch=2)
+    assert training_flops(Drawing(), info, length) == training_flops(Pair(), info, length)
+    assert step_seconds(Drawing(), info, length, torch.device("cpu")) > 0
 
 
 def test_a_line_costs_its_run_and_each_thing_that_it_needs_once(toy):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitutor_core.baseline import BaselineConfig
 from vitutor_core.bench.driven import Driven
 from vitutor_core.bench.equal import check_losses
 from vitutor_core.bench.result import Result
@@ -18,6 +19,7 @@ from vitutor_core.bench.timing import wait_for
 from vitutor_core.config import setting
 from vitutor_core.distributed import Processes
 from vitutor_core.schema import RunConfig
+from vitutor_core.train.baseline import Baseline
 from vitutor_core.train.session import BuildMethod
 
 _UPDATES, _EPOCHS = 8, 2
@@ -31,18 +33,22 @@ class Subject:
     name: str
     build: BuildMethod
     config: RunConfig
-    plain: RunConfig
+    plain: BaselineConfig
 
     def drive(self, config: RunConfig, processes: Processes) -> Driven:
-        """Set up a run on batches of noise."""
-        return Driven(config, self.build, synthetic(config, processes.device, updates=_UPDATES), processes)
+        """Set up a run of the method on batches of noise."""
+        return _driven(config, self.build, processes)
+
+    def drive_plain(self, processes: Processes) -> Driven:
+        """Set up a run of the plain student on batches of noise."""
+        return _driven(self.plain, Baseline.build, processes)
 
 
 def methods(subjects: Sequence[Subject], processes: Processes, seconds: float) -> Result:
     """Compare each method's step with its plain student's."""
     result, device = Result(), processes.device
     for subject in subjects:
-        taught, plain = (subject.drive(config, processes) for config in (subject.config, subject.plain))
+        taught, plain = subject.drive(subject.config, processes), subject.drive_plain(processes)
         for name, run in ((subject.name, taught), (f"{subject.name}, plain student", plain)):
             result.figures[f"{name}: MiB kept for the backward pass"] = kept_bytes(run) / 2**20
             if device.type == "cuda":
@@ -67,7 +73,9 @@ def teachers(subjects: Sequence[Subject], processes: Processes, seconds: float) 
             for found in losses[1:]:
                 said = check_losses(f"{subject.name}, logits stored and online", found, losses[0], device)
             names = (f"{subject.name}: teacher online", f"{subject.name}: logits stored", "plain student")
-            first, second, third = zip(names, map(_epochs, (online, stored, _plain(subject, processes))), strict=True)
+            first, second, third = zip(
+                names, map(_epochs, (online, stored, subject.drive_plain(processes))), strict=True
+            )
             share = seconds / len(asking) / 2
             result.race(first, second, seconds=share, device=device, equal=said, goal=">= 1.8")
             result.race(second, third, seconds=share, device=device)
@@ -103,8 +111,8 @@ def _online(subject: Subject) -> RunConfig:
     return subject.config.changed(["cache.folder=null"])
 
 
-def _plain(subject: Subject, processes: Processes) -> Driven:
-    return subject.drive(subject.plain, processes)
+def _driven(config: RunConfig, build: BuildMethod, processes: Processes) -> Driven:
+    return Driven(config, build, synthetic(config, processes.device, updates=_UPDATES), processes)
 
 
 def _stepper(run: Driven) -> Callable[[], Tensor]:

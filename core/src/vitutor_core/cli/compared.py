@@ -8,15 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitutor_core.baseline import BASELINE
+from vitutor_core.baseline import BASELINE, BaselineConfig
 from vitutor_core.cli.reproduce import Row
 from vitutor_core.config import nearest, setting
 from vitutor_core.errors import ConfigError, named
 from vitutor_core.graph.needs import needs_of
 from vitutor_core.lines import Line, StudentSizes, read_lines, sized
 from vitutor_core.paper import Paper, teacher_recipe
-from vitutor_core.recipe import recipe_path
-from vitutor_core.schema import RunConfig
+from vitutor_core.recipe import recipe_path, resolve
 
 PLAIN, LONG = "plain", "plain_long"
 """The student alone, and the student alone for as much compute as the costliest method takes."""
@@ -52,9 +51,9 @@ class Contest:
     _rows: dict[tuple[str, str], Row] = field(default_factory=dict)
 
     @cached_property
-    def budget(self) -> RunConfig:
+    def budget(self) -> BaselineConfig:
         """Return the config of the student alone: what all lines have."""
-        return BASELINE.resolve(self.scale, self._recipe(BASELINE), PLAIN, self.settings)
+        return resolve(BaselineConfig, self._recipe(BASELINE), row=PLAIN, settings=self.settings)
 
     @cached_property
     def sizes(self) -> StudentSizes:

@@ -77,7 +77,8 @@ def _step(method: Method, info: DataInfo, clock: Clock, count: int) -> Callable[
 
     def run() -> None:
         with torch.random.fork_rng(devices=[]):
-            rule(lambda: method(batch, clock), scale=1.0, no_sync=nullcontext)
+            prepared = method.prepare(batch, clock)
+            rule(lambda: method(prepared, clock), scale=1.0, no_sync=nullcontext)
         method.zero_grad()
 
     return run
