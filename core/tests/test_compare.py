@@ -148,6 +148,14 @@ def test_an_estimate_trains_nothing(toy, monkeypatch, capsys):
     assert not (toy / "out").exists()
 
 
+def test_a_composition_has_one_name_and_is_one_line(toy):
+    table = Contest("digits", {"toypaper": PAPER}, SMALL)
+    entries = compare._entries(table, ["other+warmed"], ["warmed+other", "other+warmed"])
+    assert [entry.name for entry in entries] == ["plain", "other+warmed", "warmed", "other"]
+    assert table.entry("warmed+other") == table.entry("other+warmed")
+    assert table.entry("warmed+other").parts == ("other", "warmed")
+
+
 class Pair(Method):
     """A linear student, and a linear teacher that leaves after the first epoch."""
 
@@ -233,6 +241,9 @@ def test_a_line_that_is_not_on_the_common_student_must_say_so(toy):
         (("--methods", "warmd"), r"--methods: no line 'warmd'; did you mean 'warmed'\?; there are plain, cnn"),
         (("--compose", "other+kd_soft"), r"--compose other\+kd_soft: 2 methods, 0 starts and 0 terms; at most one"),
         (("--compose", "warmed+wide"), r"--compose warmed\+wide: Wide needs a student of its own"),
+        (("--compose", "other"), r"--compose other: join lines by \+, as A\+B"),
+        (("--compose", "warmed+warmed"), r"--compose warmed\+warmed: join different lines"),
+        (("--compose", "plain+warmed"), r"--compose plain\+warmed: join different lines"),
         (("--student", "resnet18"), r"student\.name: resnet18 is no vision transformer"),
         (("--set", "data.source=folder:nowhere"), r"vitutor-core, row plain: .*nowhere: no such folder"),
         (("--set", "train.batch_size=500"), r"vitutor-core, row plain: train\.batch_size: 500 is larger"),

@@ -47,6 +47,14 @@ def test_every_composition_of_the_papers_takes_its_first_step():
     )
 
 
+def test_terms_are_in_one_order_whatever_was_asked():
+    contest = Contest("digits", installed_papers(), TINY)
+    entry = contest.entry("mae_tuned+drloc+dearkd")
+    assert (entry.name, entry.row.paper.package) == ("dearkd+drloc+mae_tuned", "dearkd+drloc")
+    assert entry == contest.entry("dearkd+drloc+mae_tuned")
+    assert contest.entry("drloc+mae_tuned").name == "mae_tuned+drloc"
+
+
 def test_a_schedule_that_pre_training_cannot_have_is_found_before_anything_is_trained():
     contest = Contest("digits", installed_papers(), (*TINY[:-1], "optim.warmup_epochs=5"))
     with pytest.raises(ConfigError, match=r"row mae: optim\.warmup_epochs: 5 of 1 epochs leave none"):

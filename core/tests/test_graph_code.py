@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from vitutor_core.graph.code import MEASURING, closure, code_fingerprint, module_fingerprint
-from vitutor_core.graph.stages import train_code
-from vitutor_core.paper import installed_papers
+from vitutor_core.graph.stages import _modules, train_code
+from vitutor_core.paper import installed_paper, installed_papers
+from vitutor_core.provenance import versions
 
 SOURCE = '''"""A module."""
 
@@ -94,6 +95,14 @@ def test_fingerprints_differ_between_papers_and_are_stable():
     prints = {name: train_code(paper) for name, paper in installed_papers().items()}
     assert len(set(prints.values())) == len(prints)
     assert code_fingerprint(["vitutor_core.data.check"]) == code_fingerprint(["vitutor_core.data.check"])
+
+
+def test_the_code_of_a_term_beside_a_method_counts():
+    pytest.importorskip("dearkd")
+    both = installed_paper("dearkd+drloc")
+    assert {"drloc.compose", "drloc.localise", "vitutor_core.compose"} <= closure(_modules(both)).keys()
+    assert len({train_code(paper) for paper in (installed_paper("dearkd"), installed_paper("drloc"), both)}) == 3
+    assert {"vitutor-dearkd", "vitutor-drloc"} <= versions("dearkd+drloc").keys()
 
 
 RUN = """

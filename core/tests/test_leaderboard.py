@@ -157,6 +157,15 @@ def test_one_seed_has_gains_and_no_verdicts(entrants):
     assert lines["strong+weak"]["extra"]["mean"] == 74 - 75 - 61 + 60
 
 
+def test_a_composition_of_three_alone_has_no_matrix(entrants, tmp_path):
+    parts = ("strong", "weak", "cnn")
+    changed = [one._replace(parts=parts, name="all") if one.parts else one for one in entrants]
+    rows = {entrant.name: list(entrant.runs) for entrant in changed}
+    files = {path.name for path in write_board(build_leaderboard(changed, [], FACTS), rows, tmp_path / "out")}
+    assert "compare-gains.svg" in files
+    assert "compare-matrix.svg" not in files
+
+
 def test_terminal_markdown_and_page_have_the_same_cells(board, entrants, tmp_path, capsys):
     headings, cells = line_grid(board)
     by_line = {row[0]: dict(zip(headings, row, strict=True)) for row in cells}

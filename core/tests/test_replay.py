@@ -9,7 +9,15 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from core.tests.train_samples import STEPS_PER_EPOCH, before_update, crash, run, small_digits, steps_of
+from core.tests.train_samples import (
+    STEPS_PER_EPOCH,
+    after_each_update,
+    before_update,
+    crash,
+    run,
+    small_digits,
+    steps_of,
+)
 from vitutor_core.cli.main import vitutor
 from vitutor_core.cli.replay import _lines
 from vitutor_core.errors import CheckpointError, ConfigError, NonFiniteError
@@ -116,6 +124,16 @@ def test_a_nan_is_found_at_its_step_and_named(tmp_path):
     assert again(out, step - 1).not_finite == []
     run(out)  # the folder is free for another run
     assert again(out, step).not_finite == []
+
+
+def test_a_nan_that_is_noticed_after_the_last_step_is_replayed_from_there(tmp_path, monkeypatch):
+    def noticed(updater):
+        if updater.state.step == 15:  # as a GPU does, when the step has been counted
+            raise NonFiniteError("the loss became NaN")
+
+    after_each_update(monkeypatch, noticed)
+    with pytest.raises(NonFiniteError, match=r"--step 14 shows the step"):
+        run(tmp_path / "run")
 
 
 def test_another_config_other_images_and_other_checkpoints_are_refused(tmp_path, monkeypatch):

@@ -32,10 +32,10 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def versions(paper: str | None = None) -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a result."""
+    """Return the versions of Python and of the packages that decide a result; ``paper`` may be several joined by +."""
     names = ["torch", "torchvision", "timm", "numpy", "pillow", "vitutor-core"]
     if paper is not None:
-        names.append(f"vitutor-{paper.replace('_', '-')}")
+        names += [f"vitutor-{package.replace('_', '-')}" for package in paper.split("+")]
     found = {"python": platform.python_version()}
     for name in names:
         try:

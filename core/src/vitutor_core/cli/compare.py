@@ -11,7 +11,7 @@ import click
 
 from vitutor_core.cli import options
 from vitutor_core.cli.calls import Settings, texts
-from vitutor_core.cli.compared import LONG, PLAIN, Contest, Entry
+from vitutor_core.cli.compared import LONG, Contest, Entry
 from vitutor_core.cli.sizes import show_sizes
 from vitutor_core.config import nearest, setting
 from vitutor_core.errors import ConfigError
@@ -126,9 +126,12 @@ def longer(contest: Contest, prices: Any, alone: Entry) -> Entry:
 def _entries(contest: Contest, methods: Sequence[str] | None, compose: Sequence[str] | None) -> list[Entry]:
     """Return the lines that are asked for, the parts of compositions among them."""
     composed = contest.compositions() if compose is not None and list(compose) == ["all"] else list(compose or ())
+    if alone := [name for name in composed if "+" not in name]:
+        raise ConfigError(f"--compose {','.join(alone)}: join lines by +, as A+B; --methods chooses single lines")
     parts: Iterable[str] = (part for name in composed for part in name.split("+"))
     lines = contest.entries(None if methods is None else [*methods, *parts])
-    return [*lines, *(contest.entry(name) for name in dict.fromkeys(composed) if name != PLAIN)]
+    found = [*lines, *map(contest.entry, composed)]
+    return list({entry.name: entry for entry in found}.values())
 
 
 def _choose(names: Sequence[str] | None) -> dict[str, Paper]:

@@ -78,7 +78,10 @@ class Contest:
         return [self.entry(name) for name in dict.fromkeys(wanted)]
 
     def entry(self, name: str) -> Entry:
-        """Return a line, or a composition ``A+B`` of lines; raises `ConfigError` where there is none."""
+        """Return a line, or a composition ``A+B`` of lines; raises `ConfigError` where there is none.
+
+        The name of a composition has what is trained first, then terms in alphabetical order, then what it starts from.
+        """
         if "+" in name:
             return self._composition(name)
         paper, line = self._line(name)
@@ -154,29 +157,33 @@ class Contest:
         return Row(paper, name, self.scale, None, settings, of, self._recipe(paper), self.said)
 
     def _composition(self, name: str) -> Entry:
-        parts = [self._line(part) for part in name.split("+")]
-        methods = [(paper, line) for paper, line in parts if line.adds is None]
-        starts = [(paper, line) for paper, line in parts if line.adds == "start"]
-        terms = [(paper, line) for paper, line in parts if line.adds == "term"]
+        parts = {part: self._line(part) for part in sorted(name.split("+"))}
+        if PLAIN in parts or len(parts) <= name.count("+"):
+            raise ConfigError(f"--compose {name}: join different lines, each of which adds to the student alone")
+        methods, starts, terms = (
+            [part for part, (_, line) in parts.items() if line.adds == kind] for kind in (None, "start", "term")
+        )
         kinds = f"{len(methods)} methods, {len(starts)} starts and {len(terms)} terms"
-        if len(methods) > 1 or len(starts) > 1 or len(parts) < 2 or not methods + starts:
+        if len(methods) > 1 or len(starts) > 1 or not methods + starts:
             raise ConfigError(
                 f"--compose {name}: {kinds}; at most one method and one start, and what others add to them"
             )
-        if own := [line.title for _, line in parts if line.own is not None]:
+        if own := [line.title for _, line in parts.values() if line.own is not None]:
             raise ConfigError(
                 f"--compose {name}: {', '.join(own)} needs a student of its own; only the common one is shared"
             )
-        paper, line = (methods or starts)[0]
+        first = (methods or starts)[0]
+        order = tuple(dict.fromkeys((first, *terms, *starts)))
+        name, (paper, line) = "+".join(order), parts[first]
         row = replace(self._row(paper, name, line), name=name)
-        for other, lender in terms:
+        for other, lender in map(parts.__getitem__, terms):
             section = self._row(other, name, lender).config(0).model_dump(mode="json")["method"]
             row = replace(row, paper=row.paper.beside(other), settings=(*row.settings, setting(other.package, section)))
-        for other, lender in starts if methods else ():
+        for other, lender in map(parts.__getitem__, starts if methods else ()):
             start = self._row(other, name, lender).config(0).student.start_row
             row = replace(row, settings=(*row.settings, f"student.start_row={other.package}/{start}"))
-        title = " + ".join(line.title for _, line in parts)
-        return Entry(name, Line(title=title, row=line.row), row, tuple(name.split("+")))
+        title = " + ".join(parts[part][1].title for part in order)
+        return Entry(name, Line(title=title, row=line.row), row, order)
 
     @cached_property
     def _common(self) -> tuple[str, ...]:

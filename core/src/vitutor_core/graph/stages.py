@@ -10,7 +10,7 @@ from typing import Any
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.code import MEASURING, code_fingerprint
 from vitutor_core.graph.needs import Needs, needs_of
-from vitutor_core.paper import Paper, installed_papers, load, teacher_recipe
+from vitutor_core.paper import Paper, installed_paper, installed_papers, load, teacher_recipe
 from vitutor_core.recipe import CORE_GROUP, Recipe, read_recipe, recipe_path, resolve
 from vitutor_core.schema import RunConfig
 
@@ -84,7 +84,11 @@ def evaluation_code(paper: Paper) -> str:
 
 
 def _modules(paper: Paper) -> list[str]:
-    return [_module(reference) for reference in (paper.method, paper.config)]
+    """Return the modules of a paper's method and config, and those of the terms that go beside it."""
+    others = [installed_paper(package) for package in paper.package.split("+")[1:]]
+    beside = [reference for other in others for reference in (other.term, other.config) if reference is not None]
+    own = [_module(reference) for reference in (paper.method, paper.config, *beside)]
+    return [*own, "vitutor_core.compose"] if others else own
 
 
 def _module(reference: str) -> str:

@@ -34,7 +34,7 @@ _MARKS = {"plain": "o", "long": "s", "method": "D", "model": "^", "composition":
 
 def write_board(board: Json, rows: Mapping[str, Sequence[Run]], out: Path) -> list[Path]:
     """Write ``compare.json``, ``compare.md``, ``compare.html`` and the figures into ``out``; return the files."""
-    pictures = [gains_figure(board, out), *([matrix_figure(board, out)] if composition_grid(board) else [])]
+    pictures = [gains_figure(board, out), *([matrix_figure(board, out)] if _pairs(board) else [])]
     page = fill_template(
         "leaderboard.html",
         board=board,
@@ -114,7 +114,7 @@ def gains_figure(board: Json, folder: Path) -> Picture:
 def matrix_figure(board: Json, folder: Path) -> Picture:
     """Draw the gain of each composition of two lines in the cell of both, and what it is beyond the sum of theirs."""
     by_name = {line["name"]: line for line in board["lines"]}
-    pairs = [line for line in board["lines"] if len(line["parts"]) == 2]
+    pairs = _pairs(board)
     firsts, seconds = (list(dict.fromkeys(line["parts"][k] for line in sorted(pairs, key=_name))) for k in (0, 1))
     cells: dict[tuple[int, int], Json] = {}
     for line in pairs:
@@ -153,6 +153,10 @@ def matrix_figure(board: Json, folder: Path) -> Picture:
         "from the sum of the two gains.",
         alt=f"Matrix of gains. {listed}.",
     )
+
+
+def _pairs(board: Json) -> list[Json]:
+    return [line for line in board["lines"] if len(line["parts"]) == 2]
 
 
 def _name(line: Json) -> str:

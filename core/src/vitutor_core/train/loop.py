@@ -103,7 +103,8 @@ def fit(
                 _stop_if_left(state, epoch * updates, updates, stop, save)
             except NonFiniteError as error:
                 state.write_crash(run, meter, micro_batches)
-                raise NonFiniteError(f"{error}; vitutor replay {run.path} --step {state.step} shows the step") from None
+                step = min(state.step, clock.total_steps - 1)  # a GPU notices the last one when it has been counted
+                raise NonFiniteError(f"{error}; vitutor replay {run.path} --step {step} shows the step") from None
 
             meter.read()
             progress.update(state.step, meter.note())
