@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_a_contrast_of_answers_varies_as_many_drawn_seeds_and_images_do():
 def test_the_answer_names_the_best_and_says_how_sure_that_is(board, entrants):
     assert board["answer"] == (
         "With these images Strong helps most: +15.0 +- 1.9 points at 4.0 times the compute, a gain beyond chance among "
-        "2 methods. Training the student alone for 4.0 times the compute gives +2.0 points, less than it."
+        "5 lines. Training the student alone for 4.0 times the compute gives +2.0 points, less than the method."
     )
     without = [entrant for entrant in entrants if "strong" not in entrant.name]
     found = build_leaderboard(without, [], FACTS)["answer"]
@@ -147,6 +148,49 @@ def test_the_answer_names_the_best_and_says_how_sure_that_is(board, entrants):
     assert {line["verdict"] for line in smoke["lines"] if line["kind"] == "method"} == {None}
     alone = build_leaderboard(entrants[:1], [], FACTS)
     assert alone["answer"] == "No method was run beside the student alone."
+
+
+def changed(entrants, **values):
+    """Give lines other accuracies."""
+    found = []
+    for one in entrants:
+        if one.name in values:
+            runs = [
+                replace(run, result=run.result.model_copy(update={"metrics": {**run.result.metrics, "top1": top1}}))
+                for run, top1 in zip(one.runs, values[one.name], strict=False)
+            ]
+            one = one._replace(runs=runs)  # noqa: PLW2901
+        found.append(one)
+    return [one for one in found if one.kind in {"plain", "method"}]
+
+
+def test_what_helps_is_named_even_where_another_mean_is_higher(entrants):
+    found = build_leaderboard(changed(entrants, weak=[40.0, 80.0, 120.0]), [], FACTS)["answer"]
+    assert found.startswith(
+        "With these images Strong helps: +15.0 +- 1.9 points at 4.0 times the compute, a gain beyond chance among "
+        "2 lines. The highest mean is that of Weak, +18.0 +- 23.1 points at 1.1 times the compute, inconclusive; a gain"
+    )
+    single = build_leaderboard(changed(entrants, weak=[90.0]), [], FACTS)["answer"]
+    assert "among 1 lines. The highest mean is that of Weak, +28.0 points" in single
+    assert single.endswith("which cannot be tested with one seed.")
+
+
+def test_a_harm_or_an_untested_gain_is_not_called_inconclusive(entrants):
+    harm = build_leaderboard(changed(entrants, weak=[30.0, 31.0, 32.0], strong=[20.0, 21.0, 22.0]), [], FACTS)
+    assert harm["answer"].startswith("With these images no method is seen to help: the highest, Weak, has -31.0")
+    assert harm["answer"].endswith(", worse than the student alone.")
+    untested = build_leaderboard([one._replace(runs=one.runs[:1]) for one in entrants], [], FACTS)["answer"]
+    assert untested.endswith("has +15.0 points at 4.0 times the compute, which cannot be tested with one seed.")
+
+
+def test_a_line_that_took_more_compute_than_the_longer_student_is_not_held_against_it(entrants):
+    dear = [one._replace(before=Spent(flops=16.0)) if one.name == "strong" else one for one in entrants]
+    lines = {line["name"]: line for line in build_leaderboard(dear, [], FACTS)["lines"]}
+    assert lines["strong"]["compute"] == pytest.approx(4.1)
+    assert lines["strong"]["to_long"] is lines["strong+weak"]["to_long"] is None
+    assert lines["weak"]["to_long"] is not None
+    answer = build_leaderboard(dear, [], FACTS)["answer"]
+    assert answer.endswith("a gain beyond chance among 5 lines.")
 
 
 def test_one_seed_has_gains_and_no_verdicts(entrants):

@@ -1,7 +1,8 @@
 """The table of `vitutor compare`, as plain JSON values: what each line adds to the student alone, and what it costs.
 
 Every gain is over the student alone at equal updates; ``to_long`` is over the student alone, trained for the total
-compute of the costliest method. Holm's correction is over the gains of the table, and over each other column by itself.
+compute of the costliest method, and empty for a line that took more than that. Holm's correction is over the gains of
+the table, and over each other column by itself.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def build_leaderboard(entrants: Sequence[Entrant], teachers: Sequence[Json], fac
     done = [entrant for entrant in entrants if entrant.runs]
     samples = {entrant.name: Sample(entrant.runs, "top1") for entrant in done}
     plain = next(entrant for entrant in done if entrant.kind == "plain")
-    long = next((samples[entrant.name] for entrant in done if entrant.kind == "long"), None)
+    long = next((entrant for entrant in done if entrant.kind == "long"), None)
     judged = facts["source"] != SMOKE_TEST
     lines = [_line(entrant, samples, plain, long) for entrant in done]
     _judge([line for line in lines if line["gain"]], "gain", "verdict", judged=judged)
@@ -78,10 +79,12 @@ def build_leaderboard(entrants: Sequence[Entrant], teachers: Sequence[Json], fac
     return board | {"answer": answer(board)}
 
 
-def _line(entrant: Entrant, samples: Mapping[str, Sample], plain: Entrant, long: Sample | None) -> Json:
+def _line(entrant: Entrant, samples: Mapping[str, Sample], plain: Entrant, long: Entrant | None) -> Json:
     ours, whole = samples[entrant.name], entrant.spent.plus(entrant.before)
     first = entrant.runs[0].result
-    compared = long if entrant.kind in {"method", "composition"} else None
+    # Against less compute than it took, a gain could be that of the compute.
+    is_fair = long is not None and whole.flops <= long.spent.plus(long.before).flops
+    compared = long if is_fair and entrant.kind in {"method", "composition"} else None
     return {
         "name": entrant.name,
         "title": entrant.title,
@@ -94,7 +97,7 @@ def _line(entrant: Entrant, samples: Mapping[str, Sample], plain: Entrant, long:
         "uncounted": list(entrant.uncounted),
         "top1": summarise(ours),
         "gain": None if entrant is plain else difference(ours, samples[plain.name]),
-        "to_long": difference(ours, compared),
+        "to_long": None if compared is None else difference(ours, samples[compared.name]),
         "spent": entrant.spent._asdict(),
         "before": entrant.before._asdict(),
         "compute": whole.flops / (plain.spent.flops or 1),
@@ -125,29 +128,46 @@ def answer(board: Json) -> str:
     if not methods:
         return "No method was run beside the student alone."
     best = max(methods, key=lambda line: line["gain"]["mean"])
-    error = "" if best["gain"]["standard_error"] is None else f" +- {best['gain']['standard_error']:.1f}"
-    gain = f"{best['gain']['mean']:+.1f}{error} points at {best['compute']:.1f} times the compute"
     if board["is_smoke_test"]:
-        return f"{best['title']} is highest here ({gain}); this is a smoke test, which gives no verdict."
-    above = [line for line in methods if (line["verdict"] or {}).get("verdict") == "above"]
-    if best not in above:
-        seen = best["verdict"]["smallest"]
-        seen = "" if seen is None else f"; a gain of {seen:.1f} would have been seen with 80 % chance"
-        found = f"the highest, {best['title']}, has {gain}, inconclusive{seen}"
+        return f"{best['title']} is highest here ({_gain(best)}); this is a smoke test, which gives no verdict."
+    above = [line for line in methods if line["verdict"]["verdict"] == "above"]
+    if not above:
+        found = f"the highest, {best['title']}, has {_gain(best)}, {_unseen(best['verdict'])}"
         return f"With these images no method is seen to help: {found}."
-    others = [line["title"] for line in above if line is not best]
-    text = f"With these images {best['title']} helps most: {gain}, a gain beyond chance among {len(methods)} methods"
-    text += f"; so {'is that' if len(others) == 1 else 'are those'} of {', '.join(others)}" if others else ""
-    return f"{text}. {_longer(board, best)}".strip()
+    first, *others = sorted(above, key=lambda line: -line["gain"]["mean"])
+    tested = [line for line in board["lines"] if line["gain"] and line["gain"]["p"] is not None]
+    text = f"With these images {first['title']} helps{' most' if first is best else ''}: {_gain(first)}, "
+    text += f"a gain beyond chance among {len(tested)} lines"
+    titles = ", ".join(line["title"] for line in others)
+    text += f"; so {'is that' if len(others) == 1 else 'are those'} of {titles}" if others else ""
+    if first is not best:
+        text += f". The highest mean is that of {best['title']}, {_gain(best)}, {_unseen(best['verdict'])}"
+    return f"{text}. {_longer(board, first)}".strip()
 
 
-def _longer(board: Json, best: Json) -> str:
+def _gain(line: Json) -> str:
+    error = line["gain"]["standard_error"]
+    spread = "" if error is None else f" +- {error:.1f}"
+    return f"{line['gain']['mean']:+.1f}{spread} points at {line['compute']:.1f} times the compute"
+
+
+def _unseen(verdict: Json) -> str:
+    """Say why a gain is not seen to help."""
+    if verdict["verdict"] == "below":
+        return "worse than the student alone"
+    if verdict["verdict"] == "not run":
+        return "which cannot be tested with one seed"
+    seen = verdict["smallest"]
+    return "inconclusive" + ("" if seen is None else f"; a gain of {seen:.1f} would have been seen with 80 % chance")
+
+
+def _longer(board: Json, line: Json) -> str:
     """Say whether as much compute spent on longer training would have done the same."""
-    long = next((line for line in board["lines"] if line["kind"] == "long"), None)
-    if long is None or best["verdict_to_long"] is None:
+    long = next((one for one in board["lines"] if one["kind"] == "long"), None)
+    if long is None or line["to_long"] is None or line["verdict_to_long"] is None:
         return ""
-    words = {"above": "less than it", "below": "more than it"}
-    found = words.get(best["verdict_to_long"]["verdict"], "not distinguishable from it")
+    words = {"above": "less than the method", "below": "more than the method"}
+    found = words.get(line["verdict_to_long"]["verdict"], "not distinguishable from the method")
     return (
         f"Training the student alone for {long['compute']:.1f} times the compute gives {long['gain']['mean']:+.1f} "
         f"points, {found}."

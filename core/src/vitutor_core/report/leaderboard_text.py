@@ -97,10 +97,10 @@ def notes(board: Json) -> list[str]:
         "Top-1 in %, mean +- standard deviation over seeds. Gains are over the student alone at equal updates, "
         "+- standard error. Verdicts are t-tests over seeds and images with Holm's correction over the table; beside "
         "an inconclusive one stands the gain that would have been seen with 80 % chance.",
-        "To longer: over the student alone, trained for the total compute of the costliest method; a star marks a "
-        "verdict. Compute: FLOPs of training, forward and backward, of one run and of every teacher and pre-training "
-        "that it needs, over those of the student alone. Before: the updates of these. Images: those seen in all "
-        "updates. Minutes: measured.",
+        "To longer: over the student alone, trained for the total compute of the costliest method, where the line took "
+        "no more than that; a star marks a verdict. Compute: FLOPs of training, forward and backward, of one run and "
+        "of every teacher and pre-training that it needs, over those of the student alone. Before: the updates of "
+        "these. Images: those seen in all updates. Minutes: measured.",
         "A teacher is one run, whose accuracy has no spread; it may have seen more images, as its own recipe says.",
     ]
     text += [f"The training of {_listed(sorted(uncounted))} is not known, and not counted (+)."] if uncounted else []
