@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from core.tests.detection_samples import few_scenes
+from core.tests.detection_samples import run as run_detector
 from core.tests.train_samples import (
     STEPS_PER_EPOCH,
+    TINY,
     after_each_update,
     before_update,
     crash,
@@ -18,14 +22,17 @@ from core.tests.train_samples import (
     small_digits,
     steps_of,
 )
+from vitutor_core.baseline import paper_of
 from vitutor_core.cli.main import vitutor
 from vitutor_core.cli.replay import _lines
 from vitutor_core.errors import CheckpointError, ConfigError, NonFiniteError
+from vitutor_core.paper import load
 from vitutor_core.runs import RunDir
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.origin import Origin
 from vitutor_core.train.replay import gradient_norms, replay
+from vitutor_core.train.session import RunLabel, train
 from vitutor_core.train.supervised import Supervised
 from vitutor_core.train.update import Updater
 
@@ -167,6 +174,37 @@ def test_sums_are_made_by_as_many_threads_as_then(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     assert "threads: 3 -> " in "".join(again(out, 0).notes)  # the stand-in sets nothing
     assert asked == [3]
+
+    (out / "run.json").unlink()  # as published by a version that did not record them
+    record = json.loads((out / "metrics.json").read_text())
+    (out / "metrics.json").write_text(json.dumps(record | {"threads": None}))
+    again(out, 0, "runtime.threads=2")
+    assert asked == [3, 2]
+
+
+@pytest.mark.parametrize("package", ["vitutor_core", "vitutor_core+drloc"])
+def test_the_lines_of_core_itself_are_replayed_by_the_command(tmp_path, package):
+    if "+" in package:
+        pytest.importorskip("drloc")
+    paper = paper_of(package)
+    config = load(paper.config).from_mapping(TINY, where="tiny")
+    train(config, load(paper.method).build, label=RunLabel(package, "x", "digits", "x"), out=tmp_path / "run")
+    arguments = ["replay", str(tmp_path / "run"), "--step", "14"]
+    done = CliRunner().invoke(vitutor, arguments, catch_exceptions=False)
+    assert (done.exit_code, "the same" in done.output) == (0, True)
+
+
+def test_a_detector_is_replayed_by_the_command(tmp_path):
+    few, said = few_scenes(), ""
+    with mock.patch("vitutor_core.data.detection.load.open_annotated", return_value=few):
+        run_detector(tmp_path / "run")
+        for step in ("0", "1"):
+            arguments = ["replay", str(tmp_path / "run"), "--step", step]
+            said += CliRunner().invoke(vitutor, arguments, catch_exceptions=False).output
+    assert "the same" in said  # of the epoch, which ends with step 1
+    assert sorted(line.strip() for line in said.splitlines() if "image " in line) == list(
+        map(few.train.images.where, range(8))
+    )
 
 
 def test_what_cannot_be_replayed_is_said_in_a_line(tmp_path):

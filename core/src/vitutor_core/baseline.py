@@ -1,4 +1,4 @@
-"""What `vitutor compare` trains without any paper: its config, announced as a paper announces its own."""
+"""What core trains without any paper, announced as a paper announces its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from vitutor_core.config import Config, fingerprinted
-from vitutor_core.paper import Paper
+from vitutor_core.paper import Paper, installed_paper
 from vitutor_core.schema import LARGE, RunConfig, TeacherConfig
 
 
@@ -16,7 +16,8 @@ class DistillConfig(Config):
 
     distill: Literal["none", "soft", "hard", "token"] = fingerprinted(
         "none",
-        help="What a teacher gives; soft: its distribution; hard: its answer; token: that, to a token",
+        help="What a teacher gives; soft: its distribution; hard: its answer; token: its answer, learnt by a token of "
+        "its own",
     )
     weight: float = fingerprinted(
         0.5, help="Weight of the teacher's term; 1 - weight is that of the labels", ge=0, le=1
@@ -40,3 +41,20 @@ class BaselineConfig(RunConfig):
 BASELINE = Paper(
     "vitutor_core", config="vitutor_core.baseline:BaselineConfig", method="vitutor_core.train.baseline:Baseline"
 )
+SUPERVISED = Paper(
+    "supervised", config="vitutor_core.schema:RunConfig", method="vitutor_core.train.supervised:Supervised"
+)
+DETECTOR = Paper("detect", config="vitutor_core.schema:DetectorConfig", method="vitutor_core.train.detector:Detector")
+
+
+def paper_of(package: str) -> Paper:
+    """Return what a run's record names: an installed paper, or what core trains without one.
+
+    Raises `ConfigError` for a paper that is not installed.
+    """
+    first, *others = package.split("+")
+    own = {paper.package: paper for paper in (BASELINE, SUPERVISED, DETECTOR)}
+    found = own[first] if first in own else installed_paper(first)
+    for other in others:
+        found = found.beside(installed_paper(other))
+    return found

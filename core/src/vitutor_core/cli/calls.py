@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vitutor_core.baseline import paper_of
 from vitutor_core.config import setting
 from vitutor_core.paper import Paper, installed_paper
 from vitutor_core.runs import RunDir, RunRecord
@@ -65,14 +66,14 @@ def evaluate(
     speed: bool = False,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure a finished run of a paper again, from its weights, also class by class; return figures by name.
+    """Measure a finished run again, from its weights, also class by class; return figures by name.
 
     ``source`` and ``split`` choose other images, ``ema`` the averaged weights; ``out`` is a folder for the confusion
     matrix.
     """
     from vitutor_core.cli.by_class import evaluate_by_class
 
-    paper = installed_paper(RunRecord.read(Path(run)).paper)
+    paper = paper_of(RunRecord.read(Path(run)).paper)
     return evaluate_by_class(paper, Path(run), out, source=source, split=split, ema=ema, speed=speed)
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitutor_core.baseline import BASELINE, BaselineConfig
+from vitutor_core.baseline import BASELINE, SUPERVISED, BaselineConfig
 from vitutor_core.cli.reproduce import Row
 from vitutor_core.config import nearest, setting
 from vitutor_core.errors import ConfigError, named
@@ -19,9 +19,6 @@ from vitutor_core.recipe import recipe_path, resolve
 
 PLAIN, LONG = "plain", "plain_long"
 """The student alone, and the student alone for as much compute as the costliest method takes."""
-SUPERVISED = Paper(
-    "supervised", config="vitutor_core.schema:RunConfig", method="vitutor_core.train.supervised:Supervised"
-)
 _SHARED = ("data", "augment", "optim", "train")
 """Sections that a line has of the budget; what is trained before it has the data alone."""
 

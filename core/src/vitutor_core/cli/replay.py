@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vitutor_core.baseline import paper_of
 from vitutor_core.cli import options
 from vitutor_core.cli.entry import printable
 from vitutor_core.files import atomic, write_text
-from vitutor_core.paper import installed_paper, load
-from vitutor_core.schema import RunConfig
+from vitutor_core.paper import load
 
 if TYPE_CHECKING:
+    from vitutor_core.schema import RunConfig
     from vitutor_core.train.replay import Replayed
 
 _SHOWN = 8
@@ -36,18 +37,16 @@ def replay(run: Path, step: int, whole_epoch: bool, images: Path | None, setting
 
     RUN may be unfinished, killed, finished or published. The nearest checkpoint before the step is taken, else the
     initialisation. Of a run whose loss became NaN, the first step that is not finite is shown. --set is for runtime
-    fields, such as weights that lie elsewhere now. Nothing is written into RUN.
+    fields, such as weights that lie elsewhere now. Nothing is written into RUN; an epoch
+    that is made again as a whole may add a teacher's logits to cache.folder.
     """
     from vitutor_core.train.origin import Origin
     from vitutor_core.train.replay import replay as replayed
 
     origin = Origin.read(run)
-    schema, method = RunConfig, "vitutor_core.train.supervised:Supervised"
-    if origin.package != "supervised":
-        paper = installed_paper(origin.package)
-        schema, method = load(paper.config), paper.method
-    config = schema.from_mapping(origin.config, where=str(run)).changed(settings)
-    seen = replayed(origin, config, load(method).build, step, whole_epoch=whole_epoch)
+    paper = paper_of(origin.package)
+    config: RunConfig = load(paper.config).from_mapping(origin.config, where=str(run)).changed(settings)
+    seen = replayed(origin, config, load(paper.method).build, step, whole_epoch=whole_epoch)
     for line in _lines(seen, step):
         click.echo(printable(line))
     if images is not None:

@@ -81,7 +81,7 @@ class Origin:
         return {name: float(value) for name, value in line.items() if value}
 
     def crash_loss(self, step: int, indices: list[int]) -> float | None:
-        """Return the loss that was noted of a step of the images ``indices`` when it was not finite."""
+        """Return the non-finite loss that the run noted for this step, if its images were ``indices``."""
         try:
             details = json.loads((self.run / "crash" / f"step-{step:08d}.json").read_text())
             return float(details["last_losses"][-1]) if details["sample_indices"] == indices else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitutor_core.data.build import build_data, plan_data
+from vitutor_core.data.detection.load import is_annotated, open_annotated, usable
 from vitutor_core.data.types import Batch, TrainLoader
 from vitutor_core.distill.taught import with_stored_logits
 from vitutor_core.distributed import Processes, processes
@@ -41,7 +42,7 @@ class Replayed:
         norms: norm of the gradient, before clipping, of each module and, as "all", of all.
         lr: highest learning rate of the step.
         images: (B, 3, H, W) in [0, 1], as the model saw them.
-        names: where each image comes from, and its class.
+        names: where each image comes from, and its class; no class where an image has objects.
         recorded: the epoch's means as curves.csv has them; empty where it does not.
         repeated: the epoch's means, replayed; empty unless the epoch was gone through.
         crash: the loss that the run noted of this step when it was not finite.
@@ -74,14 +75,16 @@ def replay(origin: Origin, config: RunConfig, build: BuildMethod, step: int, *, 
     """Make ``step``, counted from 0, of a run again; a step before it that is not finite is the one returned.
 
     ``config`` is that of the run but for runtime fields. ``whole_epoch`` goes on to the end of the epoch, to compare
-    its means with those recorded. Nothing is written. Raises `ConfigError` where the run is another or has no such
-    step, and `CheckpointError` for damaged files.
+    its means with those recorded. Nothing is written but, where ``cache.folder`` is set, a teacher's logits of an epoch
+    that is made again as a whole. Raises `ConfigError` where the run is another or has no such step, and
+    `CheckpointError` for damaged files.
     """
     last = origin.made_with[-1]
     if any(of["processes"] != 1 for of in origin.made_with):
         raise ConfigError(f"{origin.run}: trained by {last['processes']} processes; only runs of one can be replayed")
-    if last["threads"] is not None:
-        torch.set_num_threads(last["threads"])
+    threads = last["threads"] or config.runtime.threads
+    if threads is not None:
+        torch.set_num_threads(threads)
     with processes(config.runtime.device) as group:
         data = build_data(config, device=group.device, rank=group.rank, world_size=group.world_size)
         try:
@@ -190,6 +193,9 @@ def _pixels(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> 
 
 
 def _names(config: RunConfig, indices: list[int]) -> list[tuple[str, str]]:
+    if is_annotated(config.data.source):
+        annotated = open_annotated(config.data.source).train
+        return [(annotated.images.where(sample), "") for sample in usable(annotated)[indices].tolist()]
     planned = plan_data(config)
     split, classes = planned.source.train, planned.source.class_names
     samples = [int(planned.indices[index]) for index in indices]
