@@ -107,6 +107,24 @@ def test_one_student_by_several_lines_and_a_finished_one_is_kept(toy, made, caps
     assert ({line["name"] for line in changed["lines"]}, changed["train_images"]) == ({"plain", "wide"}, 50)
 
 
+def test_seeds_that_were_not_asked_for_and_are_of_other_settings_are_left_out(toy, made):
+    run(toy, "--methods", "warmed", "--seeds", "0,1")
+    board = run(toy, "--methods", "warmed", "--seeds", "0", settings=(*SMALL, "optim.lr=0.02", "data.per_class=5"))
+    assert [line["top1"]["n"] for line in board["lines"]] == [1, 1]
+    measured = [path.parent.name for path in (toy / "out" / "evaluation" / "toypaper").glob("*/seed-*/metrics.json")]
+    assert measured == ["seed-0", "seed-0"]
+
+
+def test_a_run_that_was_trained_again_is_evaluated_again(toy, made, monkeypatch):
+    before = run(toy, "--methods", "other", "--seeds", "0")
+    monkeypatch.setattr(reproduce, "train_code", lambda paper: "another")
+    after = run(toy, "--methods", "other", "--seeds", "0")
+    assert made == ["plain", "other"] * 2
+    commands = [(toy / "out" / kind / "toypaper/other/seed-0/metrics.json") for kind in ("runs", "evaluation")]
+    assert [json.loads(path.read_text())["code"] for path in commands] == ["another", "another"]
+    assert len(before["lines"]) == len(after["lines"]) == 2
+
+
 def test_interrupted_it_goes_on_with_what_is_left(toy, made, monkeypatch):
     train_row = contest.reproduce_row
 
@@ -202,7 +220,21 @@ def test_a_step_is_priced_with_what_is_drawn_for_it():
     info = DataInfo("toy", ("a", "b"), 4, 3, (0.5,) * 3, (0.5,) * 3, 8, 8, "")
     length = Length(epochs=1, updates=1, batch=2)
     assert training_flops(Drawing(), info, length) == training_flops(Pair(), info, length)
-    assert step_seconds(Drawing(), info, length, torch.device("cpu")) > 0
+    assert step_seconds(Drawing(), info, length, torch.device("cpu"), bf16=False) > 0
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_a_step_is_timed_in_the_precision_of_the_run(bf16):
+    seen = set()
+
+    class Seeing(Pair):
+        def forward(self, batch, clock):
+            seen.add(torch.is_autocast_enabled("cpu"))
+            return super().forward(batch, clock)
+
+    info = DataInfo("toy", ("a", "b"), 4, 3, (0.5,) * 3, (0.5,) * 3, 8, 8, "")
+    step_seconds(Seeing(), info, Length(epochs=1, updates=1, batch=2), torch.device("cpu"), bf16=bf16)
+    assert seen == {bf16}
 
 
 def test_a_line_costs_its_run_and_each_thing_that_it_needs_once(toy):
@@ -222,6 +254,16 @@ def test_a_line_costs_its_run_and_each_thing_that_it_needs_once(toy):
     longest = compare.longer(table, prices, entries["plain"]).row.config(0).train.epochs
     most = max(prices.total(entry) for entry in entries.values() if entry.is_common)
     assert (longest - 1) * prices.total(entries["plain"]) < most <= longest * prices.total(entries["plain"])
+
+
+def test_a_teacher_is_priced_with_the_batch_that_it_gets(toy, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "vitutor_core.cli.price.fitting_batch", lambda config, largest=None: asked.append(largest) or ()
+    )
+    table = Contest("digits", {"toypaper": PAPER}, SMALL)
+    Prices(table).check(table.entry("kd_hard"))
+    assert asked == [20]
 
 
 def test_a_line_that_is_not_on_the_common_student_must_say_so(toy):

@@ -21,7 +21,7 @@ from vitutor_core.report.leaderboard import Entrant, Kind, Spent, build_leaderbo
 from vitutor_core.report.results import Run, load_results
 from vitutor_core.runs import RunDir, RunRecord
 from vitutor_core.schema import RunConfig
-from vitutor_core.train.progress import is_silent
+from vitutor_core.train.progress import duration, is_silent
 
 Seeds = tuple[int, ...]
 
@@ -37,9 +37,8 @@ def say_prices(contest: Contest, prices: Prices, entries: Sequence[Entry], seeds
         click.echo(f"{entry.name:28}{entry.line.title:34}{compute}  {student}", err=True)
     rows = _rows(contest, entries, seeds)
     runs = sum(len(numbers) for numbers in rows.values())
-    click.echo(
-        f"{len(entries)} lines, {runs} runs; {_left(contest, prices, entries, rows)} by one step of each", err=True
-    )
+    time = _left(contest, prices, entries, rows)
+    click.echo(f"{len(entries)} lines, {runs} runs; {time}, estimated from a timed step of each", err=True)
 
 
 def run_contest(
@@ -55,7 +54,7 @@ def run_contest(
         left = _left(contest, prices, entries, dict(list(rows.items())[number - 1 :]), out)
         with named(f"{row.paper.command}, row {row.name}"):
             if not is_silent():
-                click.echo(f"[{number}/{len(rows)}] {row.name}: {left}", err=True)
+                click.echo(f"[{number}/{len(rows)}] {row.name}: {left} left", err=True)
             reproduce_row(row, numbers, folders, title=f"{number}/{len(rows)} {row.name}")
             is_new = _evaluate(row, folders.runs(row.paper, row.name), _evaluation(out, row), numbers)
         passed.add(row)  # results of rows that this call has not come to may be those of other settings
@@ -83,25 +82,21 @@ def _left(
     left, expected, took = 0.0, 0.0, 0.0
     side_by_side = min(default_jobs(), usable_cores())
     for row, seeds in rows.items():
-        waiting = sum(out is None or not _run(out, row, seed).metrics.exists() for seed in seeds)
+        waiting = sum(out is None or not RunDir(_runs(out, row) / f"seed-{seed}").metrics.exists() for seed in seeds)
         left += prices.of(row).seconds * waiting / min(side_by_side, max(waiting, 1))
     for name, config in {name: of for entry in entries for name, of in prices.teachers(entry).items()}.items():
         if out is None or not RunDir(out / "teachers" / name).metrics.exists():
             left += prices.teacher(name, config).seconds
-    for row in _rows(contest, entries, ()) if out is not None else ():
-        for folder in Folders(out or Path(), Path()).runs(row.paper, row.name).glob("seed-*"):
+    trained = [] if out is None else [(row, _runs(out, row)) for row in _rows(contest, entries, ())]
+    for row, folder in trained:
+        for run in folder.glob("seed-*"):
             expected += prices.of(row).seconds
-            took += RunRecord.read(folder).seconds
-    return f"about {_time(left * (took / expected if expected else 1))} left"
+            took += RunRecord.read(run).seconds
+    return f"about {duration(left * (took / expected if expected else 1))}"
 
 
-def _time(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes / 60:.1f} h" if minutes >= 120 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
-
-
-def _run(out: Path, row: Row, seed: int) -> RunDir:
-    return RunDir(Folders(out, out).runs(row.paper, row.name) / f"seed-{seed}")
+def _runs(out: Path, row: Row) -> Path:
+    return Folders(out, out).runs(row.paper, row.name)
 
 
 def _evaluation(out: Path, row: Row) -> Path:
@@ -111,12 +106,15 @@ def _evaluation(out: Path, row: Row) -> Path:
 def _evaluate(row: Row, runs: Path, target: Path, seeds: Seeds) -> bool:
     """Evaluate the runs of a row, unless these very runs were; return whether that was needed."""
     pairs = [(runs / f"seed-{seed}", target / f"seed-{seed}") for seed in seeds]
-    if all(RunDir(measured).metrics.exists() for _, measured in pairs) and all(
-        RunRecord.read(run).fingerprint == RunRecord.read(measured).fingerprint for run, measured in pairs
-    ):
+    if all(RunDir(measured).metrics.exists() and _trained_as(run) == _trained_as(measured) for run, measured in pairs):
         return False
-    evaluate_row(row.paper, runs, target, None, speed=False)
+    evaluate_row(row.paper, runs, target, None, speed=False, seeds=seeds)
     return True
+
+
+def _trained_as(run: Path) -> RunRecord:
+    """Return the record without what an evaluation measures anew."""
+    return RunRecord.read(run).model_copy(update={"metrics": {}, "correct": {}})
 
 
 def _board(
@@ -124,7 +122,7 @@ def _board(
 ) -> tuple[dict[str, Any], dict[str, list[Run]]]:
     """Put together the table of lines that are done, and their runs by name."""
     runs = {entry.name: _evaluated(out, entry.row, seeds) for entry in entries}
-    entrants = [_entrant(contest, prices, entry, runs[entry.name], out) for entry in entries]
+    entrants = [_entrant(contest, prices, entry, runs[entry.name], seeds, out) for entry in entries]
     alone = prices.total(entries[0])
     teachers: dict[str, dict[str, Any]] = {}
     for entry in entries:
@@ -142,16 +140,17 @@ def _evaluated(out: Path, row: Row, seeds: Seeds) -> list[Run]:
     return [run for run in found if run.result.seed in seeds]
 
 
-def _entrant(contest: Contest, prices: Prices, entry: Entry, runs: Sequence[Run], out: Path) -> Entrant:
+def _entrant(contest: Contest, prices: Prices, entry: Entry, runs: Sequence[Run], seeds: Seeds, out: Path) -> Entrant:
+    rows = [(entry.row, runs[0].result)]
     before = Spent()
-    for row, _ in contest.before(entry.row):
-        folders = sorted(_evaluation(out, row).glob("seed-*"))
+    for row, every in contest.before(entry.row):
+        folders = [_evaluation(out, row) / f"seed-{seed}" for seed in (seeds if every else (0,))]
         records = [Run(folder, RunRecord.read(folder), {}) for folder in folders]
         before = before.plus(spent_by(records, prices.of(row).flops))
+        rows.insert(-1, (row, records[0].result))
     uncounted: list[str] = []
     trained: dict[str, Path] = {}
-    for row in [*(row for row, _ in contest.before(entry.row)), entry.row]:
-        record = RunRecord.read(sorted(_evaluation(out, row).glob("seed-*"))[0])
+    for row, record in rows:
         trained |= _trained(record, row)
         uncounted += _published(record, row)
     for name, path in trained.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,13 +29,25 @@ def evaluate_one(paper: Paper, run: Path, *, speed: bool) -> Measured:
     return evaluate_run(run, record, load(paper.config), method.build, speed=speed)
 
 
-def evaluate_row(paper: Paper, runs: Path, out: Path, planned: PlannedRow | None, *, speed: bool) -> None:
+def evaluate_row(
+    paper: Paper,
+    runs: Path,
+    out: Path,
+    planned: PlannedRow | None,
+    *,
+    speed: bool,
+    seeds: Sequence[int] | None = None,
+) -> None:
     """Evaluate the runs ``seed-N`` below ``runs``, or those of the planned seeds, into ``out/seed-N/metrics.json``.
+
+    Without a plan, ``seeds`` chooses some; what ``out`` has of others is removed.
 
     A record is that of the training with the metrics measured now. Raises `CheckpointError` where a run is missing.
     """
     if planned is not None:
         folders = [runs / f"seed-{seed}" for seed in planned.seeds] if planned.run else []
+    elif seeds is not None:
+        folders = [runs / f"seed-{seed}" for seed in seeds]
     else:
         folders = sorted(runs.glob("seed-*"))
         if not folders:

@@ -9,7 +9,7 @@ from vitutor_core.cli.compared import Contest, Entry
 from vitutor_core.cli.reproduce import Row
 from vitutor_core.cli.teacher import fitting_batch, recipe_teachers, teacher_config
 from vitutor_core.config import fingerprinted_fields
-from vitutor_core.distributed import choose_device
+from vitutor_core.distributed import choose_device, effective_precision
 from vitutor_core.errors import ConfigError, named
 from vitutor_core.graph.needs import teachers_of
 from vitutor_core.schema import RunConfig
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 
 
 class Price(NamedTuple):
-    """Of one run: its updates, the images that it sees, the FLOPs of training, and the seconds of an update."""
+    """Of one run: its updates, the FLOPs of training, and the seconds of an update."""
 
     updates: int
-    images: int
     flops: float
     step_seconds: float
 
@@ -80,7 +79,7 @@ class Prices:
         key = f"teacher {name} {sorted(fingerprinted_fields(config).items())}"
         if key not in self._known:
             with named(f"teacher {name}"):
-                config = config.changed(fitting_batch(config))
+                config = config.changed(fitting_batch(config, self._contest.budget.train.batch_size))
                 method, planned = check_run(config, "vitutor_core.train.supervised:Supervised", {})
                 self._known[key] = _price(method, planned, config)
         return self._known[key]
@@ -128,8 +127,10 @@ def _price(method: Method, planned: Planned, config: RunConfig) -> Price:
     torch.set_num_threads(config.runtime.threads or threads)
     try:
         flops = training_flops(method, planned.info, length)
-        seconds = step_seconds(method, planned.info, length, choose_device(config.runtime.device))
+        device = choose_device(config.runtime.device)
+        bf16 = effective_precision(config.train.precision, device) == "bf16"
+        seconds = step_seconds(method, planned.info, length, device, bf16=bf16)
     finally:
         torch.set_num_threads(threads)
     updates = length.epochs * length.updates
-    return Price(updates, updates * length.batch, flops, seconds)
+    return Price(updates, flops, seconds)

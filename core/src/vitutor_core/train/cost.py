@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitutor_core.data.types import Batch, DataInfo
-from vitutor_core.train.method import Clock, Method
+from vitutor_core.train.method import Clock, Method, StepOutput
 from vitutor_core.train.update import backward_once
 
 _COUNTED = 2
@@ -48,12 +48,17 @@ def training_flops(method: Method, info: DataInfo, length: Length) -> float:
     return total
 
 
-def step_seconds(method: Method, info: DataInfo, length: Length, device: torch.device) -> float:
-    """Return the seconds of one update of the first epoch, without data, optimiser and evaluation."""
+def step_seconds(method: Method, info: DataInfo, length: Length, device: torch.device, *, bf16: bool) -> float:
+    """Return the seconds of one update of the first epoch, without data, optimiser and evaluation.
+
+    With ``bf16`` it is made as a run of that precision makes it.
+    """
     images = min(length.batch, _TIMED)
     method = copy.deepcopy(method).to(device)
-    step = _step(method, info, Clock(0, length.updates, length.epochs * length.updates), images)
+    step = _step(method, info, Clock(0, length.updates, length.epochs * length.updates), images, bf16=bf16)
     step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # what the first step makes once does not count
     repeats, started = 0, time.monotonic()
     while repeats < 2 or (repeats < 20 and time.monotonic() - started < 0.2):
         step()
@@ -63,7 +68,7 @@ def step_seconds(method: Method, info: DataInfo, length: Length, device: torch.d
     return (time.monotonic() - started) / repeats * length.batch / images
 
 
-def _step(method: Method, info: DataInfo, clock: Clock, count: int) -> Callable[[], None]:
+def _step(method: Method, info: DataInfo, clock: Clock, count: int, *, bf16: bool = False) -> Callable[[], None]:
     """Return one update's passes over black images."""
     device = next(method.parameters()).device
     side = info.image_size
@@ -76,9 +81,14 @@ def _step(method: Method, info: DataInfo, clock: Clock, count: int) -> Callable[
     rule = method.update_rule() or backward_once
 
     def run() -> None:
+        def forward() -> StepOutput:
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                output: StepOutput = method(prepared, clock)
+            return output
+
         with torch.random.fork_rng(devices=[]):
             prepared = method.prepare(batch, clock)
-            rule(lambda: method(prepared, clock), scale=1.0, no_sync=nullcontext)
+            rule(forward, scale=1.0, no_sync=nullcontext)
         method.zero_grad()
 
     return run
