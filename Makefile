@@ -1,7 +1,8 @@
 # make reproduce-dearkd [SCALE=digits]   train teachers and every row, print the table; likewise the other papers
 # make reproduce                         all papers
 # make publish-dearkd [SCALE=digits]     keep its tables and figures in docs/results; of SCALE=small also on its first page
-# make compare [SCALE=small] [METHODS=a,b] [COMPOSE=all]   one student by every method, on one budget, into docs/results/compare
+# make compare [SCALE=small] [METHODS=a,b] [COMPOSE=all]   one student by every method, on one budget;
+#                                        without METHODS into docs/results/compare
 # make test | lint                       run the whole test suite | ruff, mypy, import contracts, the graphs
 # make faults                            inject faults, count what became of them, write docs/reliability.md
 # make site                                the pages of docs as a site, in build/website/site
@@ -41,7 +42,7 @@ reproduce-%: setup
 	vitutor report show $(subst -,_,$*) --results $(GRAPH)/results
 
 compare: setup
-	vitutor compare --scale $(SCALE) --out $(GRAPH)/results/compare --publish docs/results/compare \
+	vitutor compare --scale $(SCALE) --out $(GRAPH)/results/compare $(if $(METHODS),,--publish docs/results/compare) \
 	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(METHODS),--methods $(METHODS)) $(if $(COMPOSE),--compose $(COMPOSE))
 
 test: setup

@@ -52,7 +52,7 @@ class StudentSizes(NamedTuple):
 
 
 def read_lines(package: str) -> dict[str, Line]:
-    """Return the lines of a package by name; raises `ConfigError` for a file that is none of lines."""
+    """Return the lines of a package by name; raises `ConfigError` for a file that does not hold lines."""
     path = Path(str(files(package))) / "compare.yaml"
     if not path.is_file():
         return {}

@@ -23,7 +23,7 @@ from vitutor_core.train.baseline import Baseline
 from vitutor_core.train.session import BuildMethod
 
 _UPDATES, _EPOCHS = 8, 2
-"""Of the stretches that are timed with stored logits, and how many of them are stored."""
+"""Updates in a timed stretch; epochs whose logits are stored."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def run_jobs(
 ) -> None:
     """Run ``jobs``, ``side_by_side`` at a time, each as ``processes`` processes.
 
-    Where there are GPUs for more than one job, each job gets its own ones in CUDA_VISIBLE_DEVICES.
+    Where there are GPUs for more than one job, each job gets GPUs of its own in CUDA_VISIBLE_DEVICES.
     ``tick`` is called while they run, and ``done`` for each job that has ended well; ``preload`` are the heavy modules
     that single processes share. Raises `InterruptedRun` when asked to stop, after the jobs have, and `VitutorError`
     when one of them fails.
