@@ -13,11 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from conformance.records import made_up_card
 from core.tests.published import Official, rednet, vit
 from core.tests.test_weights import EVIL, Evil, write_evil
 from core.tests.train_samples import same
 from vitutor_core.cli.convert import read_checkpoint
 from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.page import card_page
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.models.weights import CONVERTED, ModelCard, create_model, load_model, save_model
 from vitutor_core.schema import ModelConfig
@@ -296,6 +298,15 @@ def test_a_converted_model_is_evaluated_exported_and_analysed(weights, toypaper,
     options = ("--source", "digits", "--images", 16, "--batch", 16, "--out", tmp_path / "figures")
     assert call(vitutor, "analyze", to, *options)[0] == 0
     assert (tmp_path / "figures" / "cka.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "line"),
+    [(CONVERTED, "| weights | converted: their licence is that of their authors |"), ("toy", "| method | toy |")],
+)
+def test_a_page_of_a_weights_file_says_who_trained_it(method, line):
+    table = card_page(None, made_up_card(method=method), "").partition("## What trained it")[2]
+    assert table.splitlines()[4:] == [line]
 
 
 def test_an_encoder_is_exported_and_named_as_one(weights, toypaper, call, tmp_path):

@@ -168,6 +168,7 @@ def test_two_processes_train_one_detector(tmp_path):
 # The command
 
 
+@pytest.mark.filterwarnings("default")
 def test_detect_starts_from_a_run_and_draws_what_it_found(tmp_path, call):
     run_classifier(tmp_path / "classifier", "train.epochs=1")
     out = tmp_path / "detector"
@@ -186,6 +187,7 @@ def test_detect_starts_from_a_run_and_draws_what_it_found(tmp_path, call):
         again = call(vitutor, *given)
     assert "box_ap" in printed
     assert printed == again[1]
+    assert "positions resampled from 1 x 5 x 16 to 1 x 37 x 16" in messages
     found = json.loads((out / "ap.json").read_text())
     assert {"box_ap", "mask_ap"} <= found.keys()
     assert "<svg" in (out / "detections.svg").read_text()
@@ -200,6 +202,7 @@ def test_detect_starts_from_a_run_and_draws_what_it_found(tmp_path, call):
     ("model", "options", "message"),
     [
         ("runs/missing", (), "there is no such run or file"),
+        ("local-dir:missing/folder", (), "missing/folder/config.json: no such file"),
         ("vit_tinny_patch16_224", (), "did you mean 'vit_tiny_patch16_224'"),
         ("resnet18", ("--source", "digits"), "'digits' has no boxes and masks"),
         ("resnet18", ("--source", "coco:missing"), "no such folder"),
