@@ -95,6 +95,8 @@ def test_mistakes_are_one_line(runs, call, tmp_path):
     assert code == 2
     assert "give --source" in errors
     assert call(file, "--source", "digits", "--images", 20, "--batch", 20, "--out", tmp_path / "out")[0] == 0
+    # The first run among the models says which images are taken.
+    assert call(file, runs / "one", "--images", 20, "--batch", 20, "--out", tmp_path / "both")[0] == 0
     assert call(file, file, file, "--out", tmp_path / "out")[0] == 2
     (tmp_path / "empty").mkdir()
     assert call(tmp_path / "empty", "--out", tmp_path / "out")[0] == 4

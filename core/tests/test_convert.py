@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import pickle
 import warnings
 import zipfile
@@ -12,11 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from conformance.records import made_up_card
 from core.tests.published import Official, rednet, vit
 from core.tests.test_weights import EVIL, Evil, write_evil
 from core.tests.train_samples import same
 from vitutor_core.cli.convert import read_checkpoint
 from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.page import card_page
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.models.weights import CONVERTED, ModelCard, create_model, load_model, save_model
 from vitutor_core.schema import ModelConfig
@@ -155,6 +158,39 @@ def test_a_file_that_grows_when_it_is_read_is_refused(weights, tmp_path):
         read_checkpoint(tmp_path / "w.pth")
 
 
+def test_a_file_whose_parts_overlap_is_refused(tmp_path):
+    """Its directory lists one stored part many times, so that little becomes much."""
+    file = checkpoint(tmp_path / "w.pth", {"model": {"zeros": torch.zeros(1000)}})
+    with zipfile.ZipFile(file, "a") as archive:
+        (storage,) = (entry for entry in archive.infolist() if entry.filename.endswith("data/0"))
+        for number in range(1, 4):
+            again = copy.copy(storage)
+            again.filename = again.orig_filename = f"{storage.filename}{number}"
+            archive.filelist.append(again)
+        archive._didModify = True
+    with pytest.raises(CheckpointError, match=r"w\.pth: .*\(its parts overlap"):
+        read_checkpoint(file)
+
+
+def test_a_file_that_holds_itself_is_refused(tmp_path):
+    endless = {}
+    endless["model"] = endless
+    with pytest.raises(CheckpointError, match=r"w\.pth: no tensors within model / model"):
+        read_checkpoint(checkpoint(tmp_path / "w.pth", endless))
+
+
+def test_the_file_that_is_read_is_not_overwritten(weights, call, tmp_path):
+    file = tmp_path / "w.safetensors"
+    save_file(weights, file)
+    before = file.read_bytes()
+    (tmp_path / "link.safetensors").symlink_to(file)
+    for to in (file, tmp_path / "link.safetensors"):
+        code, _, errors = call(vitutor, "convert", file, "--to", to, *SMALL, "--source", "digits")
+        assert (code, errors.count("\n")) == (2, 1)
+        assert "FILE, --to: two are the same file" in errors
+    assert file.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
@@ -182,6 +218,7 @@ def test_what_is_no_state_dict_is_refused(found, expected, call, tmp_path):
     ("arguments", "code", "expected"),
     [
         (("--to", "x.pth"), 2, "x.pth: safetensors are written; let it end so"),
+        (("--to", "x.safetensors", "--beside", "./x.safetensors"), 2, "FILE, --to, --beside: two are the same file"),
         (("--to", "x.safetensors", "--set", "kwargs.depth=1"), 2, "--set: it changes an argument of --model"),
         (("--to", "x.safetensors", *SMALL), 2, "its head has 10 classes; name them with --source or --classes"),
         (("--to", "x.safetensors", *SMALL[:2]), 4, "weights of another model (missing: blocks.1.attn.proj.bias"),
@@ -261,6 +298,15 @@ def test_a_converted_model_is_evaluated_exported_and_analysed(weights, toypaper,
     options = ("--source", "digits", "--images", 16, "--batch", 16, "--out", tmp_path / "figures")
     assert call(vitutor, "analyze", to, *options)[0] == 0
     assert (tmp_path / "figures" / "cka.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "line"),
+    [(CONVERTED, "| weights | converted: their licence is that of their authors |"), ("toy", "| method | toy |")],
+)
+def test_a_page_of_a_weights_file_says_who_trained_it(method, line):
+    table = card_page(None, made_up_card(method=method), "").partition("## What trained it")[2]
+    assert table.splitlines()[4:] == [line]
 
 
 def test_an_encoder_is_exported_and_named_as_one(weights, toypaper, call, tmp_path):

@@ -92,6 +92,9 @@ def test_polygons_and_runs_are_read_to_the_pixel():
 MISTAKES = {
     "annotation 1: no category has the id 99": lambda data: data["annotations"][0].update(category_id=99),
     "annotation 1: no image has the id 'x'": lambda data: data["annotations"][0].update(image_id="x"),
+    "annotation 1: no image has the id [1]": lambda data: data["annotations"][0].update(image_id=[1]),
+    "no image has the id 1.0": lambda data: data["annotations"][0].update(image_id=1.0),
+    "no category has the id ['x']": lambda data: data["annotations"][0].update(category_id=["x"]),
     "bbox is [1, 2, 3]; four numbers": lambda data: data["annotations"][0].update(bbox=[1, 2, 3]),
     "bbox is [NaN, 0, 1, 1]; four numbers": lambda data: data["annotations"][0].update(bbox=[float("nan"), 0, 1, 1]),
     "neither polygons nor a run-length code": lambda data: data["annotations"][0].update(segmentation=[]),

@@ -5,6 +5,7 @@ import math
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from vitutor_core.data.types import DataInfo
@@ -140,7 +141,8 @@ def saved(path, size: int, name: str = "vit_tiny_patch16_224", **kwargs):
 def test_positions_are_resampled_and_all_else_is_loaded(tmp_path):
     start = saved(tmp_path / "start.safetensors", 32, num_classes=7)
     config = ModelConfig(name="vit_tiny_patch16_224", kwargs=KWARGS, weights=str(tmp_path / "start.safetensors"))
-    model = create_backbone(config, info(64))
+    with pytest.warns(UserWarning, match="positions resampled from 1 x 17 x 24 to 1 x 65 x 24"):
+        model = create_backbone(config, info(64))
     own, theirs = model.state_dict(), start.state_dict()
     beyond = {"pos_embed", "head.weight", "head.bias", "norm.weight", "norm.bias"}
     assert all(torch.equal(own[name], theirs[name]) for name in own.keys() - beyond)
@@ -154,10 +156,23 @@ def test_positions_are_resampled_and_all_else_is_loaded(tmp_path):
     assert torch.equal(same["pos_embed"], theirs["pos_embed"])
 
 
+def test_a_backbone_starts_from_weights_by_other_names(tmp_path):
+    start = vit(32).float().state_dict()
+    file = tmp_path / "start.safetensors"
+    save_file({f"module.{name}": value for name, value in start.items()}, file)
+    with pytest.warns(UserWarning, match="start") as said:
+        model = create_backbone(ModelConfig(name="vit_tiny_patch16_224", kwargs=KWARGS, weights=str(file)), info(32))
+    assert [str(warning.message).partition(": ")[2] for warning in said] == [
+        "prefix 'module.' removed",
+        "head.weight, head.bias: left as initialised",
+    ]
+    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items() if "head" not in name)
+
+
 def test_weights_of_another_model_are_refused(tmp_path):
     saved(tmp_path / "start.safetensors", 32, depth=2)
     config = ModelConfig(name="vit_tiny_patch16_224", kwargs=KWARGS, weights=str(tmp_path / "start.safetensors"))
-    with pytest.raises(CheckpointError, match=r"start.safetensors: weights of another model \(blocks.2"):
+    with pytest.raises(CheckpointError, match=r"start.safetensors: weights of another model \(missing: blocks.2"):
         create_backbone(config, info(32))
     other = config.model_copy(update={"kwargs": KWARGS | {"depth": 2, "num_heads": 2}})
     with pytest.raises(ConfigError, match="trained with 3 heads"):

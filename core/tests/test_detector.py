@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
+from torchvision.models.detection.image_list import ImageList
 
 from conformance.suite import Crash
 from core.tests.detection_samples import few_scenes, run, tiny_config
@@ -111,6 +112,36 @@ def test_what_is_detected_lies_in_the_image():
     assert method.training
 
 
+def test_boxes_keep_their_precision_where_a_step_is_computed_in_bf16():
+    method = build()
+    seen = []
+    method.rpn.register_forward_hook(lambda _module, _given, found: seen.extend(found[0]))
+    nothing = Batch(torch.randn(2, 3, 48, 48), torch.zeros(2, dtype=torch.int64), torch.arange(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        method.train()(nothing, Clock(0, 1, 1)).loss.backward()
+        found = method.detect(torch.randn(2, 3, 48, 48))
+    assert {proposals.dtype for proposals in (*seen, *(one["boxes"] for one in found))} == {torch.float32}
+
+
+def test_anchors_are_centred_where_the_cells_of_their_level_are():
+    method = build()
+    levels = method.pyramid(method._read(method.student, torch.zeros(1, 3, 48, 48)))
+    images = ImageList(torch.zeros(1, 3, 48, 48), [(48, 48)])
+    (anchors,) = method.rpn.anchor_generator(images, list(levels.values()))
+    centres = (anchors[::3, :2] + anchors[::3, 2:]) / 2
+    # 48 px in patches of 8: strides 2, 4, 8, 16 and 32; the 2 x 2 cells of the last are larger than the image.
+    grid = [(32.0 * column, 32.0 * row) for row in range(2) for column in range(2)]
+    assert [tuple(centre) for centre in centres[-4:].tolist()] == grid
+    widths = (anchors[1::3, 2] - anchors[1::3, 0]).unique().tolist()
+    assert widths == [16, 32, 64, 128, 256]
+
+
+@pytest.mark.parametrize("patch", [2, 14])
+def test_patches_that_give_no_pyramid_are_refused(patch):
+    with pytest.raises(ConfigError, match=f"patches of 4, 8, 16 or 32 pixels, not {patch}"):
+        build(f"student.kwargs.patch_size={patch}", f"data.image_size={4 * patch}")
+
+
 def test_an_average_of_the_backbone_alone_is_refused():
     with pytest.raises(ConfigError, match="averages the student alone"):
         build("train.ema_decay=0.9")
@@ -137,6 +168,7 @@ def test_two_processes_train_one_detector(tmp_path):
 # The command
 
 
+@pytest.mark.filterwarnings("default")
 def test_detect_starts_from_a_run_and_draws_what_it_found(tmp_path, call):
     run_classifier(tmp_path / "classifier", "train.epochs=1")
     out = tmp_path / "detector"
@@ -155,6 +187,7 @@ def test_detect_starts_from_a_run_and_draws_what_it_found(tmp_path, call):
         again = call(vitutor, *given)
     assert "box_ap" in printed
     assert printed == again[1]
+    assert "positions resampled from 1 x 5 x 16 to 1 x 37 x 16" in messages
     found = json.loads((out / "ap.json").read_text())
     assert {"box_ap", "mask_ap"} <= found.keys()
     assert "<svg" in (out / "detections.svg").read_text()
@@ -169,6 +202,7 @@ def test_detect_starts_from_a_run_and_draws_what_it_found(tmp_path, call):
     ("model", "options", "message"),
     [
         ("runs/missing", (), "there is no such run or file"),
+        ("local-dir:missing/folder", (), "missing/folder/config.json: no such file"),
         ("vit_tinny_patch16_224", (), "did you mean 'vit_tiny_patch16_224'"),
         ("resnet18", ("--source", "digits"), "'digits' has no boxes and masks"),
         ("resnet18", ("--source", "coco:missing"), "no such folder"),

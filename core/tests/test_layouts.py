@@ -163,6 +163,19 @@ def test_the_size_of_the_file_is_found_by_its_positions(published):
     assert len(found.notes) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("hiera_tiny_224", {"embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1)}),
+        ("samvit_base_patch16", {"embed_dim": 16, "depth": 1, "num_heads": 2}),
+    ],
+)
+def test_positions_that_are_no_sequence_of_a_known_grid_are_refused_at_another_size(name, kwargs):
+    one, other = (timm.create_model(name, img_size=side, num_classes=0, **kwargs) for side in (64, 128))
+    with pytest.raises(CheckpointError, match=r"other shape: .*pos_embed"):
+        fit(one.state_dict(), other, where="file")
+
+
 def test_relative_position_biases_are_resampled_for_another_window():
     weights = Official()
     with torch.no_grad():
@@ -182,7 +195,7 @@ def test_relative_position_biases_are_resampled_for_another_window():
 def test_counters_may_be_missing_or_left_over(published):
     weights, _ = published["RedNet"]
     fewer = {name: value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
-    assert convert(fewer, where="file", name="rednet26").notes[1:] == ()
+    assert convert(fewer, where="file", name="rednet26").notes[1:] == ("num_batches_tracked: left as initialised",)
     more = {f"module.{name}": value for name, value in weights.items()} | {"module.n_averaged": torch.tensor(5)}
     assert convert(more, where="file", name="rednet26").notes[1:] == ("prefix 'module.' removed",)
 

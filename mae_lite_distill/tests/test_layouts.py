@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -191,6 +192,24 @@ def test_the_command_keeps_the_decoder_where_asked(released, tmp_path, capsys):
     assert torch.equal(teacher.model.pos_embed, weights["module.model.pos_embed"])
     with pytest.raises(ConfigError, match="the teacher knows 0 classes"):
         load_teacher(TeacherConfig(weights=str(to)), INFO)
+
+
+def test_weights_by_their_authors_names_get_their_authors_normalisation(released):
+    """timm's of this name is another; converted before or not, a teacher sees the same pixels."""
+    file = str(released[0])
+    model = ModelConfig(name="vit_tiny_patch16_224", kwargs={**MICRO, "num_classes": 0})
+    with pytest.warns(UserWarning, match="released"):
+        teacher = load_teacher(TeacherConfig(model=model, weights=file), INFO, reads_logits=False)
+    card = convert(load_file(file), where="file", name=model.name, kwargs=MICRO).card
+    assert teacher.input["mean"] == list(card.mean) == [0.485, 0.456, 0.406]
+    assert teacher.input["std"] == list(card.std) == [0.229, 0.224, 0.225]
+
+
+def test_weights_by_timms_names_get_timms_normalisation():
+    """This package lists the architecture, too, and who has trained these weights is not known."""
+    own = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=16, **MICRO).state_dict()
+    card = convert(own, where="file", name="vit_tiny_patch16_224", kwargs=MICRO).card
+    assert (card.mean, card.std) == ((0.5,) * 3, (0.5,) * 3)
 
 
 def test_fine_tuning_starts_from_a_released_file(released):

@@ -14,6 +14,11 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _WAIT_S = 5.0
 
 
+def is_named(name: str) -> bool:
+    """Tell whether a name is one of a folder or of the Hub."""
+    return name.partition(":")[0] in ("local-dir", "hf-hub")
+
+
 def named_folder(name: str) -> Path | None:
     """Return the folder with config.json and model.safetensors that ``name`` is of; None for any other name.
 
@@ -26,7 +31,7 @@ def named_folder(name: str) -> Path | None:
 def named_file(name: str, wanted: str) -> Path | None:
     """Return the file ``wanted`` of a folder or a repository; raises as `named_folder` does."""
     kind, _, where = name.partition(":")
-    if kind not in ("local-dir", "hf-hub"):
+    if not is_named(name):
         return None
     if kind == "local-dir":
         found = Path(where).absolute() / wanted

@@ -71,7 +71,7 @@ def analyze(
     loaded = [load_any(path) if path.exists() else load_named(path) for path in models]
     networks = [(label, model.to(chosen)) for label, (model, _) in zip(_labels(models), loaded, strict=True)]
     cards = [card for _, card in loaded]
-    data = _batches(source or _source_of(models[0]), cards, images=images, batch=batch, seed=seed, shuffle=not released)
+    data = _batches(source or _source_of(models), cards, images=images, batch=batch, seed=seed, shuffle=not released)
     moved = (tuple(part.to(chosen) for part in parts) for parts in data)
     found = analyse(networks, moved, Quirks(released=released, true_nyquist=true_nyquist))
     pictures = draw_analysis(found, out)
@@ -105,11 +105,13 @@ def _record(path: Path) -> RunRecord | None:
     return RunRecord.read(path) if RunDir(path).metrics.exists() else None
 
 
-def _source_of(path: Path) -> str:
-    record = _record(path)
-    if record is None:
-        raise ConfigError(f"{path}: no metrics.json says which images it knows; give --source")
-    return DataConfig.from_mapping(record.config.get("data", {}), where=str(RunDir(path).metrics)).source
+def _source_of(paths: tuple[Path, ...]) -> str:
+    """Return the source that the first run among the models was trained on."""
+    for path in paths:
+        record = _record(path)
+        if record is not None:
+            return DataConfig.from_mapping(record.config.get("data", {}), where=str(RunDir(path).metrics)).source
+    raise ConfigError(f"{paths[0]}: no metrics.json says which images it knows; give --source")
 
 
 def _batches(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _KEYS = ("state_dict_ema", "state_dict", "model", "module", "model_state_dict", "model_ema")
 """Under which checkpoints hold the weights, in the order in which they are looked for."""
+_DEPTH = 4
+"""How deep in a checkpoint the weights may lie; a pickle can hold itself."""
 _SHARED = 4
 """How many times the size of the file its tensors may have: some checkpoints hold a tensor under several names."""
 
@@ -61,6 +63,9 @@ def convert(
         raise ConfigError("--set: it changes an argument of --model; name that, too")
     if to.suffix != ".safetensors" or (beside is not None and beside.suffix != ".safetensors"):
         raise ConfigError(f"{to if to.suffix != '.safetensors' else beside}: safetensors are written; let it end so")
+    paths = {"FILE": file, "--to": to} | ({} if beside is None else {"--beside": beside})
+    if len({path.resolve() for path in paths.values()}) < len(paths):
+        raise ConfigError(f"{', '.join(paths)}: two are the same file, which would be overwritten; name another")
     from vitutor_core.models.convert import convert as rebuilt
     from vitutor_core.models.weights import save_model, save_tensors
 
@@ -103,6 +108,8 @@ def read_checkpoint(file: Path, key: str | None = None) -> tuple[dict[str, Tenso
     keys: list[str] = []
     while (inner := _inner(found, key if not keys else None, file)) is not None:
         keys.append(inner)
+        if len(keys) > _DEPTH:
+            raise CheckpointError(f"{file.absolute()}: no tensors within {' / '.join(keys)}; is it a checkpoint?")
         found = found[inner]
     notes = [f"read from {' / '.join(keys)}"] if keys else []
     return _checked(found, file), tuple(notes)
@@ -126,8 +133,11 @@ def _check_stored(file: Path) -> None:
     """Raise `CheckpointError` for an archive that grows when it is read; torch compresses nothing."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise CheckpointError("it is compressed, which torch's checkpoints are not")
+            entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise CheckpointError("it is compressed, which torch's checkpoints are not")
+        if sum(entry.file_size for entry in entries) > file.stat().st_size:
+            raise CheckpointError("its parts overlap, which those of torch's checkpoints do not")
 
 
 def _reason(error: Exception) -> str:

@@ -11,6 +11,7 @@ from vitutor_core.cli import options
 from vitutor_core.config import setting
 from vitutor_core.errors import ConfigError
 from vitutor_core.files import write_json
+from vitutor_core.hub import is_named
 from vitutor_core.recipe import recipe_path, resolve
 from vitutor_core.runs import RunDir
 from vitutor_core.schema import DetectorConfig
@@ -58,7 +59,7 @@ def _student(model: str) -> list[str]:
     """Return the settings that make the student the one of a run or of a weights file, or the model of a name."""
     path = Path(model)
     if not path.exists():
-        if "/" in model or model.endswith(".safetensors"):
+        if not is_named(model) and ("/" in model or model.endswith(".safetensors")):
             raise ConfigError(f"{path.absolute()}: there is no such run or file")
         return [setting("student.name", model)]
     from vitutor_core.cli.models import load_any

@@ -57,7 +57,7 @@ def card_page(record: RunRecord | None, card: ModelCard, call: str, *, is_folder
         classes=f"Classes, in the order of the logits: {', '.join(card.class_names)}."
         if card.class_names
         else "No head.",
-        training="\n".join(f"| {name} | {value} |" for name, value in _training(record)),
+        training="\n".join(f"| {name} | {value} |" for name, value in _training(record, card)),
     )
 
 
@@ -75,9 +75,11 @@ def card_text(record: RunRecord | None, card: ModelCard) -> str:
     return f"{origin}, {len(card.class_names) or 'no'} classes, {card.image_size} px input. {quality}"
 
 
-def _training(record: RunRecord | None) -> list[tuple[str, str]]:
-    if record is None:  # of a weights file
+def _training(record: RunRecord | None, card: ModelCard) -> list[tuple[str, str]]:
+    if record is None and card.method == CONVERTED:
         return [("weights", "converted: their licence is that of their authors")]
+    if record is None:  # of a weights file
+        return [("method", card.method)]
     kind, colon, where = str((record.config.get("data") or {}).get("source")).partition(":")
     source = f"{kind}{colon}{Path(where).name}"  # where it lies on this machine is nobody's business
     teachers = [

@@ -8,14 +8,16 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.border import check_border
-from vitutor_core.models.fit import classifier_of, fit
+from vitutor_core.models.fit import Fitted, classifier_of, fit
 from vitutor_core.models.intermediates import forward_features, read_intermediates
+from vitutor_core.models.layouts import OWN
 from vitutor_core.models.named import named_model
 from vitutor_core.models.weights import (
     create_model,
@@ -148,9 +150,9 @@ def load_teacher(config: TeacherConfig, info: DataInfo, *, reads_logits: bool = 
     own_size = found.cfg.input_size[-1] if found.folder is not None and found.cfg is not None else info.image_size
     size = config.image_size or own_size
     model = create_model(config.model, num_classes=info.num_classes, image_size=size, channels=info.channels)
-    if path is not None:
-        _load_plain(model, path, reads_logits=reads_logits)
     cfg = getattr(model, "pretrained_cfg", None) or {}
+    if path is not None and _load_plain(model, path, reads_logits=reads_logits).layout != OWN.family:
+        cfg = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}  # as `convert` takes it of these families
     return FrozenTeacher(
         model,
         name=config.model.name,
@@ -196,8 +198,9 @@ def _check_pretrained(config: ModelConfig, info: DataInfo, *, reads_logits: bool
         check_classes(found.cfg.label_names, info.class_names, where=f"teacher {config.name}")
 
 
-def _load_plain(model: nn.Module, path: Path, *, reads_logits: bool) -> None:
+def _load_plain(model: nn.Module, path: Path, *, reads_logits: bool) -> Fitted:
     where = str(path.absolute())
     fitted = fit(load_file(path), model, where=where, optional=() if reads_logits else classifier_of(model))
     say_changes(where, (*fitted.changed, *fitted.left))
     model.load_state_dict(fitted.tensors)
+    return fitted

@@ -6,20 +6,22 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import resample_abs_pos_embed
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitutor_core.data.types import DataInfo
-from vitutor_core.errors import CheckpointError, ConfigError, first_line
+from vitutor_core.errors import ConfigError, first_line
+from vitutor_core.models.fit import classifier_of
 from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.models.modes import evaluation_mode
-from vitutor_core.models.weights import check_trained_heads, create_student, starting_weights
+from vitutor_core.models.weights import create_student, fit_start
 from vitutor_core.schema import ModelConfig
 
 _DISTILLED = VisionTransformerDistilled.forward_features
+_UNUSED = ("norm.", "fc_norm.", "head.")
+"""How the names of the last norm and of heads begin."""
 _COARSEST = 32
 """The largest stride of a map that is used."""
 
@@ -55,29 +57,13 @@ def create_backbone(config: ModelConfig, info: DataInfo) -> nn.Module:
     """
     model = create_student(config.model_copy(update={"weights": None, "start_row": None}), info)
     if config.weights is not None:
-        check_trained_heads(model, config.weights)
-        _load(model, starting_weights(config.weights), where=config.weights)
+        fitted = fit_start(model, config.weights, optional=_UNUSED).tensors
+        beyond = (*_UNUSED, *classifier_of(model))
+        body = {name: value for name, value in fitted.items() if not name.startswith(beyond)}
+        model.load_state_dict(body, strict=False)
     elif config.start_row is not None:
         raise ConfigError(f"student.start_row: say where '{config.start_row}' was trained: --set student.weights=RUN")
     return model
-
-
-def _load(model: Any, tensors: dict[str, Tensor], *, where: str) -> None:
-    heads = model.pretrained_cfg.get("classifier") or "head"
-    heads = (heads,) if isinstance(heads, str) else heads
-    beyond = (*(f"{head}." for head in heads), "head.", "norm.", "fc_norm.")
-    own: dict[str, Tensor] = model.state_dict()
-    if "pos_embed" in own and "pos_embed" in tensors and own["pos_embed"].shape != tensors["pos_embed"].shape:
-        prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 0)
-        grid = list(model.patch_embed.grid_size)
-        tensors = tensors | {"pos_embed": resample_abs_pos_embed(tensors["pos_embed"], grid, num_prefix_tokens=prefix)}
-    body = {name for name in own.keys() | tensors.keys() if not name.startswith(beyond)}
-    strange = sorted(n for n in body if n not in own or n not in tensors or own[n].shape != tensors[n].shape)
-    if strange:
-        raise CheckpointError(f"{where}: weights of another model ({', '.join(strange[:3])})")
-    with torch.no_grad():
-        for name in body:
-            own[name].copy_(tensors[name])
 
 
 def map_reader(model: Any, *, window: int | None, global_blocks: int) -> MapReader:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.models.border import check_border
-from vitutor_core.models.fit import Fitted, MisfitError, classifier_of, fit, positions_before, read
-from vitutor_core.models.layouts import OWN, Layout, layouts
+from vitutor_core.models.fit import Fitted, MisfitError, classifier_of, fit, grid_of, positions_before, read
+from vitutor_core.models.layouts import FAMILIES, OWN, Layout, layouts
 from vitutor_core.models.named import named_model
 from vitutor_core.models.weights import CONVERTED, ModelCard, skeleton, timm_model
 
@@ -100,7 +100,7 @@ def convert(
         method=CONVERTED,
     )
     model.load_state_dict(fitted.tensors)
-    notes = (_described(plan, family, card, model), *fitted.changed, *_beside(fitted))
+    notes = (_described(plan, family, card, model), *fitted.changed, *fitted.left, *_beside(fitted))
     return Converted(model, card, fitted.beside, notes)
 
 
@@ -157,11 +157,12 @@ def _fitting(
     settings = {**kwargs, "num_classes": 0 if head is None else len(head)}
     side = kwargs.get("img_size") or named_model(name).cfg.input_size[-1]  # type: ignore[union-attr]  # a name of timm
     positions = own.get("pos_embed")
-    if positions is not None and positions.ndim == 3 and hasattr(model, "pos_embed"):
+    patches = grid_of(model)
+    if positions is not None and positions.ndim == 3 and hasattr(model, "pos_embed") and patches is not None:
         first = positions_before(model)
         grid = math.isqrt(max(positions.shape[1] - first, 0))
         if grid**2 == positions.shape[1] - first > 0:
-            side = grid * (side // model.patch_embed.grid_size[0])
+            side = grid * (side // patches[0])
             settings["img_size"] = side
     fit(tensors, skeleton(name, settings), where=where, known=(layout,))
     return _Plan(layout, name, settings, side)
@@ -180,10 +181,13 @@ def _classes(number: int, given: Classes | None, where: str) -> Classes:
 
 
 def _family(plan: _Plan) -> Layout:
-    """Return the layout of the family that publishes this architecture, whose authors say how images are prepared."""
+    """Return the layout of the family that publishes this architecture, whose authors say how images are prepared.
+
+    Of timm's own names, which many have trained, core's families alone: not those of whichever papers are installed.
+    """
     if plan.layout is not OWN:
         return plan.layout
-    return next((layout for layout in layouts() if plan.name in dict(layout.models)), OWN)
+    return next((layout for layout in FAMILIES if plan.name in dict(layout.models)), OWN)
 
 
 def _described(plan: _Plan, family: Layout, card: ModelCard, model: Any) -> str:

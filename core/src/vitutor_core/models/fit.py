@@ -68,6 +68,12 @@ def positions_before(model: Any) -> int:
     return 0 if getattr(model, "no_embed_class", False) else int(getattr(model, "num_prefix_tokens", 0))
 
 
+def grid_of(model: Any) -> tuple[int, int] | None:
+    """Return the rows and columns of patches of a model that tells them, as a ViT of timm does."""
+    grid: tuple[int, int] | None = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    return grid
+
+
 def fit(
     tensors: Mapping[str, Tensor],
     model: nn.Module,
@@ -168,10 +174,11 @@ def _resized(name: str, found: Tensor, model: Any, own: Tensor) -> Tensor:
     """Resample positions and relative position biases of another size; others stay as they are."""
     if found.shape == own.shape or found.ndim != own.ndim or found.shape[-1] != own.shape[-1]:
         return found
-    if name == "pos_embed":
+    if name == "pos_embed" and found.ndim == 3 and (grid := grid_of(model)) is not None:
         first = positions_before(model)
-        if math.isqrt(cells := found.shape[1] - first) ** 2 == cells > 0:
-            found = resample_abs_pos_embed(found, list(model.patch_embed.grid_size), num_prefix_tokens=first)
+        cells = max(found.shape[1] - first, 0)
+        if math.isqrt(cells) ** 2 == cells > 0:
+            found = resample_abs_pos_embed(found, list(grid), num_prefix_tokens=first)
     if name.endswith(".relative_position_bias_table") and math.isqrt(len(found)) ** 2 == len(found):
         window = model.get_submodule(name.rpartition(".")[0]).window_size
         found = resize_rel_pos_bias_table_simple(found, new_window_size=window, new_bias_shape=tuple(own.shape))

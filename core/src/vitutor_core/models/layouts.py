@@ -26,10 +26,10 @@ class Layout:
         family: what messages call it.
         renames: a pattern that a name starts with, and what takes its place; the first that matches counts. Other
             names stay as they are.
-        computed: a pattern of names that hold no weights, but what the architecture says.
+        computed: a pattern of names that are computed from the architecture and hold no weights.
         aside: how names begin, after renaming, that are none of the model's: a decoder, a projector, a teacher.
         values: by a pattern of new names, what brings a tensor into our shape.
-        models: names of timm and arguments of what was published so; the first that fits is taken.
+        models: published architectures, as timm name and arguments; the first that fits is taken.
         crop: ratio of the central crop in its authors' evaluation.
 
     """
@@ -146,10 +146,12 @@ SWIN = Layout(
 
 OWN = Layout("timm")
 """The names that our models have."""
+FAMILIES = (DEIT, REDNET, CVT, T2T, SWIN)
+"""Of core's own models."""
 
 
 @cache
 def layouts() -> tuple[Layout, ...]:
     """Return all layouts that are known here, those of installed papers included."""
     of_papers = (load(paper.layouts) for paper in installed_papers().values() if paper.layouts is not None)
-    return OWN, DEIT, REDNET, CVT, T2T, SWIN, *(layout for found in of_papers for layout in found)
+    return OWN, *FAMILIES, *(layout for found in of_papers for layout in found)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from vitutor_core.errors import ConfigError
 from vitutor_core.models.backbone import Map
 
 
@@ -60,12 +61,21 @@ class TopDownPyramid(nn.Module):
 
 
 def build_pyramid(maps: Sequence[Map], width: int) -> tuple[nn.Module, tuple[int, ...]]:
-    """Return the pyramid for the maps of a backbone, and the strides of its levels."""
-    strides: tuple[float, ...] = tuple(found.stride for found in maps)
+    """Return the pyramid for the maps of a backbone, and the strides of its levels, which are powers of two.
+
+    Raises `ConfigError` for other strides, which the pooling of regions would round.
+    """
+    strides = tuple(found.stride for found in maps)
+    odd = [stride for stride in strides if stride < 4 or stride & (stride - 1)]
+    if odd:
+        raise ConfigError(
+            f"student.name: a detector needs patches of 4, 8, 16 or 32 pixels, not {odd[0]}; choose another model, or "
+            "set student.kwargs.patch_size"
+        )
     pyramid: nn.Module
     if len(maps) == 1:
         pyramid = SimplePyramid(maps[0].channels, width)
-        strides = tuple(strides[0] * factor for factor in (0.25, 0.5, 1, 2))
+        strides = tuple(strides[0] * factor // 4 for factor in (1, 2, 4, 8))
     else:
         pyramid = TopDownPyramid([found.channels for found in maps], width)
-    return pyramid, tuple(max(int(stride), 1) for stride in (*strides, 2 * strides[-1]))
+    return pyramid, (*strides, 2 * strides[-1])

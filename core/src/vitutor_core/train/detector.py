@@ -79,21 +79,35 @@ class Detector(Method):
             targets = [{"boxes": one.boxes, "labels": one.labels + 1, "masks": one.masks} for one in objects]
         levels = self.pyramid(self._read(self.student, images))
         sizes = [(self.size, self.size)] * len(images)
-        proposals, losses = self.rpn(ImageList(images, sizes), levels, targets)
-        found, more = self.roi_heads(levels, proposals, sizes, targets)
+        # Boxes take the type of what the heads predict, and bf16 has no odd numbers of pixels above 256.
+        with torch.autocast(images.device.type, enabled=False):
+            levels = {name: level.float() for name, level in levels.items()}
+            proposals, losses = self.rpn(ImageList(images, sizes), levels, targets)
+            found, more = self.roi_heads(levels, proposals, sizes, targets)
         return found, {**losses, **more}
+
+
+class _Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
+    """Anchors as far apart as the cells of their level, which need not divide the image: 8 strides wide."""
+
+    def __init__(self, strides: tuple[int, ...]) -> None:
+        super().__init__(tuple((8 * stride,) for stride in strides), (_RATIOS,) * len(strides))
+        self.strides = strides
+
+    def grid_anchors(self, grid_sizes: Any, strides: Any) -> list[Tensor]:  # theirs divide the image
+        found: list[Tensor] = super().grid_anchors(grid_sizes, [(stride, stride) for stride in self.strides])
+        return found
 
 
 def _mask_rcnn(strides: tuple[int, ...], classes: int, detect: DetectionConfig) -> MaskRCNN:
     """Build what follows a pyramid of these strides; ``classes`` counts the background."""
     share = min(detect.proposals / 512, 1)  # of the proposals of Mask R-CNN, before and after suppression
     width, names = detect.channels, [str(number) for number in range(len(strides) - 1)]
-    anchors = AnchorGenerator(tuple((8 * stride,) for stride in strides), (_RATIOS,) * len(strides))
     backbone = nn.Identity()
     backbone.out_channels = width  # type: ignore[assignment]  # torchvision reads it there
     return MaskRCNN(
         backbone,
-        rpn_anchor_generator=anchors,
+        rpn_anchor_generator=_Anchors(strides),
         rpn_head=RPNHead(width, len(_RATIOS), conv_depth=2),
         rpn_pre_nms_top_n_train=math.ceil(2000 * share),
         rpn_pre_nms_top_n_test=math.ceil(1000 * share),

@@ -76,11 +76,12 @@ def _read(folder: Path, file: Path) -> tuple[AnnotatedSplit, tuple[Category, ...
     of_image: dict[int, list[Annotation]] = {number: [] for number in images}
     for entry in loaded["annotations"]:
         where = f"{file}: annotation {entry.get('id')!r}"
-        if entry.get("image_id") not in images:
-            raise DataError(f"{where}: no image has the id {entry.get('image_id')!r}; remove it or add the image")
-        if entry.get("category_id") not in categories:
-            raise DataError(f"{where}: no category has the id {entry.get('category_id')!r}; add it to the categories")
-        of_image[entry["image_id"]].append(_annotation(entry, images[entry["image_id"]], where))
+        image, category = entry.get("image_id"), entry.get("category_id")
+        if type(image) is not int or image not in images:
+            raise DataError(f"{where}: no image has the id {image!r}; remove it or add the image")
+        if type(category) is not int or category not in categories:
+            raise DataError(f"{where}: no category has the id {category!r}; add it to the categories")
+        of_image[image].append(_annotation(entry, images[image], where))
     known = tuple(Category(number, categories[number]["name"]) for number in sorted(categories))
     if len({category.name for category in known}) < len(known):
         raise DataError(f"{file}: two categories have the same name; rename one")
