@@ -349,5 +349,6 @@ def test_scenes_are_written_in_cocos_layout(tmp_path, call):
     assert code == 0, messages
     assert f"coco:{tmp_path / 'out'}" in printed
     assert len(coco_source(str(tmp_path / "out")).train) == 8
-    code, _, messages = call(vitutor, "data", "--source", "digits", "--coco", tmp_path / "out")
+    code, printed, messages = call(vitutor, "data", "--source", "digits", "--coco", tmp_path / "out")
+    assert (code, printed) == (2, "")  # said before the images are checked
     assert "'digits' has no boxes and masks" in messages

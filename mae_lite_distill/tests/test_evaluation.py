@@ -9,12 +9,11 @@ from torch.nn import functional as F
 
 from mae_lite_distill.method import MAELite
 from mae_lite_distill.methods.probe import LinearProbe
-from mae_lite_distill.models.start import load_encoder
+from mae_lite_distill.models.start import build_from_encoder
 from mae_lite_distill.tests.mae_samples import INFO, MICRO_MAE, resolve, train_row
-from mae_lite_distill.tests.test_masked import tiny
 from vitutor_core.data.types import Batch
 from vitutor_core.errors import CheckpointError, ConfigError
-from vitutor_core.models.weights import starting_weights
+from vitutor_core.models.weights import create_student, save_tensors, starting_weights
 from vitutor_core.train.method import Clock
 from vitutor_core.train.supervised import Supervised
 
@@ -28,9 +27,16 @@ def encoder(tmp_path_factory):
     return out
 
 
-def fresh(seed, **kwargs):
+def started(row, start, *settings, seed=1, info=INFO):
     torch.manual_seed(seed)
-    return tiny(depth=DEPTH, mlp_ratio=2, global_pool="avg", **kwargs)
+    config = resolve(row, f"student.weights={start}", f"student.kwargs.depth={DEPTH}", *settings)
+    return build_from_encoder(config, info)
+
+
+def fresh(seed=1, info=INFO):
+    torch.manual_seed(seed)
+    settings = ("student.start_row=null", f"student.kwargs.depth={DEPTH}")
+    return create_student(resolve("mae_finetune", *settings).student, info)
 
 
 def same(model, tensors):
@@ -39,9 +45,8 @@ def same(model, tensors):
 
 @pytest.mark.parametrize("kept", [None, *range(DEPTH + 1)])
 def test_keeping_blocks(encoder, kept):
-    tensors = starting_weights(str(encoder))
-    model, untouched = fresh(1), fresh(1).state_dict()
-    load_encoder(model, tensors, keep_blocks=kept, where="x")
+    tensors, untouched = starting_weights(str(encoder)), fresh().state_dict()
+    model = started("mae_finetune", encoder, f"method.keep_blocks={'null' if kept is None else kept}")
     body = {name for name in untouched if not name.startswith(("head.", "fc_norm.", "norm."))}
     taken = body if kept in (None, DEPTH) else {n for n in body if "blocks" not in n or int(n.split(".")[1]) < kept}
     taken = set() if kept == 0 else taken
@@ -53,36 +58,37 @@ def test_keeping_blocks(encoder, kept):
 
 
 def test_all_blocks_are_plain_loading(encoder):
-    tensors = starting_weights(str(encoder))
-    models = [fresh(1), fresh(1)]
-    for model, kept in zip(models, (None, DEPTH), strict=True):
-        load_encoder(model, tensors, keep_blocks=kept, where="x")
+    models = [started("mae_finetune", encoder, f"method.keep_blocks={kept}") for kept in ("null", DEPTH)]
     assert same(models[0], models[1].state_dict()) == models[0].state_dict().keys()
 
 
-def test_a_classifier_gives_its_norm_but_not_its_head():
-    source, model = fresh(2, num_classes=7), fresh(1, num_classes=5)
+def test_a_classifier_gives_its_norm_but_not_its_head(tmp_path):
+    source = fresh(2)
     torch.nn.init.normal_(source.fc_norm.weight)
-    load_encoder(model, source.state_dict(), keep_blocks=None, where="x")
+    torch.nn.init.normal_(source.head.weight)
+    save_tensors(tmp_path / "w.safetensors", source.state_dict())
+    model = started("mae_finetune", tmp_path / "w.safetensors")
     assert torch.equal(model.fc_norm.weight, source.fc_norm.weight)
-    assert model.head.weight.shape == (5, 16)
+    assert torch.equal(model.head.weight, fresh().head.weight)
 
 
 def test_the_norm_of_an_encoder_is_kept_where_the_model_has_one(encoder):
-    tensors, model = starting_weights(str(encoder)), tiny(depth=DEPTH, mlp_ratio=2)
-    load_encoder(model, tensors, keep_blocks=None, where="x")
+    model, tensors = started("mae_probe", encoder), starting_weights(str(encoder))
     assert torch.equal(model.norm.weight, tensors["norm.weight"])
     assert not torch.equal(model.norm.weight, torch.ones(16))
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "kept", "error"),
-    [({"depth": 3}, None, CheckpointError), ({"embed_dim": 32}, 1, CheckpointError), ({}, 5, ConfigError)],
+    ("setting", "error"),
+    [
+        ("student.kwargs.depth=3", CheckpointError),
+        ("student.kwargs.embed_dim=32", CheckpointError),
+        ("method.keep_blocks=5", ConfigError),
+    ],
 )
-def test_other_models_are_refused(encoder, kwargs, kept, error):
-    model = tiny(**{"depth": DEPTH, "mlp_ratio": 2, **kwargs})
+def test_other_models_are_refused(encoder, setting, error):
     with pytest.raises(error):
-        load_encoder(model, starting_weights(str(encoder)), keep_blocks=kept, where="x")
+        started("mae_finetune", encoder, setting)
 
 
 def build(row, *settings):

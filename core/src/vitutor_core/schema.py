@@ -149,7 +149,7 @@ class ModelConfig(Config):
     weights: str | None = runtime(
         None,
         help="Start from a run folder, safetensors file, local-dir:FOLDER or hf-hub:OWNER/NAME (fingerprinted: its "
-        "sha256), by its authors' names too; its head only for equal classes",
+        "sha256); tensors may have their authors' names; the head is loaded only if the number of classes is equal",
     )
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ class ObjectiveConfig(Config):
     )
     keep_blocks: int | None = fingerprinted(
         None,
-        help="Keep the first k pre-trained blocks in supervised training, the others start fresh; null: keep all",
+        help="Keep the first k pre-trained blocks and start the others fresh, in supervised training; null: keep all",
         ge=0,
         le=1000,
     )
@@ -76,7 +76,9 @@ class MAELiteConfig(RunConfig):
     method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="What the run is for")
     mae: MAEConfig = fingerprinted(MAEConfig(), help="Masked pre-training")
     moco: MoCoConfig = fingerprinted(MoCoConfig(), help="Contrastive pre-training")
-    detect: DetectionConfig | None = fingerprinted(None, help="Detection, of method.objective=detect; else null")
+    detect: DetectionConfig | None = fingerprinted(
+        None, help="Settings of the detector; only with method.objective=detect"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -47,8 +47,11 @@ def data(
     config = config.changed((*(() if source is None else (setting("source", source),)), *settings))
 
     from vitutor_core.data.check import check_source
+    from vitutor_core.data.detection.coco import write_coco
+    from vitutor_core.data.detection.load import open_annotated
     from vitutor_core.train.progress import RunProgress
 
+    annotated = None if coco is None else open_annotated(config.source)
     with RunProgress(f"checking {config.source}", 1) as progress:
         manifest = check_source(config, progress=progress.of)
     for name in ("train", "evaluation"):
@@ -64,9 +67,6 @@ def data(
     if out is not None:
         write_json(out, manifest)
         click.echo(f"manifest    {out}")
-    if coco is not None:
-        from vitutor_core.data.detection.coco import write_coco
-        from vitutor_core.data.detection.load import open_annotated
-
-        write_coco(open_annotated(config.source), coco)
+    if coco is not None and annotated is not None:
+        write_coco(annotated, coco)
         click.echo(f"coco:{coco}")

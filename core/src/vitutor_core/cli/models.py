@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load_any(path: Path, *, ema: bool = False) -> tuple[nn.Module, ModelCard]:
-    """Rebuild the model of ``path``, or of a run, with ``ema``, its averaged weights; raises `CheckpointError`."""
+    """Rebuild the model of ``path``; with ``ema``, a run's averaged weights. Raises `CheckpointError`."""
     from vitutor_core.models.weights import load_model, read_card
 
     file = path
@@ -27,7 +27,7 @@ def load_any(path: Path, *, ema: bool = False) -> tuple[nn.Module, ModelCard]:
         file = path / WEIGHTS if is_export else run_weights(path, ema=ema)
     card = read_card(file)
     if card is None:
-        raise CheckpointError(f"{file.absolute()}: has no model card; export the model with ViTutor")
+        raise CheckpointError(f"{file.absolute()}: has no model card; `vitutor convert` writes one")
     _register(card.method)
     return load_model(file)
 

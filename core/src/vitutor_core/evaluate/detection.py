@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from vitutor_core.data.detection.annotated import AnnotatedSource, Annotation, encode
+from vitutor_core.data.detection.annotated import AnnotatedSource, Annotation, coco_module, encode
 from vitutor_core.data.detection.load import AnnotatedEvalLoader
 from vitutor_core.distributed import gather_rows
-from vitutor_core.errors import ConfigError
 
 Detect = Callable[[Tensor], list[dict[str, Tensor]]]
 _NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -72,10 +71,7 @@ def gather(results: list[Annotation], device: torch.device) -> list[Annotation]:
 
 def coco_metrics(source: AnnotatedSource, results: Sequence[Annotation]) -> dict[str, float]:
     """Compare COCO's results, whose image ids are positions in the evaluation split, with what is there."""
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        raise ConfigError("detection needs faster-coco-eval; pip install 'vitutor-core[detect]'") from None
+    coco = coco_module("faster_coco_eval")
     split = source.evaluation
     truth = [{"image_id": number, **one} for number, objects in enumerate(split.annotations) for one in objects]
     data = {
@@ -87,10 +83,10 @@ def coco_metrics(source: AnnotatedSource, results: Sequence[Annotation]) -> dict
     }
     metrics: dict[str, float] = {}
     for name, kind, other in (("box", "bbox", "segmentation"), ("mask", "segm", "bbox")):
-        known = COCO(json.loads(json.dumps(data)))
+        known = coco.COCO(json.loads(json.dumps(data)))
         # Without the other: the size of an object is the area of what is compared.
         kept = [{key: value for key, value in one.items() if key != other} for one in results]
-        evaluation = COCOeval_faster(known, known.loadRes(kept), kind, print_function=_silent)
+        evaluation = coco.COCOeval_faster(known, known.loadRes(kept), kind, print_function=_silent)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

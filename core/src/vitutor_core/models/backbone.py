@@ -16,7 +16,7 @@ from vitutor_core.errors import ConfigError, first_line
 from vitutor_core.models.fit import classifier_of
 from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.models.modes import evaluation_mode
-from vitutor_core.models.weights import create_student, fit_start
+from vitutor_core.models.weights import create_student, fit_start, start_of
 from vitutor_core.schema import ModelConfig
 
 _DISTILLED = VisionTransformerDistilled.forward_features
@@ -56,13 +56,12 @@ def create_backbone(config: ModelConfig, info: DataInfo) -> nn.Module:
     `models.weights.create_model` does.
     """
     model = create_student(config.model_copy(update={"weights": None, "start_row": None}), info)
-    if config.weights is not None:
-        fitted = fit_start(model, config.weights, optional=_UNUSED).tensors
+    start = start_of(config)
+    if start is not None:
+        fitted = fit_start(model, start, optional=_UNUSED).tensors
         beyond = (*_UNUSED, *classifier_of(model))
         body = {name: value for name, value in fitted.items() if not name.startswith(beyond)}
         model.load_state_dict(body, strict=False)
-    elif config.start_row is not None:
-        raise ConfigError(f"student.start_row: say where '{config.start_row}' was trained: --set student.weights=RUN")
     return model
 
 

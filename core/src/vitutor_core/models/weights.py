@@ -103,16 +103,22 @@ def create_model(config: ModelConfig, *, num_classes: int, image_size: int, chan
     else:
         model = _create_pretrained(config.name, found, kwargs)
     check_border(model, config.name, image_size)
-    if config.weights is not None:
-        _start_from(model, config.weights)
-    elif config.start_row is not None:
-        raise ConfigError(f"student.start_row: say where '{config.start_row}' was trained: --set student.weights=RUN")
+    start = start_of(config)
+    if start is not None:
+        model.load_state_dict(fit_start(model, start).tensors)
     return model
 
 
 def create_student(config: ModelConfig, info: DataInfo) -> nn.Module:
     """`create_model` for the classes, the image size and the channels of the data at hand."""
     return create_model(config, num_classes=info.num_classes, image_size=info.image_size, channels=info.channels)
+
+
+def start_of(config: ModelConfig) -> str | None:
+    """Return where the weights are that a model starts from; raises `ConfigError` where only their row is named."""
+    if config.weights is None and config.start_row is not None:
+        raise ConfigError(f"student.start_row: say where '{config.start_row}' was trained: --set student.weights=RUN")
+    return config.weights
 
 
 def starting_weights(where: str) -> dict[str, Tensor]:
@@ -157,16 +163,10 @@ def skeleton(name: str, kwargs: dict[str, Any]) -> nn.Module:
             return timm_model(name, kwargs)
 
 
-def _start_from(model: nn.Module, where: str) -> None:
-    """Load weights into a model; its classifier stays as it is where theirs is for another number of classes."""
-    fitted = fit_start(model, where)
-    model.load_state_dict(fitted.tensors)
-
-
 def fit_start(model: nn.Module, where: str, *, optional: tuple[str, ...] = ()) -> Fitted:
     """Bring the weights to start from into the form of a model, and say what was changed; see `fit`.
 
-    The head may be for other classes, or missing, and stays as it was then, which goes without saying of a run.
+    A head that is missing or for other classes keeps its fresh weights; for a run of ours this is not reported.
     """
     tensors = starting_weights(where)
     check_trained_heads(model, where)
@@ -216,7 +216,8 @@ def read_card(path: Path) -> ModelCard | None:
         return ModelCard.model_validate_json(text) if text is not None else None
     except (SafetensorError, OSError):
         raise CheckpointError(
-            f"{path.absolute()}: not a safetensors file; pickled checkpoints are not loaded, convert them first"
+            f"{path.absolute()}: not a safetensors file; pickled checkpoints are not loaded, `vitutor convert` reads "
+            "them"
         ) from None
     except ValidationError as error:
         what = error.errors()[0]

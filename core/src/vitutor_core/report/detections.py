@@ -12,9 +12,9 @@ from vitutor_core.data.detection.annotated import AnnotatedSource, Annotation, m
 from vitutor_core.report.drawing import COLOURS, Picture, save_picture
 
 IMAGES = 6
-"""That are drawn."""
+"""How many images are drawn."""
 _SURE = 0.5
-"""From which score on a detection is drawn."""
+"""The lowest score that is drawn."""
 
 
 def draw_detections(source: AnnotatedSource, found: Mapping[int, Sequence[Annotation]], folder: Path) -> Picture:
@@ -41,8 +41,8 @@ def draw_detections(source: AnnotatedSource, found: Mapping[int, Sequence[Annota
         folder / "detections",
         draw,
         title="Objects in evaluation images",
-        caption=f"Above what is there, below what was found with a score of {_SURE:g} or more: the first images, none "
-        "was selected.",
+        caption=f"Above what is there, below what was found with a score of {_SURE:g} or more: the first images, "
+        "without selection.",
         alt=f"{len(found)} images with boxes and masks: {counts['annotated']} objects, and {counts['found']} found.",
     )
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mae_lite_distill.config import MAELiteConfig
 from vitutor_core.data.types import DataInfo
-from vitutor_core.errors import CheckpointError, ConfigError
-from vitutor_core.models.weights import create_student, fit_start
+from vitutor_core.errors import ConfigError
+from vitutor_core.models.weights import create_student, fit_start, start_of
 
 # What differs between a pre-trained encoder and a classifier: the norm before or after pooling, and the head.
 _AROUND = ("norm.", "fc_norm.", "head.")
@@ -21,40 +20,27 @@ def build_from_encoder(config: MAELiteConfig, info: DataInfo) -> nn.Module:
 
     The head stays fresh, and so does a norm that the encoder does not have (``fc_norm`` after pooling).
 
-    Raises `ConfigError` where the start is missing, and `CheckpointError` for weights of another model.
+    Raises `ConfigError` where the start is missing or has fewer blocks, and `CheckpointError` for weights of another
+    model.
     """
-    start = config.student
-    model = create_student(start.model_copy(update={"weights": None, "start_row": None}), info)
-    if start.weights is not None:
-        tensors = fit_start(model, start.weights, optional=_AROUND).tensors
-        load_encoder(model, tensors, keep_blocks=config.method.keep_blocks, where=start.weights)
-    elif start.start_row is not None:
-        raise ConfigError(f"student.start_row: say where '{start.start_row}' was trained: --set student.weights=RUN")
-    return model
+    model: Any = create_student(config.student.model_copy(update={"weights": None, "start_row": None}), info)
+    start = start_of(config.student)
+    if start is not None:
+        tensors = fit_start(model, start, optional=_AROUND).tensors
+        model.load_state_dict(_kept(tensors, config.method.keep_blocks, len(model.blocks)), strict=False)
+    built: nn.Module = model
+    return built
 
 
-def load_encoder(model: nn.Module, tensors: dict[str, Tensor], *, keep_blocks: int | None, where: str) -> None:
-    """Load an encoder into a timm ViT with as many blocks.
+def _kept(tensors: dict[str, Tensor], blocks: int | None, depth: int) -> dict[str, Tensor]:
+    """Return what is taken of an encoder with ``depth`` blocks: all but the head, or its first ``blocks``.
 
-    ``keep_blocks`` k keeps the first k blocks with patch embedding, class token and positions, and leaves the others
-    and the norm as they are; 0 loads nothing, None everything. Raises `CheckpointError` if the rest does not fit, and
-    `ConfigError` if there are fewer than k blocks.
+    With the first k of more blocks go the patch embedding, the class token and the positions, but no norm; with 0
+    nothing.
     """
-    own: dict[str, Any] = model.state_dict()
-    depth = len(model.blocks)  # type: ignore[arg-type]  # a timm ViT
-    if keep_blocks is not None and keep_blocks > depth:
-        raise ConfigError(f"method.keep_blocks: {keep_blocks} of {depth} blocks")
-    body = {name for name in own.keys() | tensors.keys() if not name.startswith(_AROUND)}
-    strange = sorted(
-        name for name in body if name not in own or name not in tensors or own[name].shape != tensors[name].shape
-    )
-    if strange:
-        raise CheckpointError(f"{where}: weights of another model ({', '.join(strange[:3])})")
-    if keep_blocks == 0:
-        return
-    wanted = body | {name for name in own.keys() & tensors.keys() if name.startswith(("norm.", "fc_norm."))}
-    if keep_blocks is not None and keep_blocks < depth:
-        wanted = {name for name in body if not name.startswith("blocks.") or int(name.split(".")[1]) < keep_blocks}
-    with torch.no_grad():
-        for name in wanted:
-            own[name].copy_(tensors[name])
+    if blocks is not None and blocks > depth:
+        raise ConfigError(f"method.keep_blocks: {blocks} of {depth} blocks")
+    if blocks is None or blocks == depth:
+        return {name: value for name, value in tensors.items() if not name.startswith("head.")}
+    beyond = (*_AROUND, *(f"blocks.{index}." for index in range(blocks, depth)))
+    return {name: value for name, value in tensors.items() if blocks and not name.startswith(beyond)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,27 +74,29 @@ class AnnotatedSplit:
 
 @dataclass(frozen=True, eq=False)
 class AnnotatedSource:
-    """A data set for detection: its classes and its two splits; ``notes`` are for its user."""
+    """A data set for detection: its classes and its two splits."""
 
     name: str
     categories: tuple[Category, ...]
     train: AnnotatedSplit
     evaluation: AnnotatedSplit
-    notes: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(category.name for category in self.categories)
 
 
-def masks_module() -> ModuleType:
-    """Return COCO's run-length masks; raises `ConfigError` where the optional package is not installed."""
+def coco_module(name: str) -> ModuleType:
+    """Import a module of faster-coco-eval; raises `ConfigError` where the optional package is not installed."""
     try:
-        from faster_coco_eval.core import mask
+        return importlib.import_module(name)
     except ImportError:
         raise ConfigError("detection needs faster-coco-eval; pip install 'vitutor-core[detect]'") from None
-    module: ModuleType = mask
-    return module
+
+
+def masks_module() -> ModuleType:
+    """Return COCO's run-length masks; raises as `coco_module` does."""
+    return coco_module("faster_coco_eval.core.mask")
 
 
 def mask_of(segmentation: Any, width: int, height: int, *, where: str) -> NDArray[np.bool_]:

@@ -25,7 +25,7 @@ def check_annotated(name: str, *, progress: Callable[[int, int], None]) -> dict[
     splits = {"training": source.train, "evaluation": source.evaluation}
     total, done = sum(map(len, splits.values())), 0
     problems: list[str] = []
-    notes = list(source.notes)
+    notes: list[str] = []
     for title, split in splits.items():
         outside = 0
         with ThreadPoolExecutor(usable_cores()) as pool:

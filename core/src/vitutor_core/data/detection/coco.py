@@ -19,7 +19,7 @@ from vitutor_core.files import replace_folder
 
 _LAYOUT = "annotations/instances_train*.json, annotations/instances_val*.json and folders of images"
 _FARTHEST = 10**5
-"""Of a corner of a polygon, in pixels: decoding takes memory for each pixel of its outline."""
+"""The largest coordinate of a polygon, in pixels: decoding takes memory for each pixel of its outline."""
 
 
 def coco_source(path: str) -> AnnotatedSource:
