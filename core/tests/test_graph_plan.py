@@ -74,8 +74,7 @@ def test_groups_are_off_until_asked_for():
     assert running(shifted, "stages/coadvise") >= {"coadvise_robustness-sak"}
     assert shifted["stages/coadvise_robustness-sak.json"]["sets"] == ["a", "r", "c"]
     assert running(shifted, "stages/mae_lite_distill_robustness") == {
-        "mae_lite_distill_robustness-mae_finetune",
-        "mae_lite_distill_robustness-mae_long",
+        f"mae_lite_distill_robustness-{row}" for row in ("deit_tiny", "mae_finetune", "mae_long")
     }
     assert shifted["stages/mae_lite_distill_robustness-mae_long.json"]["sets"] == ["v2", "real"]
 
@@ -134,7 +133,7 @@ def test_a_graph_of_fewer_papers_is_part_of_that_of_all(tmp_path):
 
 def test_what_differs_in_the_name_of_an_item_alone_is_written_once():
     stages, inputs = _loaded(read_graph("imagenet"), is_repository=True)
-    assert inputs["mae_lite_distill_robustness"] == {"mae_finetune": [], "mae_long": []}
+    assert inputs["mae_lite_distill_robustness"] == {"deit_tiny": [], "mae_finetune": [], "mae_long": []}
     assert "results/runs/mae_lite_distill/${key}" in stages["mae_lite_distill_robustness"]["do"]["deps"]
     assert "results/evaluation/${key}" in stages["table"]["do"]["deps"]
     assert inputs["table"]["mae_lite_distill"] == ["robustness/mae_lite_distill"]
@@ -206,12 +205,16 @@ def test_ready_leaves_out_what_cannot_run(tmp_path, monkeypatch):
     (tmp_path / "imagenet" / "train").mkdir(parents=True)
     path = tmp_path / "params.yaml"
     path.write_text(PARAMS.replace("digits", "imagenet"))
-    with pytest.raises(ConfigError, match="26 chosen rows cannot run here"):
+    with pytest.raises(ConfigError, match="37 chosen rows cannot run here"):
         vitutor.main(["ready", "dearkd", "--params", str(path)], standalone_mode=False)
     done = CliRunner().invoke(vitutor, ["ready", "dearkd", "--choose", "--params", str(path)])
     assert done.exit_code == 0
     assert Params.read(path).rows == tuple(
-        f"dearkd@{row}" for row in ("vit", "mhca", "vit_small", "vit_10", "vit_25", "vit_50")
+        f"dearkd@{row}"
+        for row in (
+            *("vit", "mhca", "vit_base", "vit_small", "vit_10", "vit_25", "vit_50"),
+            *(f"deit_plain_{percent}" for percent in (10, 25, 50, 100)),
+        )
     )
     again = CliRunner().invoke(vitutor, ["ready", "dearkd", "--params", str(path)])
     assert again.output.splitlines() == ["all chosen rows can run"]

@@ -55,7 +55,7 @@ def test_maps_teach_a_student_of_dearkd(tmp_path, given, name):
 
 
 def test_a_teacher_without_classes_is_told_how_to_teach(tmp_path, photos):
-    settings = (*SHORT, f"data.source=folder:{photos}", "teacher.model.kwargs={}")
+    settings = (*SHORT, f"data.source=folder:{photos}", "teacher.model.kwargs={}", "method.distill=pooled")
     with pytest.raises(ConfigError, match=r"has no classes; set teacher\.model\.kwargs\.num_classes=0, .* by its maps"):
         train("dearkd", tmp_path / "run", recipe=FOLDER / "dearkd.yaml", settings=settings)
 

@@ -165,12 +165,11 @@ def trained_teacher(
     large as they are, or ``largest_batch`` if that is less.
     """
     config = _resolved(scale, name, settings)
-    fitting = fitting_batch(config, largest_batch)
-    if fitting:
-        click.echo(f"teacher {name}: {fitting[0]} instead of {config.train.batch_size}", err=True)
+    count, images = _images(config.data)
+    if fitting := fitting_batch(config, largest_batch):
+        click.echo(f"teacher {name}: {fitting[0]} instead of {config.train.batch_size}, of {count} images", err=True)
         settings = (*settings, *fitting)
         config = _resolved(scale, name, settings)
-    _, images = _images(config.data)
     run = RunDir((folder / name).absolute())
     before = _decided_by(run)
     if before is not None:
