@@ -16,8 +16,6 @@ from torch import Tensor
 from vitutor_core.data.build import build_data
 from vitutor_core.distributed import Processes
 from vitutor_core.train import optim
-from vitutor_core.train.guard import FiniteGuard
-from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock
 from vitutor_core.train.state import TrainState
 from vitutor_core.train.update import Updater
@@ -71,7 +69,7 @@ def _updates(method_name: str, config: Any, processes: Processes, *, share: int)
     updates = data.train.steps_per_epoch
     schedule = optim.build_schedule(optimizer, config.optim, config.train.epochs, updates)
     state = TrainState(optimizer, schedule, None, {})
-    updater = Updater(method, config, processes, state, FiniteGuard(optimizer, _CPU), Meter(processes, {}))
+    updater = Updater(method, config, processes, state)
     # The second epoch and its second update: weights of terms have risen, and what starts at zero has moved.
     method.on_epoch(Clock(updates, updates, updates * config.train.epochs))
     for step, micro_batches in zip(range(updates, updates + 2), data.train.epoch(1), strict=False):

@@ -15,8 +15,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from vitutor_core.bench.driven import Driven
 from vitutor_core.distributed import Processes
 from vitutor_core.schema import RunConfig
-from vitutor_core.train.guard import FiniteGuard
-from vitutor_core.train.meter import Meter
 from vitutor_core.train.state import TrainState
 from vitutor_core.train.update import Updater
 
@@ -101,9 +99,8 @@ def drive_on_meta(driven: Driven, config: RunConfig, *, steps: int = 2) -> None:
     state = TrainState.build(method.to(meta), config, None, driven.clock, {})
     state.optimizer.step = lambda: None  # torch's fused update is not for meta; it counts its steps on the device
     processes = Processes(0, 1, meta)
-    guard, meter = FiniteGuard(state.optimizer, meta), Meter(processes, {})
-    guard.deferred = True  # as on a GPU
-    updater = Updater(method, config, processes, state, guard, meter)
+    updater = Updater(method, config, processes, state)
+    updater.guard.deferred = True  # as on a GPU
     for of_step in prepared:
         moved = tuple(tree_map_only(torch.Tensor, lambda tensor: tensor.to(meta), batch) for batch in of_step)
         with pytest.MonkeyPatch.context() as patch, NothingFromHost(), NothingOnHost(), NoHostReads():

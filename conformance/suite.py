@@ -263,7 +263,7 @@ class MethodConformance(RecipeConformance):
 
     def test_no_step_reads_from_the_device(self, teachers: Path) -> None:
         driven = self.driven(self.few_steps(teachers))
-        driven.guard.deferred = True  # as on a GPU: its flag is read by the loop, between steps
+        driven.updater.guard.deferred = True  # as on a GPU: its flag is read by the loop, between steps
         with steps.NoHostReads():
             count = sum(1 for epoch in range(4) for _ in driven.epoch(epoch))
         assert count >= 20

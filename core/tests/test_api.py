@@ -19,7 +19,8 @@ TOY = Paper("toypaper", config="vitutor_core.schema:RunConfig", method="vitutor_
 
 @pytest.fixture
 def installed(monkeypatch, toypaper):
-    monkeypatch.setattr("vitutor_core.cli.calls.installed_paper", lambda name: {"toypaper": TOY}[name])
+    for place in ("vitutor_core.cli.calls", "vitutor_core.baseline"):
+        monkeypatch.setattr(f"{place}.installed_paper", lambda name: {"toypaper": TOY}[name])
 
 
 def test_a_run_is_the_same_by_command_and_by_call(installed, toypaper, call, photos, tmp_path):

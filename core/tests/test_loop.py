@@ -33,8 +33,6 @@ from vitutor_core.distributed import Processes
 from vitutor_core.errors import ConfigError, InterruptedRun
 from vitutor_core.evaluate.accuracy import Measured
 from vitutor_core.train import checkpoint, loop, session, update
-from vitutor_core.train.guard import FiniteGuard
-from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock, Report, StepOutput, Traits
 from vitutor_core.train.state import TrainState
 from vitutor_core.train.supervised import Supervised
@@ -62,8 +60,7 @@ def make_updater(*settings):
     method = Supervised.build(config, data.info)
     clock = Clock(0, STEPS_PER_EPOCH, TOTAL_STEPS)
     state = TrainState.build(method, config, None, clock, {})
-    guard, meter = FiniteGuard(state.optimizer, CPU.device), Meter(CPU, {})
-    return Updater(method, config, CPU, state, guard, meter), next(data.train.epoch(0)), clock
+    return Updater(method, config, CPU, state), next(data.train.epoch(0)), clock
 
 
 def gradients(method):

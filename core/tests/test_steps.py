@@ -67,7 +67,7 @@ def meddling(meddle: Callable[[torch.Tensor], object]) -> type[Meddling]:
 def driven(method: type[Supervised] = Supervised, *settings: str) -> Driven:
     config = tiny_config(*settings)
     made = Driven(config, method.build, build_data(config, device=CPU), Processes(0, 1, CPU))
-    made.guard.deferred = True
+    made.updater.guard.deferred = True
     return made
 
 
@@ -79,7 +79,7 @@ def test_the_plain_step_reads_nothing():
 
 def test_the_guard_on_a_cpu_reads_and_is_seen():
     run = driven()
-    run.guard.deferred = False
+    run.updater.guard.deferred = False
     with pytest.raises(steps.HostRead), steps.NoHostReads():
         next(run.epoch(0))
 

@@ -12,8 +12,6 @@ from vitutor_core.data.types import Batch, Data
 from vitutor_core.distill.taught import with_stored_logits
 from vitutor_core.distributed import Processes
 from vitutor_core.schema import RunConfig
-from vitutor_core.train.guard import FiniteGuard
-from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock
 from vitutor_core.train.session import BuildMethod
 from vitutor_core.train.state import TrainState
@@ -34,8 +32,7 @@ class Driven:
         self.updates = self.data.train.steps_per_epoch
         self._total = self.updates * config.train.epochs
         self.state = TrainState.build(self.method, config, None, Clock(0, self.updates, self._total), {})
-        self.guard, self.meter = FiniteGuard(self.state.optimizer, processes.device), Meter(processes, {})
-        self.updater = Updater(self.method, config, processes, self.state, self.guard, self.meter)
+        self.updater = Updater(self.method, config, processes, self.state)
         self.method.train()
 
     @property
@@ -46,7 +43,7 @@ class Driven:
     def update(self, micro_batches: tuple[Batch, ...]) -> Tensor:
         """Make one update and return its last loss, on the device."""
         self.updater.update(micro_batches, self.clock)
-        return self.meter.recent[-1]
+        return self.updater.meter.recent[-1]
 
     def epoch(self, number: int) -> Iterator[Tensor]:
         """Make the updates of an epoch and yield the loss of each, on the device."""

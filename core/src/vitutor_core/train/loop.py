@@ -23,9 +23,7 @@ from vitutor_core.errors import InterruptedRun, NonFiniteError
 from vitutor_core.evaluate.accuracy import Measured, measure
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
-from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.memory import advise_for_evaluation
-from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock, Method
 from vitutor_core.train.progress import RunProgress
 from vitutor_core.train.run_folder import RunFolder
@@ -57,9 +55,8 @@ def fit(
     state = TrainState.build(method, config, run.latest_checkpoint(identity), clock, identity)
     run.warn_if_short(state.size(method))
     measured = Measured(state.last_metrics, state.last_correct)
-    guard = FiniteGuard(state.optimizer, processes.device)
-    meter = Meter(processes, state.meter_sums)
-    updater = Updater(method, config, processes, state, guard, meter)
+    updater = Updater(method, config, processes, state)
+    guard, meter = updater.guard, updater.meter
     probe = _probe_images(data)
     every = config.runtime
     save = partial(state.save, run, method, meter, processes)

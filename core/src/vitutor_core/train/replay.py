@@ -17,7 +17,6 @@ from vitutor_core.distributed import Processes, processes
 from vitutor_core.errors import ConfigError
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import checkpoint, optim
-from vitutor_core.train.guard import FiniteGuard
 from vitutor_core.train.memory import advise_for_training
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock, Method, StepOutput
@@ -125,10 +124,8 @@ class _Run:
         self._total = steps_per_epoch * config.train.epochs
         self._start = state.step
         self._title = f"replay of {config.student.name}"
-        guard = FiniteGuard(state.optimizer, group.device)
-        guard.deferred = True  # a step that is not finite is what is looked for
-        self._meter = Meter(group, state.meter_sums)
-        self._updater = Updater(method, config, group, state, guard, self._meter)
+        self._updater = Updater(method, config, group, state)
+        self._updater.guard.deferred = True  # a step that is not finite is what is looked for
         self.indices: list[int] = []
 
     def until(self, step: int, loader: TrainLoader, *, whole_epoch: bool) -> Replayed:
@@ -148,7 +145,7 @@ class _Run:
                     if seen is not None and (seen.not_finite or not (whole_epoch or self._is_last())):
                         return seen
                     self._updater.step()
-                means = self._meter.epoch_line()
+                means = self._updater.meter.epoch_line()
                 if seen is not None:
                     seen.repeated = means
                     return seen

@@ -33,11 +33,13 @@ class Updater:
     config: RunConfig
     processes: Processes
     state: TrainState
-    guard: FiniteGuard
-    meter: Meter
+    guard: FiniteGuard = field(init=False)
+    meter: Meter = field(init=False)
     _wrapped: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
+        self.guard = FiniteGuard(self.state.optimizer, self.processes.device)
+        self.meter = Meter(self.processes, self.state.meter_sums)
         self.wrap()
 
     def wrap(self) -> None:
