@@ -17,7 +17,7 @@ from vitutor_core.data.build import build_data
 from vitutor_core.data.detection import scenes
 from vitutor_core.data.detection.annotated import box_of, encode, mask_of
 from vitutor_core.data.detection.coco import coco_source, write_coco
-from vitutor_core.data.detection.load import usable
+from vitutor_core.data.detection.open import usable
 from vitutor_core.data.detection.scenes import scenes_source
 from vitutor_core.data.detection.view import View, draw_views, see, see_mask, whole
 from vitutor_core.data.sampler import SampleKeys

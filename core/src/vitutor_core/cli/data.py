@@ -48,7 +48,7 @@ def data(
 
     from vitutor_core.data.check import check_source
     from vitutor_core.data.detection.coco import write_coco
-    from vitutor_core.data.detection.load import open_annotated
+    from vitutor_core.data.detection.open import open_annotated
     from vitutor_core.train.progress import RunProgress
 
     annotated = None if coco is None else open_annotated(config.source)

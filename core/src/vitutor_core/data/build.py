@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from vitutor_core.data.augment import randaugment
 from vitutor_core.data.augment.mixing import Finish, Normalise
 from vitutor_core.data.augment.pipeline import Augment
-from vitutor_core.data.detection.load import build_annotated_data, is_annotated
+from vitutor_core.data.detection.load import build_annotated_data
+from vitutor_core.data.detection.open import is_annotated
 from vitutor_core.data.loaders.resident import Progress, ResidentEvalLoader, ResidentTrainLoader, load_eval, load_train
 from vitutor_core.data.loaders.streamed import StreamedEvalLoader, StreamedTrainLoader
 from vitutor_core.data.sampler import KeyedSampler

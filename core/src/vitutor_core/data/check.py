@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitutor_core.data.detection.check import check_annotated
-from vitutor_core.data.detection.load import is_annotated
+from vitutor_core.data.detection.open import is_annotated
 from vitutor_core.data.sources.locate import listed
 from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.sources.subsets import fingerprint, subset_indices

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitutor_core.data.build import build_data, plan_data
-from vitutor_core.data.detection.load import is_annotated, open_annotated, usable
+from vitutor_core.data.detection.open import is_annotated, open_annotated, usable
 from vitutor_core.data.types import Batch, TrainLoader
 from vitutor_core.distill.taught import with_stored_logits
 from vitutor_core.distributed import Processes, processes

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitutor_core.data.detection.annotated import AnnotatedSource, AnnotatedSplit
-from vitutor_core.data.detection.load import fingerprint, open_annotated, usable
+from vitutor_core.data.detection.open import fingerprint, open_annotated, usable
 from vitutor_core.data.sources.locate import listed
 from vitutor_core.errors import DataError
 from vitutor_core.provenance import usable_cores

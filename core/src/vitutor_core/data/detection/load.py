@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -11,37 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitutor_core.config import nearest
 from vitutor_core.data.augment.mixing import Normalise
-from vitutor_core.data.detection.annotated import AnnotatedSource, AnnotatedSplit, box_of
-from vitutor_core.data.detection.coco import coco_source
-from vitutor_core.data.detection.scenes import scenes_source
+from vitutor_core.data.detection.annotated import AnnotatedSource, box_of
+from vitutor_core.data.detection.open import fingerprint, open_annotated, usable
 from vitutor_core.data.detection.view import View, draw_views, see, see_mask, whole
 from vitutor_core.data.loaders.workers import Stream
 from vitutor_core.data.sampler import KeyedSampler, SampleKeys
 from vitutor_core.data.sources.statistics import IMAGENET
 from vitutor_core.data.transfer import to_device
 from vitutor_core.data.types import Batch, Data, DataInfo, Objects, never
-from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.errors import ConfigError
 from vitutor_core.schema import DetectionConfig, RunConfig, RuntimeConfig
 
 _FILL = (round(255 * IMAGENET.mean[0]), round(255 * IMAGENET.mean[1]), round(255 * IMAGENET.mean[2]))
-
-
-def is_annotated(source: str) -> bool:
-    """Return whether a data source has boxes and masks."""
-    return source == "scenes" or source.startswith("coco:")
-
-
-def open_annotated(source: str) -> AnnotatedSource:
-    """Open a source with boxes and masks; raises `ConfigError` for another name, and `DataError`."""
-    if source == "scenes":
-        return scenes_source()
-    kind, _, path = source.partition(":")
-    if kind == "coco" and path:
-        return coco_source(path)
-    hint = nearest(source, ("scenes", "coco:FOLDER"))
-    raise ConfigError(f"data.source: '{source}' has no boxes and masks{hint}; valid: scenes, coco:FOLDER")
 
 
 def build_annotated_data(config: RunConfig, *, device: torch.device, rank: int = 0, world_size: int = 1) -> Data:
@@ -81,20 +62,6 @@ def build_annotated_data(config: RunConfig, *, device: torch.device, rank: int =
         AnnotatedTrainLoader(source, trained_on, sampler, draw, side, normalise, runtime, device),
         AnnotatedEvalLoader(source, own, side, normalise, runtime, device),
     )
-
-
-def usable(split: AnnotatedSplit) -> NDArray[np.int64]:
-    """Return the images that have an object that is no crowd; the others teach nothing and are not trained on."""
-    found = [index for index, objects in enumerate(split.annotations) if not all(o["iscrowd"] for o in objects)]
-    if not found:
-        raise DataError(f"{split.images.where(0)}: no image of the training split has an object; annotate some")
-    return np.array(found, dtype=np.int64)
-
-
-def fingerprint(source: AnnotatedSource) -> str:
-    """Return 64 hexadecimal digits that identify both splits and the classes."""
-    parts = (source.train.content_hash, source.evaluation.content_hash, *map(str, source.categories))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 class AnnotatedTrainLoader:
