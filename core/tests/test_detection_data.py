@@ -344,7 +344,7 @@ def test_a_source_is_checked_and_what_is_not_trained_on_is_said(tmp_path, call):
 
 
 def test_scenes_are_written_in_cocos_layout(tmp_path, call):
-    with mock.patch("vitutor_core.data.detection.load.scenes_source", return_value=few_scenes()):
+    with mock.patch("vitutor_core.data.detection.open.scenes_source", return_value=few_scenes()):
         code, printed, messages = call(vitutor, "data", "--source", "scenes", "--coco", tmp_path / "out")
     assert code == 0, messages
     assert f"coco:{tmp_path / 'out'}" in printed
