@@ -145,8 +145,9 @@ def test_no_code_that_runs_escapes_the_closure(tmp_path, package, row):
     paper = installed_papers()[package]
     own = [reference.partition(":")[0] for reference in (paper.method, paper.config)]
     trained, evaluated = json.loads(done.stdout.splitlines()[-1])
-    # What starts a run (commands, plans, announcements of papers and baselines, a config's own sizes) computes nothing of it.
-    starts = {f"vitutor_core.{name}" for name in ("paper", "baseline", "recipe", "own", "sizing", "explain")} | {f"{package}.cli"}
+    # What starts a run (commands, plans, announcements, a config's own sizes) computes nothing of it.
+    starting = ("paper", "baseline", "recipe", "own", "sizing", "explain")
+    starts = {f"vitutor_core.{name}" for name in starting} | {f"{package}.cli"}
     starts |= {name for name in trained if name.startswith(("vitutor_core.graph", f"{package}.generation"))}
     seen = closure([*own, "vitutor_core.train.session"], without=MEASURING).keys()
     # Teachers have stages of their own.
