@@ -4,5 +4,12 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 # The tests' maps are small: a second thread only waits, many times longer where other work keeps the cores busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the notebooks, which take minutes: at the end, one process would wait for the other."""
+    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
