@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from bootstrapping_vit.models.layouts import AGENT, VIT
-from core.tests.published import Official, attend, transformer
+from core.tests.published import Official, assert_close, attend, transformer
 from vitutor_core.errors import CheckpointError
 from vitutor_core.models.convert import Classes, convert
 
@@ -70,11 +70,6 @@ def agent(weights, pixels, *, width=288, depth=6, heads=9, down=(0, 1), stem="re
 def logits(converted, pixels):
     with torch.no_grad():
         return converted.model.double().eval()(pixels)
-
-
-def assert_close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-    assert expected.std() > 1e-3
 
 
 def test_a_vit_alone():

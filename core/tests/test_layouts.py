@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from core.tests.published import Official, cvt, listing_sha256, rednet, swin, t2t, vit
+from core.tests.published import Official, assert_close, cvt, listing_sha256, rednet, swin, t2t, vit
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.models.convert import Classes, convert
 from vitutor_core.models.fit import fit
@@ -43,11 +43,6 @@ def published():
 def logits_of(converted, side):
     with torch.no_grad():
         return converted.model.double().eval()(images(side))
-
-
-def assert_close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-    assert expected.std() > 1e-3
 
 
 DIGESTS = {

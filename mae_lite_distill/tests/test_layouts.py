@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from core.tests.published import Official, embedded, listing_sha256, transformer, vit
+from core.tests.published import Official, assert_close, embedded, listing_sha256, transformer, vit
 from mae_lite_distill.method import MAELite
 from mae_lite_distill.methods.masked import MaskedPretraining
 from mae_lite_distill.models.decoder import Decoder
@@ -53,11 +53,6 @@ def mae(weights, pixels, *, width=192, depth=12, heads=12, prefix="", decoder=96
 def features(converted, pixels):
     with torch.no_grad():
         return converted.model.double().eval()(pixels)
-
-
-def assert_close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-    assert expected.std() > 1e-3
 
 
 def test_the_released_encoder_with_its_decoder():

@@ -166,7 +166,7 @@ def trained_teacher(
     """
     config = _resolved(scale, name, settings)
     count, images = _images(config.data)
-    if fitting := fitting_batch(config, largest_batch):
+    if fitting := _fitting(config, count, largest_batch):
         click.echo(f"teacher {name}: {fitting[0]} instead of {config.train.batch_size}, of {count} images", err=True)
         settings = (*settings, *fitting)
         config = _resolved(scale, name, settings)
@@ -188,7 +188,10 @@ def trained_teacher(
 
 def fitting_batch(config: RunConfig, largest_batch: int | None = None) -> tuple[str, ...]:
     """Return the setting that makes a teacher's batch as large as its images are, where they are fewer."""
-    count, _ = _images(config.data)
+    return _fitting(config, _images(config.data)[0], largest_batch)
+
+
+def _fitting(config: RunConfig, count: int | None, largest_batch: int | None) -> tuple[str, ...]:
     if count is None or config.train.batch_size <= count or config.train.epoch_length == "full":
         return ()
     return (setting("train.batch_size", min(count, largest_batch or count)),)

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitutor_core.files import write_text
@@ -34,11 +34,16 @@ def write_report(table: Json, rows: Rows, figures: Sequence[Picture], path: Path
 
 def fill_template(name: str, **values: Any) -> str:
     """Fill a template of this package, in the style of all pages."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("vitutor_core", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"typeset": typeset, "data_uri": data_uri}
-    folder = files(__package__)
-    template = environment.from_string((folder / name).read_text(encoding="utf-8"))
-    return template.render(style=Markup(THEME + (folder / "page.css").read_text(encoding="utf-8")), **values)  # noqa: S704 (our own file)
+    style = (files(__package__) / "page.css").read_text(encoding="utf-8")
+    return environment.get_template(name).render(style=Markup(THEME + style), **values)  # noqa: S704 (our own file)
 
 
 def sources(rows: Rows) -> Json:
