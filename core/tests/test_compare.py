@@ -11,12 +11,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from core.tests.toy_paper import write_toy_paper
-from vitutor_core.cli import compare, contest, reproduce, teacher
-from vitutor_core.cli.compared import Contest
 from vitutor_core.cli.main import vitutor
-from vitutor_core.cli.price import Prices
+from vitutor_core.compare import papers as compare
+from vitutor_core.compare import running as contest
+from vitutor_core.compare.contest import Contest
+from vitutor_core.compare.price import Prices
 from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import ConfigError, VitutorError
+from vitutor_core.jobs import reproduce, teacher
 from vitutor_core.paper import Paper, load
 from vitutor_core.train.cost import Length, step_seconds, training_flops
 from vitutor_core.train.method import Method, StepOutput
@@ -259,7 +261,7 @@ def test_a_line_costs_its_run_and_each_thing_that_it_needs_once(toy):
 def test_a_teacher_is_priced_with_the_batch_that_it_gets(toy, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "vitutor_core.cli.price.fitting_batch", lambda config, largest=None: asked.append(largest) or ()
+        "vitutor_core.compare.price.fitting_batch", lambda config, largest=None: asked.append(largest) or ()
     )
     table = Contest("digits", {"toypaper": PAPER}, SMALL)
     Prices(table).check(table.entry("kd_hard"))

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from core.tests.test_weights import CARD, Evil, small
-from vitutor_core.cli import models
-from vitutor_core.cli.models import load_any
 from vitutor_core.errors import CheckpointError, ConfigError, VitutorError
+from vitutor_core.jobs import models
+from vitutor_core.jobs.models import load_any
 from vitutor_core.models.weights import create_model, load_model, read_card
 from vitutor_core.schema import ModelConfig
 

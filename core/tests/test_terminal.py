@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from core.tests.conftest import Called
-from vitutor_core.cli.entry import exit_after, printable
 from vitutor_core.cli.main import vitutor
 from vitutor_core.cli.paper import paper_group
 from vitutor_core.errors import DataError
 from vitutor_core.paper import installed_papers
+from vitutor_core.terminal import exit_after, printable
 
 NAMES = [
     "bad\x1b[2J\x1b[31m.png",

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.cli.stage import left_out
 from vitutor_core.errors import ConfigError
 from vitutor_core.files import write_json
+from vitutor_core.graph.planned import left_out
 from vitutor_core.runs import RunDir, RunRecord, weights_file
 from vitutor_core.schema import DataConfig
 
@@ -64,8 +64,8 @@ def analyze(
         raise ConfigError(f"analyze: {len(models)} models given; give one, or two to compare")
     from vitutor_core.analysis.analyse import Quirks, analyse
     from vitutor_core.analysis.figures import draw_analysis
-    from vitutor_core.cli.models import load_any, load_named
     from vitutor_core.distributed import choose_device
+    from vitutor_core.jobs.models import load_any, load_named
 
     chosen = choose_device(device)
     loaded = [load_any(path) if path.exists() else load_named(path) for path in models]

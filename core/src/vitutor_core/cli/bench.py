@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.cli.compared import Contest
-from vitutor_core.cli.launch import Job, run_jobs
-from vitutor_core.cli.reproduce import Row
-from vitutor_core.cli.teacher import teacher_config
+from vitutor_core.compare.contest import Contest
 from vitutor_core.config import setting
 from vitutor_core.files import write_json
 from vitutor_core.graph.needs import teachers_of
+from vitutor_core.jobs.launch import Job, run_jobs
+from vitutor_core.jobs.reproduce import Row
+from vitutor_core.jobs.teacher import teacher_config
 from vitutor_core.paper import installed_papers, load
 from vitutor_core.recipe import scales_of
 from vitutor_core.schema import RunConfig
@@ -119,7 +119,7 @@ def _with_untrained_teachers(row: Row, contest: Contest, folder: Path) -> RunCon
     import torch
 
     from vitutor_core.bench.synthetic import synthetic_info
-    from vitutor_core.cli.preflight import save_untrained
+    from vitutor_core.jobs.preflight import save_untrained
 
     config, others = row.config(0), contest.teacher_rows(row)
     found = []

@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.cli.entry import printable
 from vitutor_core.config import setting
 from vitutor_core.files import write_json
 from vitutor_core.graph.planned import read_planned
 from vitutor_core.recipe import read_recipe, recipe_path
 from vitutor_core.schema import DataConfig
+from vitutor_core.terminal import printable
 
 
 @click.command("data")

@@ -15,6 +15,7 @@ from vitutor_core.hub import is_named
 from vitutor_core.recipe import recipe_path, resolve
 from vitutor_core.runs import RunDir
 from vitutor_core.schema import DetectorConfig
+from vitutor_core.terminal import command_line
 
 if TYPE_CHECKING:
     from vitutor_core.data.detection.load import AnnotatedEvalLoader
@@ -44,7 +45,7 @@ def detect(model: str, source: str, settings: tuple[str, ...], seed: int | None,
     from vitutor_core.train.session import RunLabel, train
 
     masks_module()
-    label = RunLabel("detect", "detect", kind, options.command_line("vitutor"))
+    label = RunLabel("detect", "detect", kind, command_line("vitutor"))
     record = train(config, Detector.build, label=label, out=out)
     if is_silent():
         return  # the first of several processes writes
@@ -62,7 +63,7 @@ def _student(model: str) -> list[str]:
         if not is_named(model) and ("/" in model or model.endswith(".safetensors")):
             raise ConfigError(f"{path.absolute()}: there is no such run or file")
         return [setting("student.name", model)]
-    from vitutor_core.cli.models import load_any
+    from vitutor_core.jobs.models import load_any
 
     card = load_any(path)[1]
     kwargs = {name: value for name, value in card.kwargs.items() if name not in _OF_THE_IMAGES}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from click.shell_completion import CompletionItem
 from vitutor_core.config import setting
 from vitutor_core.errors import ConfigError, VitutorError
 from vitutor_core.graph.params import check_seeds
-from vitutor_core.paper import Paper
+from vitutor_core.jobs.train import Asked
+from vitutor_core.paper import Paper, installed_paper
 from vitutor_core.recipe import OWN, read_recipe, recipe_path
+from vitutor_core.terminal import command_line
 
 
 class PathOption(click.Path):
@@ -104,13 +105,20 @@ def with_seed(settings: tuple[str, ...], seed: int | None) -> tuple[str, ...]:
     return settings if seed is None else (*settings, f"seed={seed}")
 
 
-def config_of(paper: Paper | None = None) -> Callable[[Any], Any]:
-    """Return the options that a config is resolved from, as one decorator; without a paper, of the argument PAPER."""
+def asked(paper: Paper | None = None) -> Callable[[Any], Any]:
+    """Give a command the run that its options ask for, as ``asked``; without a paper, that of the argument PAPER."""
 
     def decorate(command: Any) -> Any:
+        def called(**given: Any) -> Any:
+            of = paper or installed_paper(given.pop("paper"))
+            own = with_source(with_seed(given.pop("settings"), given.pop("seed")), given.pop("source"))
+            place = {name: given.pop(name) for name in ("scale", "recipe", "preset", "row")}
+            return command(asked=Asked(of, settings=own, command=command_line(of.command), **place), **given)
+
+        called = functools.update_wrapper(called, command)
         for option in (settings, seed, row_of(paper), preset_of(paper), recipe, source, any_scale):
-            command = option(command)
-        return command
+            called = option(called)
+        return called
 
     return decorate
 
@@ -155,8 +163,3 @@ def brief(changes: Mapping[str, object]) -> str:
 def with_source(settings: tuple[str, ...], source: str | None) -> tuple[str, ...]:
     """Return the settings of --set with that of --source."""
     return settings if source is None else (setting("data.source", source), *settings)
-
-
-def command_line(program: str) -> str:
-    """Return the command that was given, as one would type it."""
-    return shlex.join([program, *sys.argv[1:]])

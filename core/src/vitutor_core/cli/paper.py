@@ -11,11 +11,12 @@ from pathlib import Path
 
 import click
 
-from vitutor_core.cli import calls, options
+from vitutor_core.cli import options
 from vitutor_core.cli.config import config_command
 from vitutor_core.cli.predict import predict_command
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.planned import PlannedRow, leave_out, place_in_plan
+from vitutor_core.jobs.train import Asked, train_row
 from vitutor_core.paper import Paper, load
 from vitutor_core.recipe import SHIFTED_SETS, read_recipe, recipe_path
 from vitutor_core.train.progress import is_silent
@@ -36,32 +37,12 @@ def paper_group(paper: Paper, summary: str) -> click.Group:
 
 def _train(paper: Paper) -> click.Command:
     @click.command("train")
-    @options.config_of(paper)
+    @options.asked(paper)
     @options.teachers
     @options.out()
-    def train(
-        scale: str,
-        source: str | None,
-        recipe: Path | None,
-        preset: str | None,
-        row: str | None,
-        seed: int | None,
-        settings: tuple[str, ...],
-        teachers: Path | None,
-        out: Path,
-    ) -> None:
+    def train(asked: Asked, teachers: Path | None, out: Path) -> None:
         """Train one run into OUT; the same command again resumes it."""
-        record = calls.train(
-            paper,
-            out,
-            scale=scale,
-            recipe=recipe,
-            preset=preset,
-            row=row,
-            settings=options.with_source(options.with_seed(settings, seed), source),
-            teachers=teachers,
-            command=options.command_line(paper.command),
-        )
+        record = train_row(asked, out, teachers or out / "teachers")
         if not is_silent():
             click.echo(f"{_measured(record.metrics)} on {record.metrics['images']:.0f} images; {out}")
 
@@ -106,7 +87,7 @@ def _reproduce(paper: Paper) -> click.Command:
         Checkpoints live in WORK, in a folder named by what decides the result, so an interrupted command resumes and
         a changed hyper-parameter starts afresh. Seeds that are published already are left alone.
         """
-        from vitutor_core.cli.reproduce import Folders, Row, reproduce_row
+        from vitutor_core.jobs.reproduce import Folders, Row, reproduce_row
 
         folders = Folders(results, work)
         if plan is None:
@@ -175,14 +156,14 @@ def _evaluate(paper: Paper) -> click.Command:
         writes, the accuracy on --source is measured.
         """
         if plan is None and not any(run.glob("seed-*")):
-            from vitutor_core.cli.by_class import evaluate_by_class
+            from vitutor_core.jobs.evaluate import evaluate_by_class
 
             found = evaluate_by_class(paper, run, out, source=source, split=split, ema=ema, speed=speed)
             click.echo(json.dumps(found, indent=2))
             return
         if source is not None or split is not None or ema:
             raise ConfigError(f"{run}: holds several runs; --source, --split and --ema are for one of them")
-        from vitutor_core.cli.evaluate import evaluate_row
+        from vitutor_core.jobs.evaluate import evaluate_row
 
         if plan is not None:
             out = out or results / "evaluation" / paper.package / run.name
@@ -217,7 +198,7 @@ def _robustness(paper: Paper) -> click.Command:
 
         With --sets, of a student of this paper: on the folders imagenet-SET of VITUTOR_DATA_ROOT.
         """
-        from vitutor_core.cli.robustness import measure_images, measure_row, measure_student
+        from vitutor_core.jobs.robustness import measure_images, measure_row, measure_student
 
         names = sets.split(",") if sets is not None else []
         if images is not None and (names or out is not None):
@@ -257,7 +238,7 @@ def _export(paper: Paper) -> click.Command:
         need none of our code: input "images", normalised, of any batch size. Their logits are compared with the
         model's on real images, to 1e-4.
         """
-        from vitutor_core.cli.artefacts import Targets, export_run
+        from vitutor_core.jobs.export import Targets, export_run
 
         load(paper.method)  # registers the paper's models with timm
         for line in export_run(run, Targets(to, onnx, torch_export, push), paper.package, ema=ema, source=source):

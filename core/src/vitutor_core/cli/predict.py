@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vitutor_core.cli import calls, options
-from vitutor_core.cli.entry import printable
+from vitutor_core.cli import options
 from vitutor_core.errors import DataError, ResourceError
 from vitutor_core.files import write_text
+from vitutor_core.jobs.models import predict_files
 from vitutor_core.paper import Paper, load
+from vitutor_core.terminal import printable
 
 if TYPE_CHECKING:
     from vitutor_core.evaluate.predict import Prediction
@@ -48,7 +49,7 @@ def predict_command(paper: Paper | None = None) -> click.Command:
             _make_folder(table.parent)
         if paper is not None:
             load(paper.method)  # registers the paper's models with timm
-        found = calls.predict_files(model, paths, top=top, ema=ema, batch_size=batch, device=device)
+        found = predict_files(model, paths, top=top, ema=ema, batch_size=batch, device=device)
         from vitutor_core.train.progress import RunProgress
 
         lines: list[Prediction] = []

@@ -9,9 +9,9 @@ import click
 
 from vitutor_core.baseline import paper_of
 from vitutor_core.cli import options
-from vitutor_core.cli.entry import printable
 from vitutor_core.files import atomic, write_text
 from vitutor_core.paper import load
+from vitutor_core.terminal import printable
 
 if TYPE_CHECKING:
     from vitutor_core.schema import RunConfig

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from vitutor_core.cli.compared import Contest, Entry
-from vitutor_core.cli.reproduce import Row
-from vitutor_core.cli.teacher import fitting_batch, recipe_teachers, teacher_config
+from vitutor_core.compare.contest import Contest, Entry
 from vitutor_core.config import fingerprinted_fields
 from vitutor_core.distributed import choose_device, effective_precision
 from vitutor_core.errors import ConfigError, named
 from vitutor_core.graph.needs import teachers_of
+from vitutor_core.jobs.reproduce import Row
+from vitutor_core.jobs.teacher import fitting_batch, recipe_teachers, teacher_config
 from vitutor_core.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Prices:
 
     def teacher(self, name: str, config: RunConfig) -> Price:
         """Return the price of a teacher."""
-        from vitutor_core.cli.preflight import check_run
+        from vitutor_core.jobs.preflight import check_run
 
         key = f"teacher {name} {sorted(fingerprinted_fields(config).items())}"
         if key not in self._known:
@@ -102,7 +102,7 @@ def check_row(row: Row, seeds: tuple[int, ...], others: Mapping[str, Row] = {}) 
     """
     from dataclasses import replace
 
-    from vitutor_core.cli.preflight import check_run
+    from vitutor_core.jobs.preflight import check_run
 
     config = row.config(seeds[0])
     before = {}
