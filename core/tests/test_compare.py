@@ -157,6 +157,21 @@ def test_what_is_published_names_no_folder_of_this_machine(toy, made):
     assert str(toy) not in written["digits.json"] + written["digits.md"]
 
 
+def test_lines_that_a_published_table_loses_are_named_before_anything_is_trained(toy, made, monkeypatch, capsys):
+    publish = ("--publish", str(toy / "docs"), "--seeds", "0")
+    before = run(toy, "--methods", "other", "--compose", "other+warmed", *publish)
+    assert "will be without" not in capsys.readouterr().err
+    monkeypatch.setattr(contest, "reproduce_row", lambda *_, **__: (_ for _ in ()).throw(VitutorError("trained")))
+    with pytest.raises(VitutorError, match="trained"):
+        run(toy, "--methods", "other", *publish)
+    lost = sorted({line["name"] for line in before["lines"]} - {"plain", "other"})
+    assert lost == ["other+warmed", "warmed"]
+    said = next(line for line in capsys.readouterr().err.splitlines() if "will be without" in line)
+    assert said.startswith(f"{toy / 'docs' / 'digits.json'}: will be without ")
+    assert all(name in said for name in lost)
+    assert said.endswith("; name them in --compose or --methods to keep them")
+
+
 def test_an_estimate_trains_nothing(toy, monkeypatch, capsys):
     monkeypatch.setattr(contest, "reproduce_row", lambda *_, **__: pytest.fail("trained"))
     words = [word for text in SMALL for word in ("--set", text)]

@@ -114,3 +114,10 @@ def test_an_installed_paper_is_imported(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(models, "load", imported.append)
     load_any(write(tmp_path, method="dearkd"))
     assert imported == ["dearkd.method:DearKD"]
+
+
+def test_of_a_composition_each_installed_paper_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr(models, "load", imported.append)
+    load_any(write(tmp_path, method="vitutor_core+drloc"))
+    assert imported == ["drloc.method:DRLocMethod"]

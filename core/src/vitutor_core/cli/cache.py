@@ -14,13 +14,7 @@ from vitutor_core.paper import load
 @click.command("cache")
 @click.argument("paper")
 @options.asked()
-@click.option(
-    "--teachers",
-    type=options.PathOption(file_okay=False),
-    default=Path("teachers"),
-    show_default=True,
-    help="Folder with one run per teacher recipe; a missing one is trained there.",
-)
+@options.own_teachers
 def cache(asked: Asked, teachers: Path) -> None:
     """Store in cache.folder what the teachers say of the batches of a run of PAPER.
 

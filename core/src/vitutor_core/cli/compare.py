@@ -17,26 +17,16 @@ from vitutor_core.terminal import command_line
 @options.any_scale
 @options.source
 @click.option("--student", metavar="NAME", help="Short for --set student.name=NAME, any vision transformer of timm's.")
-@click.option("--papers", help="Package names, separated by commas.  [default: all that are installed]")
-@click.option("--methods", help="Names of lines, separated by commas, as --estimate lists them.  [default: all]")
-@click.option("--compose", help="Compositions too: lines joined by +, as A+B, separated by commas; or all.")
-@click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, separated by commas.")
+@options.names("--papers", "Package names, separated by commas.  [default: all that are installed]")
+@options.names("--methods", "Names of lines, separated by commas, as --estimate lists them.  [default: all]")
+@options.names("--compose", "Compositions too: lines joined by +, as A+B, separated by commas; or all.")
+@options.seeds
 @options.settings
 @click.option("--estimate", is_flag=True, help="Check every line, say what it costs, and train nothing.")
-@click.option("--publish", type=options.PathOption(file_okay=False), help="Keep table, figures and records there, too.")
-@options.out()
+@options.folder("--publish", "Keep table, figures and records there, too.")
+@options.out
 def compare(
-    scale: str,
-    source: str | None,
-    student: str | None,
-    papers: str | None,
-    methods: str | None,
-    compose: str | None,
-    seeds: str,
-    settings: tuple[str, ...],
-    estimate: bool,
-    publish: Path | None,
-    out: Path,
+    out: Path, source: str | None, student: str | None, seeds: str, settings: tuple[str, ...], **which: Any
 ) -> None:
     """Train one common student by every installed method that can, and show what each adds and what it costs.
 
@@ -50,18 +40,8 @@ def compare(
 
     settings = options.with_source(settings, source)
     settings = (setting("student.name", student), *settings) if student is not None else settings
-    names = [None if given is None else given.split(",") for given in (papers, methods, compose)]
-    given: dict[str, Any] = dict(zip(("papers", "methods", "compose"), names, strict=True))
-    board = compare_papers(
-        out,
-        scale=scale,
-        seeds=options.seed_numbers(seeds),
-        settings=settings,
-        estimate=estimate,
-        publish=publish,
-        command=command_line("vitutor"),
-        **given,
-    )
-    if not estimate:
+    numbers, command = options.seed_numbers(seeds), command_line("vitutor")
+    board = compare_papers(out, seeds=numbers, settings=settings, command=command, **which)
+    if not which["estimate"]:
         print_board(board)
         click.echo(f"report {out / 'compare.html'}")

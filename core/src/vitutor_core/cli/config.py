@@ -27,9 +27,7 @@ def config_command(paper: Paper) -> click.Command:
         flag_value="",
         help="Print every field, or those below FIELD: text, type, bounds, default, and where the value comes from.",
     )
-    @click.option(
-        "--out", type=options.PathOption(dir_okay=False), help="Write a recipe with the fields' texts, for --recipe."
-    )
+    @options.file("--out", "Write a recipe with the fields' texts, for --recipe.")
     def config(asked: Asked, explain: str | None, out: Path | None) -> None:
         """Print the resolved config as JSON, and its fingerprint."""
         scale, recipe, resolved = asked.scale, asked.recipe, asked.config()

@@ -21,13 +21,9 @@ from vitutor_core.schema import RunConfig
 @options.source
 @options.recipe
 @options.settings
-@click.option(
-    "--work",
-    type=options.PathOption(file_okay=False),
-    help="Train there, in a folder named by the fingerprint.  [default: OUT; work under a plan]",
-)
+@options.folder("--work", "Train there, in a folder named by the fingerprint.  [default: OUT; work under a plan]")
 @options.stage_plan
-@options.out()
+@options.out
 def teacher(
     name: str,
     scale: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from vitutor_core.jobs.sizes import show_sizes
 from vitutor_core.jobs.train import Settings, texts
 from vitutor_core.paper import Paper, installed_papers
 from vitutor_core.recipe import OWN
+from vitutor_core.terminal import say
+from vitutor_core.train.progress import is_silent
 
 
 def compare_papers(
@@ -50,7 +53,20 @@ def compare_papers(
         entries.append(longer(contest, prices, entries[0]))
         prices.check(entries[-1])
     say_prices(contest, prices, entries, tuple(seeds))
+    if publish is not None:
+        _say_what_goes(publish / f"{scale}.json", entries)
     return {} if estimate else run_contest(contest, prices, entries, tuple(seeds), Path(out), publish)
+
+
+def _say_what_goes(published: Path, entries: Sequence[Entry]) -> None:
+    """Say which lines of a table that was published will not be there any more, and how to keep them."""
+    if is_silent() or not published.is_file():
+        return
+    kept = {entry.name for entry in entries}
+    gone = [line["name"] for line in json.loads(published.read_text())["lines"] if line["name"] not in kept]
+    if gone:
+        named = "name them in --compose or --methods to keep them"
+        say(f"{published}: will be without {', '.join(gone)}, which are not asked for; {named}", err=True)
 
 
 def longer(contest: Contest, prices: Any, alone: Entry) -> Entry:

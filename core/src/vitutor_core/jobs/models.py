@@ -93,7 +93,8 @@ def _precision(model: Path) -> Literal["fp32", "bf16"]:
 
 
 def _register(method: str) -> None:
-    """Import the paper that trained a model, which registers its models with timm; only an installed one of ours."""
-    # A model of core or timm needs nothing, and for another the message of timm is good.
-    with contextlib.suppress(ConfigError):
-        load(installed_paper(method).method)
+    """Import the papers that trained a model, which registers their models with timm; only installed ones of ours."""
+    for package in method.split("+"):
+        # A model of core or timm needs nothing, and for another the message of timm is good.
+        with contextlib.suppress(ConfigError):
+            load(installed_paper(package).method)

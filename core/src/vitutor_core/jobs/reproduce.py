@@ -15,7 +15,7 @@ from vitutor_core.data.sources.locate import locate
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.files import discard, file_sha256, write_json
 from vitutor_core.graph.needs import source_name, teachers_of
-from vitutor_core.graph.planned import take_up
+from vitutor_core.graph.planned import PlannedRow, leave_out, place_in_plan, take_up
 from vitutor_core.graph.stages import train_code
 from vitutor_core.jobs.launch import Job, default_jobs, run_jobs
 from vitutor_core.jobs.teacher import with_teachers
@@ -136,6 +136,21 @@ def reproduce_row(
                 device=device,
             )
     say(f"{row.name}: {len(seeds)} seeds in {out}")
+
+
+def reproduce_planned(
+    paper: Paper, name: str, plan: Path, folders: Folders, *, jobs: int | None, processes: int | None
+) -> None:
+    """Train a row as a ``plan`` says, or leave it out and say why; ``processes`` instead of the plan's."""
+    planned = PlannedRow.read(plan, paper.package, name)
+    if not planned.run:
+        leave_out(folders.runs(paper, name), planned.why)
+        say(f"{name}: not run, {planned.why}")
+        return
+    row = Row(paper, name, planned.scale, planned.preset, planned.settings)
+    title = place_in_plan(plan, paper.package, name, folders.runs(paper, name).parent)
+    workers = processes or planned.processes
+    reproduce_row(row, planned.seeds, folders, jobs=jobs, processes=workers, title=title)
 
 
 def _require_data(config: RunConfig, results: Path) -> None:
