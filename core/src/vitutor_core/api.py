@@ -86,7 +86,7 @@ def evaluate(
     ``source`` and ``split`` choose other images, ``ema`` the averaged weights; ``out`` is a folder for the confusion
     matrix.
     """
-    from vitutor_core.jobs.evaluate import evaluate_by_class
+    from vitutor_core.jobs.by_class import evaluate_by_class
 
     paper = paper_of(RunRecord.read(Path(run)).paper)
     return evaluate_by_class(paper, Path(run), out, source=source, split=split, ema=ema, speed=speed)

@@ -147,7 +147,7 @@ def _evaluate(paper: Paper) -> click.Command:
         writes, the accuracy on --source is measured.
         """
         if plan is None and not any(run.glob("seed-*")):
-            from vitutor_core.jobs.evaluate import evaluate_by_class
+            from vitutor_core.jobs.by_class import evaluate_by_class
 
             found = evaluate_by_class(paper, run, out, source=source, split=split, ema=ema, speed=speed)
             click.echo(json.dumps(found, indent=2))
