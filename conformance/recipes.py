@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from vitutor_core.cli.compared import Contest
+from vitutor_core.compare.contest import Contest
+from vitutor_core.compare.lines import read_lines
 from vitutor_core.graph.stages import read_graph
-from vitutor_core.lines import read_lines
 from vitutor_core.models.weights import create_model
 from vitutor_core.paper import load
 from vitutor_core.recipe import SHIFTED_SETS, read_recipe, recipe_path, scales_of

@@ -30,7 +30,6 @@ from conformance import ranks, steps
 from conformance.cost import cpu_seconds
 from conformance.recipes import RecipeConformance
 from vitutor_core.bench.driven import Driven
-from vitutor_core.cli.teacher import with_teachers
 from vitutor_core.config import setting
 from vitutor_core.data.build import build_data
 from vitutor_core.data.sources.open import open_source
@@ -38,6 +37,7 @@ from vitutor_core.data.types import Batch
 from vitutor_core.distributed import Processes
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.graph.needs import teachers_of
+from vitutor_core.jobs.teacher import with_teachers
 from vitutor_core.paper import load
 from vitutor_core.runs import RunRecord
 from vitutor_core.schema import RunConfig
@@ -297,7 +297,7 @@ class MethodConformance(RecipeConformance):
         assert [module.training for module in method.modules()] == modes
 
     def test_export_loads_into_timm(self, finished: Path, tmp_path: Path) -> None:
-        from vitutor_core.cli.artefacts import Targets, export_run
+        from vitutor_core.jobs.export import Targets, export_run
         from vitutor_core.models.weights import read_card
 
         export_run(finished, Targets(tmp_path / "student.safetensors"), self.package)

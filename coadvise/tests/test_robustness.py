@@ -13,8 +13,8 @@ from PIL import Image
 
 from coadvise.cli import PAPER, cli
 from conformance.records import made_up_card, write_record
-from vitutor_core.cli.robustness import measure_row, measure_student
 from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.jobs.robustness import measure_row, measure_student
 from vitutor_core.models.weights import save_model
 
 CLASSES = ("a", "b", "c", "d")

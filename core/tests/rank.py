@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from core.tests.train_samples import run
-from vitutor_core.cli.entry import exit_after
 from vitutor_core.errors import DataError
+from vitutor_core.terminal import exit_after
 from vitutor_core.train import session
 from vitutor_core.train.update import Updater
 

@@ -19,7 +19,7 @@ TOY = Paper("toypaper", config="vitutor_core.schema:RunConfig", method="vitutor_
 
 @pytest.fixture
 def installed(monkeypatch, toypaper):
-    for place in ("vitutor_core.cli.calls", "vitutor_core.baseline"):
+    for place in ("vitutor_core.api", "vitutor_core.baseline"):
         monkeypatch.setattr(f"{place}.installed_paper", lambda name: {"toypaper": TOY}[name])
 
 

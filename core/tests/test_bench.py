@@ -16,13 +16,12 @@ from core.tests.test_taught import Pupil
 from core.tests.toy_paper import write_toy_paper
 from core.tests.train_samples import tiny_config
 from vitutor_core.baseline import BaselineConfig
-from vitutor_core.bench import gpu, loaders, methods, plain, suite, timing
+from vitutor_core.bench import gpu, loaders, methods, plain, subjects, suite, timing
 from vitutor_core.bench.driven import Driven
 from vitutor_core.bench.equal import check_losses
 from vitutor_core.bench.methods import Subject
 from vitutor_core.bench.result import Result
 from vitutor_core.bench.synthetic import synthetic
-from vitutor_core.cli import bench
 from vitutor_core.cli.entry import run
 from vitutor_core.cli.main import vitutor
 from vitutor_core.distributed import Processes
@@ -38,7 +37,7 @@ CONFIG = suite.plain_config("digits", CPU)
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(write_toy_paper(tmp_path / "toy"))
-    monkeypatch.setattr(bench, "installed_papers", lambda: {"toypaper": PAPER})
+    monkeypatch.setattr(subjects, "installed_papers", lambda: {"toypaper": PAPER})
     monkeypatch.setattr(loaders, "STORED", 256)
     monkeypatch.setattr(loaders, "BATCH", 16)
     yield tmp_path
@@ -109,10 +108,6 @@ def test_what_cannot_be_measured_is_a_usage_error(toy, monkeypatch, capsys):
     assert "'several GPUs': needs a GPU" in capsys.readouterr().err
     assert code_of("--minutes", "0") == 2
     assert code_of("--only", "everything") == 2
-
-
-def test_the_command_lists_the_parts():
-    assert tuple(suite.SHARES) == bench.PARTS
 
 
 @pytest.mark.slow
@@ -189,10 +184,10 @@ def subject(build=Supervised.build, *settings):
 
 def test_a_paper_with_terms_of_its_own_is_raced_against_the_student_alone(tmp_path, monkeypatch):
     papers = {"drloc": pytest.importorskip("drloc.cli").PAPER}
-    monkeypatch.setattr(bench, "installed_papers", lambda: papers)
-    subjects = bench._subjects("digits", tmp_path, bf16=False)
-    assert [one.name for one in subjects] == ["drloc, drloc"]
-    found = methods.methods(subjects, ALONE, 0.0)
+    monkeypatch.setattr(subjects, "installed_papers", lambda: papers)
+    raced = subjects.subjects("digits", tmp_path, bf16=False)
+    assert [one.name for one in raced] == ["drloc, drloc"]
+    found = methods.methods(raced, ALONE, 0.0)
     assert [(row.first, row.second) for row in found.rows] == [("drloc, drloc: step", "plain student: step")]
     kept = found.figures
     assert (
@@ -281,7 +276,7 @@ def test_one_gpu_does_not_scale():
 
 @pytest.mark.slow
 def test_several_processes_share_the_work():
-    found = gpu.scaling(CONFIG, 0.1, bench.on_processes, device="cpu", most=2)
+    found = gpu.scaling(CONFIG, 0.1, subjects.on_processes, device="cpu", most=2)
     assert found.figures.keys() == {
         "1 processes: ms per step",
         "2 processes: ms per step",
@@ -299,12 +294,12 @@ def test_on_a_gpu_everything_is_measured(monkeypatch):
         monkeypatch.setattr(module, name, lambda *given, name=name: asked.append((name, given)) or Result())
     monkeypatch.setattr(loaders, "resident_loader", lambda *_: None)
     processes = Processes(0, 1, torch.device("cuda", 0))
-    found = suite.run("cifar100", [], processes, minutes=1.0, launch=bench.on_processes)
+    found = suite.run("cifar100", [], processes, minutes=1.0, launch=subjects.on_processes)
     assert tuple(found) == tuple(suite.SHARES)
     assert len(asked) == len(suite.SHARES)
     config = suite.plain_config("cifar100", processes.device)
     assert config.train.precision == "bf16"
-    assert suite.run("cifar100", [], ALONE, minutes=1.0, launch=bench.on_processes).keys() == set(suite.SHARES) - {
+    assert suite.run("cifar100", [], ALONE, minutes=1.0, launch=subjects.on_processes).keys() == set(suite.SHARES) - {
         "host and kernels",
         "several GPUs",
     }

@@ -11,12 +11,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from core.tests.toy_paper import write_toy_paper
-from vitutor_core.cli import compare, contest, reproduce, teacher
-from vitutor_core.cli.compared import Contest
 from vitutor_core.cli.main import vitutor
-from vitutor_core.cli.price import Prices
+from vitutor_core.compare import papers as compare
+from vitutor_core.compare import running as contest
+from vitutor_core.compare.contest import Contest
+from vitutor_core.compare.price import Prices
 from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import ConfigError, VitutorError
+from vitutor_core.jobs import reproduce, teacher
 from vitutor_core.paper import Paper, load
 from vitutor_core.train.cost import Length, step_seconds, training_flops
 from vitutor_core.train.method import Method, StepOutput
@@ -155,6 +157,21 @@ def test_what_is_published_names_no_folder_of_this_machine(toy, made):
     assert str(toy) not in written["digits.json"] + written["digits.md"]
 
 
+def test_lines_that_a_published_table_loses_are_named_before_anything_is_trained(toy, made, monkeypatch, capsys):
+    publish = ("--publish", str(toy / "docs"), "--seeds", "0")
+    before = run(toy, "--methods", "other", "--compose", "other+warmed", *publish)
+    assert "will be without" not in capsys.readouterr().err
+    monkeypatch.setattr(contest, "reproduce_row", lambda *_, **__: (_ for _ in ()).throw(VitutorError("trained")))
+    with pytest.raises(VitutorError, match="trained"):
+        run(toy, "--methods", "other", *publish)
+    lost = sorted({line["name"] for line in before["lines"]} - {"plain", "other"})
+    assert lost == ["other+warmed", "warmed"]
+    said = next(line for line in capsys.readouterr().err.splitlines() if "will be without" in line)
+    assert said.startswith(f"{toy / 'docs' / 'digits.json'}: will be without ")
+    assert all(name in said for name in lost)
+    assert said.endswith("; name them in --compose or --methods to keep them")
+
+
 def test_an_estimate_trains_nothing(toy, monkeypatch, capsys):
     monkeypatch.setattr(contest, "reproduce_row", lambda *_, **__: pytest.fail("trained"))
     words = [word for text in SMALL for word in ("--set", text)]
@@ -259,7 +276,7 @@ def test_a_line_costs_its_run_and_each_thing_that_it_needs_once(toy):
 def test_a_teacher_is_priced_with_the_batch_that_it_gets(toy, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "vitutor_core.cli.price.fitting_batch", lambda config, largest=None: asked.append(largest) or ()
+        "vitutor_core.compare.price.fitting_batch", lambda config, largest=None: asked.append(largest) or ()
     )
     table = Contest("digits", {"toypaper": PAPER}, SMALL)
     Prices(table).check(table.entry("kd_hard"))

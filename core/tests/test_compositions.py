@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from vitutor_core.api import compare
-from vitutor_core.cli import reproduce, teacher
-from vitutor_core.cli.compared import Contest
-from vitutor_core.cli.price import Prices
+from vitutor_core.compare.contest import Contest
+from vitutor_core.compare.price import Prices
 from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import ConfigError
+from vitutor_core.jobs import reproduce, teacher
 from vitutor_core.paper import installed_paper, installed_papers, load
 from vitutor_core.runs import RunRecord
 

@@ -14,9 +14,9 @@ from PIL import Image
 from core.tests.photo_samples import CLASSES, photo_settings
 from core.tests.report_samples import texts_of
 from core.tests.train_samples import tiny_config
-from vitutor_core.cli.evaluate import evaluate_row
 from vitutor_core.evaluate.accuracy import Answers
 from vitutor_core.evaluate.confusion import by_class, confusion_matrix
+from vitutor_core.jobs.evaluate import evaluate_row
 from vitutor_core.report.confusion import write_by_class
 from vitutor_core.train.session import RunLabel, train
 from vitutor_core.train.supervised import Supervised

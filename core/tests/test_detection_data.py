@@ -352,3 +352,13 @@ def test_scenes_are_written_in_cocos_layout(tmp_path, call):
     code, printed, messages = call(vitutor, "data", "--source", "digits", "--coco", tmp_path / "out")
     assert (code, printed) == (2, "")  # said before the images are checked
     assert "'digits' has no boxes and masks" in messages
+
+
+def test_a_source_that_is_checked_and_written_is_opened_once(tmp_path, call, monkeypatch):
+    folder, opened = write_few(tmp_path / "coco"), []
+    monkeypatch.setattr(
+        "vitutor_core.data.detection.open.coco_source", lambda path: opened.append(path) or coco_source(path)
+    )
+    assert call(vitutor, "data", "--source", f"coco:{folder}", "--coco", tmp_path / "out")[0] == 0
+    assert opened == [str(folder)]
+    assert coco_source(str(tmp_path / "out")).train.sizes.shape == coco_source(str(folder)).train.sizes.shape

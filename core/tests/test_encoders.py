@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from core.tests.train_samples import curves, run, tiny_config
-from vitutor_core.cli.artefacts import Targets, export_run
 from vitutor_core.cli.paper import _measured
 from vitutor_core.errors import DataError
 from vitutor_core.evaluate.neighbours import neighbour_accuracy
+from vitutor_core.jobs.export import Targets, export_run
 from vitutor_core.runs import RunDir, RunRecord
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim

@@ -10,13 +10,13 @@ from click.shell_completion import BashComplete
 
 from core.tests.conftest import Called
 from core.tests.photo_samples import write_photos
-from vitutor_core.cli.fields import fields_page
 from vitutor_core.cli.options import SCALES
 from vitutor_core.cli.paper import paper_group
 from vitutor_core.config import leaves
 from vitutor_core.explain import commented, explained, fields_of
 from vitutor_core.paper import Paper, installed_papers, load
 from vitutor_core.recipe import OWN, read_recipe, recipe_path, resolve
+from vitutor_core.report.fields import fields_page
 
 PAPERS = installed_papers()
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "fields.md"

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from conformance.records import made_up_card
 from core.tests.photo_samples import CLASSES
 from core.tests.train_samples import same, weights
-from vitutor_core.cli.artefacts import Targets, export_run
 from vitutor_core.data.augment.resample import eval_transform
 from vitutor_core.evaluate.named import named_images
+from vitutor_core.jobs.export import Targets, export_run
 from vitutor_core.models.timm_folder import package_of, save_timm_folder, timm_crop
 from vitutor_core.models.weights import load_model, read_card
 

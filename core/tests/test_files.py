@@ -12,11 +12,11 @@ import pytest
 
 from core.tests.train_samples import full_disk
 from vitutor_core import files
-from vitutor_core.cli.evaluate import evaluate_row
 from vitutor_core.cli.graph import plan
-from vitutor_core.cli.teacher import train_teacher
 from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
 from vitutor_core.files import atomic, discard, replace_folder, write_json, write_text
+from vitutor_core.jobs.evaluate import evaluate_row
+from vitutor_core.jobs.teacher import train_teacher
 from vitutor_core.paper import Paper
 from vitutor_core.report.metrics import write_metrics
 from vitutor_core.runs import RunDir, RunRecord, weights_file

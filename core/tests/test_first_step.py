@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from core.tests.train_samples import run, same, small_digits, tiny_config
-from vitutor_core.cli import preflight
-from vitutor_core.cli import teacher as teachers
 from vitutor_core.config import fingerprinted
 from vitutor_core.data.build import plan_data
 from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.distill.teacher import load_teacher
 from vitutor_core.errors import ConfigError
+from vitutor_core.jobs import preflight
+from vitutor_core.jobs import teacher as teachers
 from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.schema import RunConfig, TeacherConfig
 from vitutor_core.train import dry

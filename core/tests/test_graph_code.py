@@ -108,7 +108,7 @@ def test_the_code_of_a_term_beside_a_method_counts():
 RUN = """
 import json, sys
 from pathlib import Path
-from vitutor_core.cli.teacher import with_teachers
+from vitutor_core.jobs.teacher import with_teachers
 from vitutor_core.paper import installed_paper, load
 from vitutor_core.runs import RunRecord
 from vitutor_core.train.evaluation import evaluate_run
@@ -146,9 +146,13 @@ def test_no_code_that_runs_escapes_the_closure(tmp_path, package, row):
     own = [reference.partition(":")[0] for reference in (paper.method, paper.config)]
     trained, evaluated = json.loads(done.stdout.splitlines()[-1])
     # What starts a run (commands, plans, announcements, a config's own sizes) computes nothing of it.
-    starting = ("paper", "baseline", "recipe", "own", "sizing", "explain")
+    starting = ("paper", "baseline", "recipe", "own", "sizing", "explain", "terminal")
     starts = {f"vitutor_core.{name}" for name in starting} | {f"{package}.cli"}
-    starts |= {name for name in trained if name.startswith(("vitutor_core.graph", f"{package}.generation"))}
+    starts |= {
+        name
+        for name in trained
+        if name.startswith(("vitutor_core.graph", "vitutor_core.jobs", f"{package}.generation"))
+    }
     seen = closure([*own, "vitutor_core.train.session"], without=MEASURING).keys()
     # Teachers have stages of their own.
     seen |= closure(["vitutor_core.train.supervised"], without=MEASURING).keys()

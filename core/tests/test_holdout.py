@@ -12,12 +12,12 @@ from PIL import Image
 
 from core.tests.source_samples import shades
 from core.tests.test_parquet import write_shard
-from vitutor_core.cli import teacher
 from vitutor_core.data.build import build_data
 from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.sources.subsets import fingerprint
 from vitutor_core.data.types import Source, Split
 from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.jobs import teacher
 from vitutor_core.schema import DataConfig, RunConfig, TeacherConfig
 
 pytestmark = pytest.mark.usefixtures("data_root")

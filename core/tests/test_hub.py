@@ -19,10 +19,10 @@ from core.tests.photo_samples import photo_settings
 from core.tests.test_teacher import INFO
 from core.tests.toy_paper import COMMAND, environment, write_toy_paper
 from core.tests.train_samples import same, tiny_config, weights
-from vitutor_core.cli.artefacts import Targets, export_run
 from vitutor_core.distill.teacher import load_teacher
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.hub import WEIGHTS, fetch, named_folder
+from vitutor_core.jobs.export import Targets, export_run
 from vitutor_core.models.weights import create_model
 from vitutor_core.runs import weights_file
 from vitutor_core.schema import ModelConfig, TeacherConfig

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from core.tests.train_samples import TINY
-from vitutor_core.cli import teacher
 from vitutor_core.config import fingerprinted
 from vitutor_core.errors import CheckpointError, ConfigError, DataError, InterruptedRun, ResourceError, named
+from vitutor_core.jobs import teacher
 from vitutor_core.paper import installed_papers, teacher_recipe
 from vitutor_core.recipe import read_recipe, recipe_path, resolve, scales_of
 from vitutor_core.schema import RunConfig, TeacherConfig

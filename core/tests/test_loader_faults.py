@@ -175,7 +175,7 @@ STOPPED = """
 import multiprocessing, os, signal, sys
 from pathlib import Path
 from core.tests.train_samples import run
-from vitutor_core.cli.entry import exit_after
+from vitutor_core.terminal import exit_after
 from vitutor_core.data.loaders import workers as pool
 from vitutor_core.train.update import Updater
 update, wait, stopped = Updater.update, pool.wait, []
@@ -250,7 +250,7 @@ FEW = """
 import os, resource, sys
 from pathlib import Path
 from core.tests.train_samples import run
-from vitutor_core.cli.entry import exit_after
+from vitutor_core.terminal import exit_after
 limit = int(sys.argv[2]) + len(os.listdir("/proc/self/fd"))
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 settings = "data.loader=streamed", "runtime.workers=2", "train.epochs=1"

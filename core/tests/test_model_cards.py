@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from core.tests.test_weights import CARD, Evil, small
-from vitutor_core.cli import models
-from vitutor_core.cli.models import load_any
 from vitutor_core.errors import CheckpointError, ConfigError, VitutorError
+from vitutor_core.jobs import models
+from vitutor_core.jobs.models import load_any
 from vitutor_core.models.weights import create_model, load_model, read_card
 from vitutor_core.schema import ModelConfig
 
@@ -114,3 +114,10 @@ def test_an_installed_paper_is_imported(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(models, "load", imported.append)
     load_any(write(tmp_path, method="dearkd"))
     assert imported == ["dearkd.method:DearKD"]
+
+
+def test_of_a_composition_each_installed_paper_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr(models, "load", imported.append)
+    load_any(write(tmp_path, method="vitutor_core+drloc"))
+    assert imported == ["drloc.method:DRLocMethod"]

@@ -11,14 +11,14 @@ import pytest
 from core.tests.conftest import Called
 from core.tests.photo_samples import write_photos
 from vitutor_core import sizing
-from vitutor_core.cli.compared import Contest
 from vitutor_core.cli.paper import paper_group
-from vitutor_core.cli.price import Prices, check_row
-from vitutor_core.cli.reproduce import Row
-from vitutor_core.cli.sizes import size_lines
-from vitutor_core.cli.teacher import recipe_teachers
+from vitutor_core.compare.contest import Contest
+from vitutor_core.compare.price import Prices, check_row
 from vitutor_core.config import setting
 from vitutor_core.errors import ConfigError
+from vitutor_core.jobs.reproduce import Row
+from vitutor_core.jobs.sizes import size_lines
+from vitutor_core.jobs.teacher import recipe_teachers
 from vitutor_core.own import CPU_SIZE, FULL_SIZE, HOLDOUT, PRETRAINED, Images, Machine, Wanted, derive
 from vitutor_core.paper import Paper, installed_papers
 from vitutor_core.recipe import OWN, read_recipe, recipe_path

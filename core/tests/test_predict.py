@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from core.tests.photo_samples import CLASSES
-from vitutor_core.cli.artefacts import Targets, export_run
 from vitutor_core.cli.main import vitutor
-from vitutor_core.cli.teacher import train_teacher
 from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate import predict as predicting
 from vitutor_core.evaluate.named import named_images
+from vitutor_core.jobs.export import Targets, export_run
+from vitutor_core.jobs.teacher import train_teacher
 from vitutor_core.models.weights import load_model, save_model
 
 

@@ -12,11 +12,11 @@ import torch
 
 from conformance.records import made_up_card
 from core.tests.train_samples import same
-from vitutor_core.cli.artefacts import Targets, export_run
 from vitutor_core.data.augment.resample import eval_transform
 from vitutor_core.data.sources.images import read_image
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.evaluate.named import named_images
+from vitutor_core.jobs.export import Targets, export_run
 from vitutor_core.models import program
 from vitutor_core.models.program import save_exported, save_onnx
 from vitutor_core.models.weights import ModelCard, load_model

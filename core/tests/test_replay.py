@@ -24,9 +24,9 @@ from core.tests.train_samples import (
 )
 from vitutor_core.baseline import paper_of
 from vitutor_core.cli.main import vitutor
-from vitutor_core.cli.replay import _lines
 from vitutor_core.errors import CheckpointError, ConfigError, NonFiniteError
 from vitutor_core.paper import load
+from vitutor_core.report.replay import replay_lines
 from vitutor_core.runs import RunDir
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.meter import Meter
@@ -94,12 +94,12 @@ def test_the_means_of_the_epoch_are_those_of_the_curves(tmp_path):
     for step, whole_epoch in ((6, True), (9, False)):  # the last step of an epoch costs nothing more
         seen = again(tmp_path / "run", step, whole_epoch=whole_epoch)
         assert seen.repeated["train_loss"] == seen.recorded["train_loss"]
-        assert any(line.startswith("train_loss") and line.endswith("the same") for line in _lines(seen, step))
+        assert any(line.startswith("train_loss") and line.endswith("the same") for line in replay_lines(seen, step))
     assert again(tmp_path / "run", 6).repeated == {}
     path = RunDir(tmp_path / "run").curves
     path.write_text(path.read_text().replace(repr(seen.recorded["train_loss"]), repr(seen.recorded["train_loss"] - 1)))
     seen = again(tmp_path / "run", 9)
-    assert any(line.endswith("differs by 1") for line in _lines(seen, 9))
+    assert any(line.endswith("differs by 1") for line in replay_lines(seen, 9))
 
 
 def test_a_killed_run_and_one_of_accumulated_micro_batches(tmp_path, monkeypatch, losses):

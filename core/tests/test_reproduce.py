@@ -13,12 +13,12 @@ import pytest
 
 from conformance.suite import assert_equal_weights
 from core.tests.toy_paper import COMMAND, environment, write_toy_paper
-from vitutor_core.cli import reproduce
-from vitutor_core.cli.reproduce import Folders, Row, reproduce_row
 from vitutor_core.config import fingerprinted
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.files import write_json
 from vitutor_core.graph.planned import place_in_plan
+from vitutor_core.jobs import reproduce
+from vitutor_core.jobs.reproduce import Folders, Row, reproduce_row
 from vitutor_core.paper import Paper
 from vitutor_core.recipe import resolve
 from vitutor_core.schema import RunConfig, TeacherConfig

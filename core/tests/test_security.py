@@ -18,7 +18,7 @@ METHODS = {
     *(("os", "system"), ("os", "popen")),
     ("time", "time"),  # durations come from the monotonic clock
 }
-UNPICKLES = ROOT / "core" / "src" / "vitutor_core" / "cli" / "convert.py"
+UNPICKLES = ROOT / "core" / "src" / "vitutor_core" / "models" / "pickled.py"
 """The one module that may read a pickle, of tensors and plain values alone."""
 KEYWORDS = {("weights_only", False), ("allow_pickle", True), ("shell", True), ("trust_remote_code", True)}
 

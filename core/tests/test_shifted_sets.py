@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from conformance.records import made_up_card, write_record
-from vitutor_core.cli.robustness import measure_row
 from vitutor_core.errors import CheckpointError, ConfigError, DataError
 from vitutor_core.evaluate.shifts import measure_sets
+from vitutor_core.jobs.robustness import measure_row
 from vitutor_core.models.weights import save_model
 from vitutor_core.paper import Paper
 from vitutor_core.recipe import SHIFTED_SETS, read_recipe

@@ -263,7 +263,7 @@ def test_the_command_takes_the_options_of_train(call, tmp_path, monkeypatch):
     """What is stored ahead must be of the very batches that `train` with the same options has."""
     photos = write_photos(tmp_path / "photos", train=6, val=2)
     seen, facts = [], {"epochs_written": 2, "epochs_read": 0, "epochs_computed": 0}
-    monkeypatch.setattr("vitutor_core.cli.teacher.with_teachers", lambda config, *_, **__: config)
+    monkeypatch.setattr("vitutor_core.jobs.teacher.with_teachers", lambda config, *_, **__: config)
     monkeypatch.setattr("vitutor_core.train.ahead.store_logits", lambda config, *_, **__: seen.append(config) or facts)
     chosen = ("--scale", "own", "--source", f"folder:{photos}", "--seed", 3, "--set", "train.epochs=2")
     assert call(vitutor, "cache", "dearkd", *chosen)[0] == 0

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vitutor_core.cli import teacher as teacher_command
-from vitutor_core.cli.teacher import with_teachers
 from vitutor_core.config import fingerprinted
 from vitutor_core.errors import CheckpointError
+from vitutor_core.jobs import teacher as teacher_command
+from vitutor_core.jobs.teacher import with_teachers
 from vitutor_core.models.weights import read_card
 from vitutor_core.recipe import resolve
 from vitutor_core.schema import RunConfig, TeacherConfig

@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 from core.tests.conftest import Called
-from vitutor_core.cli.entry import exit_after, printable
+from vitutor_core.cli.entry import run
 from vitutor_core.cli.main import vitutor
 from vitutor_core.cli.paper import paper_group
 from vitutor_core.errors import DataError
 from vitutor_core.paper import installed_papers
+from vitutor_core.terminal import printable
 
 NAMES = [
     "bad\x1b[2J\x1b[31m.png",
@@ -59,7 +60,7 @@ def test_errors_and_warnings_spell_them_out(name: str, capfd: pytest.CaptureFixt
     warnings.simplefilter("always")
     for call in (fail, misuse):
         with pytest.raises(SystemExit):
-            exit_after(call)
+            run(click.Command("call", callback=call), [])
     shown = capfd.readouterr().err
     assert all(character.isprintable() or character == "\n" for character in shown)
     assert len(shown.splitlines()) >= 3

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from core.tests.source_samples import shades
-from vitutor_core.cli.reproduce import inputs_of
 from vitutor_core.data.build import build_data
 from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.types import Source
 from vitutor_core.errors import DataError
+from vitutor_core.jobs.reproduce import inputs_of
 from vitutor_core.schema import DataConfig, RunConfig
 
 

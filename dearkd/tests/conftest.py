@@ -19,9 +19,9 @@ from dearkd.config import DearKDConfig
 from dearkd.generation.teacher import open_teacher
 from dearkd.method import DearKD
 from dearkd.tests.generation_samples import micro
-from vitutor_core.cli.teacher import with_teachers
 from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.distill import FrozenTeacher
+from vitutor_core.jobs.teacher import with_teachers
 from vitutor_core.models.weights import create_model, save_model
 from vitutor_core.train import optim
 from vitutor_core.train.method import Clock

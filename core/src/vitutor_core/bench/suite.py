@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vitutor_core.bench import gpu, limits, loaders, plain
+from vitutor_core.bench import SHARES, gpu, limits, loaders, plain
 from vitutor_core.bench import methods as of_methods
 from vitutor_core.bench.methods import Subject
 from vitutor_core.bench.result import Result
@@ -17,18 +17,6 @@ from vitutor_core.errors import ConfigError
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.memory import is_out_of_memory
 
-SHARES = {
-    "limits": 1.0,
-    "plain step": 5.0,
-    "waiting for data": 1.0,
-    "resident loader": 1.0,
-    "streamed loader": 2.0,
-    "methods": 3.0,
-    "teachers": 2.0,
-    "host and kernels": 1.0,
-    "several GPUs": 1.0,
-}
-"""Parts, each with its share of the time."""
 _GPU = ("host and kernels", "several GPUs")
 _SIZES = {
     "digits": (16, 16, {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}),

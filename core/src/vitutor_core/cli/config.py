@@ -7,18 +7,19 @@ from pathlib import Path
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.cli.entry import printable
 from vitutor_core.explain import commented, explained
 from vitutor_core.files import write_text
+from vitutor_core.jobs.train import Asked
 from vitutor_core.paper import Paper
 from vitutor_core.recipe import recipe_path
+from vitutor_core.terminal import printable
 
 
 def config_command(paper: Paper) -> click.Command:
     """Return the command of a paper."""
 
     @click.command("config")
-    @options.config_of(paper)
+    @options.asked(paper)
     @click.option(
         "--explain",
         metavar="[FIELD]",
@@ -26,30 +27,19 @@ def config_command(paper: Paper) -> click.Command:
         flag_value="",
         help="Print every field, or those below FIELD: text, type, bounds, default, and where the value comes from.",
     )
-    @click.option(
-        "--out", type=options.PathOption(dir_okay=False), help="Write a recipe with the fields' texts, for --recipe."
-    )
-    def config(
-        scale: str,
-        source: str | None,
-        recipe: Path | None,
-        preset: str | None,
-        row: str | None,
-        seed: int | None,
-        settings: tuple[str, ...],
-        explain: str | None,
-        out: Path | None,
-    ) -> None:
+    @options.file("--out", "Write a recipe with the fields' texts, for --recipe.")
+    def config(asked: Asked, explain: str | None, out: Path | None) -> None:
         """Print the resolved config as JSON, and its fingerprint."""
-        settings = options.with_source(options.with_seed(settings, seed), source)
-        resolved = paper.resolve(scale, recipe, row, settings, preset=preset)
+        scale, recipe, resolved = asked.scale, asked.recipe, asked.config()
         if out is not None:
             command = f"{paper.command} train --scale {scale} --recipe {out} --out RUN"
             write_text(out, commented(resolved, command))
             click.echo(f"written {out}; {command}")
         if explain is not None:
             path = recipe_path(paper.package, scale, recipe)
-            for line in explained(resolved, path, preset=preset, row=row, settings=settings, below=explain):
+            for line in explained(
+                resolved, path, preset=asked.preset, row=asked.row, settings=asked.settings, below=explain
+            ):
                 click.echo(printable(line))
         elif out is None:
             click.echo(resolved.model_dump_json(indent=2))

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.cli.entry import printable
 from vitutor_core.config import setting
 from vitutor_core.files import write_json
 from vitutor_core.graph.planned import read_planned
@@ -20,8 +19,8 @@ from vitutor_core.schema import DataConfig
 @click.option("--source", help="A data source, instead of the scale's: digits, cifar100, folder:PATH, ...")
 @options.settings
 @options.stage_plan
-@click.option("--out", type=options.PathOption(dir_okay=False), help="Write the manifest there as JSON.")
-@click.option("--coco", type=options.PathOption(file_okay=False), help="Write scenes there in COCO's layout.")
+@options.file("--out", "Write the manifest there as JSON.")
+@options.folder("--coco", "Write scenes there in COCO's layout.")
 def data(
     scale: str,
     source: str | None,
@@ -46,27 +45,6 @@ def data(
     config = DataConfig.from_mapping(base["data"], where=f"{scale}.yaml")
     config = config.changed((*(() if source is None else (setting("source", source),)), *settings))
 
-    from vitutor_core.data.check import check_source
-    from vitutor_core.data.detection.coco import write_coco
-    from vitutor_core.data.detection.open import open_annotated
-    from vitutor_core.train.progress import RunProgress
+    from vitutor_core.jobs.data import check_data
 
-    annotated = None if coco is None else open_annotated(config.source)
-    with RunProgress(f"checking {config.source}", 1) as progress:
-        manifest = check_source(config, progress=progress.of)
-    for name in ("train", "evaluation"):
-        split = manifest[name]
-        click.echo(
-            f"{name:12}{split['images']:>9} images, {split['per_class']['min']}-{split['per_class']['max']} per class"
-        )
-    click.echo(f"{'classes':12}{len(manifest['classes']):>9}; fingerprint {manifest['fingerprint'][:16]}")
-    if manifest["evaluated_on"] is not None:
-        click.echo(printable(f"{'evaluated on':12} '{manifest['evaluated_on']}'"))
-    for note in manifest["notes"]:
-        click.echo(printable(f"{'note':12}{note}"))
-    if out is not None:
-        write_json(out, manifest)
-        click.echo(f"manifest    {out}")
-    if coco is not None and annotated is not None:
-        write_coco(annotated, coco)
-        click.echo(f"coco:{coco}")
+    check_data(config, out, coco)

@@ -8,7 +8,6 @@ import click
 
 from vitutor_core.cli import options
 from vitutor_core.errors import ConfigError
-from vitutor_core.files import replace_folder, write_json
 from vitutor_core.graph.params import Params, change_params
 
 _PARAMS = click.option(
@@ -44,26 +43,10 @@ def plan(params: Path, out: Path) -> None:
 
     Stages depend on their file: what reruns is what changed.
     """
-    from vitutor_core.graph.dvc import out_of_date
-    from vitutor_core.graph.plan import build_plan
-    from vitutor_core.graph.stages import read_graph
+    from vitutor_core.graph.write import write_plan
 
-    chosen = Params.read(params)
-    found = read_graph(chosen.scale)
-    built = build_plan(chosen, found)
-    written = params.parent / "dvc.yaml"
-    if written.exists():
-        different = out_of_date(params.parent, found)
-        if different:
-            raise ConfigError(
-                f"{written}: {different[0]} and {len(different) - 1} other stages are not as the recipes of the scale "
-                f"'{chosen.scale}' say; run 'vitutor graph --scale {chosen.scale}' there"
-            )
-    with replace_folder(out, "runtime.json", "*/*.json", "*.json") as partial:
-        for name, content in built.items():
-            write_json(partial / name, content)
-    run = sum(content.get("run", False) for name, content in built.items() if name.count("/") == 1)
-    click.echo(f"plan of {len(built)} stages, {run} of them to be run")
+    stages, run = write_plan(params, out)
+    click.echo(f"plan of {stages} stages, {run} of them to be run")
 
 
 @click.command("ready")
@@ -72,23 +55,11 @@ def plan(params: Path, out: Path) -> None:
 @_PARAMS
 def ready(papers: tuple[str, ...], choose: bool, params: Path) -> None:
     """Say which of the chosen rows of PAPERS (default: all installed) cannot run here, and why."""
-    from vitutor_core.graph.ready import obstacles
-    from vitutor_core.graph.stages import read_graph
+    from vitutor_core.graph.ready import sort_rows
 
-    chosen = Params.read(params)
-    found = read_graph(chosen.scale)
-    missing: list[str] = []
-    left: list[str] = []
-    for name in papers or found.papers:
-        if name not in found.papers:
-            raise ConfigError(f"paper '{name}' has no recipe at '{chosen.scale}', or is not installed")
-        for row, reason in obstacles(found, name, chosen).items():
-            stage = row if "@" in row else f"{name}@{row}"
-            if reason is None:
-                left.append(stage)
-            else:
-                missing.append(stage)
-                click.echo(f"{missing[-1]}: {reason}", err=True)
+    left, missing = sort_rows(papers, Params.read(params))
+    for stage, reason in missing.items():
+        click.echo(f"{stage}: {reason}", err=True)
     if not missing:
         click.echo("all chosen rows can run")
     elif choose and left:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from click.shell_completion import CompletionItem
 from vitutor_core.config import setting
 from vitutor_core.errors import ConfigError, VitutorError
 from vitutor_core.graph.params import check_seeds
-from vitutor_core.paper import Paper
+from vitutor_core.jobs.train import Asked
+from vitutor_core.paper import Paper, installed_paper
 from vitutor_core.recipe import OWN, read_recipe, recipe_path
+from vitutor_core.terminal import command_line
 
 
 class PathOption(click.Path):
@@ -34,6 +35,21 @@ SCALES = ("digits", "small", "cifar100", "imagenet")
 """Of the papers' tables; at the scale `OWN` the user's own images take the place of theirs."""
 
 
+def folder(name: str, text: str, *, exists: bool = False, **how: Any) -> Callable[[Any], Any]:
+    """Return an option that names a folder."""
+    return click.option(name, type=PathOption(exists=exists, file_okay=False), help=text, **how)
+
+
+def file(name: str, text: str, *, exists: bool = False, **how: Any) -> Callable[[Any], Any]:
+    """Return an option that names a file."""
+    return click.option(name, type=PathOption(exists=exists, dir_okay=False), help=text, **how)
+
+
+def names(name: str, text: str) -> Callable[[Any], Any]:
+    """Return an option that takes names, separated by commas, as a list."""
+    return click.option(name, help=text, callback=lambda _ctx, _param, value: value and value.split(","))
+
+
 def _scale(names: tuple[str, ...], text: str) -> Callable[[Any], Any]:
     return click.option("--scale", type=click.Choice(names), default="digits", show_default=True, help=text)
 
@@ -41,45 +57,31 @@ def _scale(names: tuple[str, ...], text: str) -> Callable[[Any], Any]:
 scale = _scale(SCALES, "Which recipe: data and model size.")
 any_scale = _scale((*SCALES, OWN), "Which recipe: data and model size; own: your images (--source), sized to them.")
 source = click.option("--source", metavar="SOURCE", help="Short for --set data.source=SOURCE, e.g. folder:my_images.")
-recipe = click.option(
-    "--recipe", type=PathOption(dir_okay=False), help="A recipe file of your own, instead of --scale's."
-)
+recipe = file("--recipe", "A recipe file of your own, instead of --scale's.")
 settings = click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Override a field, e.g. train.epochs=5; repeatable."
 )
 seed = click.option("--seed", type=click.IntRange(min=0), help="Short for --set seed=N.")
+seeds = click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, separated by commas.")
 ema = click.option("--ema", is_flag=True, help="Take the average of the weights, of a run with train.ema_decay.")
-teachers = click.option(
-    "--teachers",
-    type=PathOption(file_okay=False),
-    help="Folder with one run per teacher recipe; a missing one is trained there.  [default: OUT/teachers]",
-)
-
-plan = click.option(
+device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+_TEACHERS = "Folder with one run per teacher recipe; a missing one is trained there."
+teachers = folder("--teachers", f"{_TEACHERS}  [default: OUT/teachers]")
+own_teachers = folder("--teachers", _TEACHERS, default=Path("teachers"), show_default=True)
+plan = folder(
     "--plan",
-    type=PathOption(exists=True, file_okay=False),
-    help="Plan of `vitutor plan`, which says what is run and with which seeds, instead of the other options.",
+    "Plan of `vitutor plan`, which says what is run and with which seeds, instead of the other options.",
+    exists=True,
 )
-stage_plan = click.option("--plan", type=PathOption(exists=True, dir_okay=False), help="The stage's file of a plan.")
-
-
-def _folder(name: str, text: str) -> Callable[[Any], Any]:
-    kind = PathOption(file_okay=False)
-    return click.option(f"--{name}", type=kind, default=Path(name), show_default=True, help=text)
-
-
-results = _folder("results", "Folder of results: data/, teachers/, runs/, evaluation/.")
-work = _folder("work", "Folder of unfinished runs.")
-
-
-def out() -> Callable[[Any], Any]:
-    """Return the --out option."""
-    return click.option(
-        "--out",
-        type=PathOption(file_okay=False),
-        required=True,
-        help="Folder of the run; the same command again resumes it.",
-    )
+stage_plan = file("--plan", "The stage's file of a plan.", exists=True)
+results = folder(
+    "--results",
+    "Folder of results: data/, teachers/, runs/, evaluation/.",
+    default=Path("results"),
+    show_default=True,
+)
+work = folder("--work", "Folder of unfinished runs.", default=Path("work"), show_default=True)
+out = folder("--out", "Folder of the run; the same command again resumes it.", required=True)
 
 
 def jobs(text: str) -> Callable[[Any], Any]:
@@ -104,13 +106,20 @@ def with_seed(settings: tuple[str, ...], seed: int | None) -> tuple[str, ...]:
     return settings if seed is None else (*settings, f"seed={seed}")
 
 
-def config_of(paper: Paper | None = None) -> Callable[[Any], Any]:
-    """Return the options that a config is resolved from, as one decorator; without a paper, of the argument PAPER."""
+def asked(paper: Paper | None = None) -> Callable[[Any], Any]:
+    """Give a command the run that its options ask for, as ``asked``; without a paper, that of the argument PAPER."""
 
     def decorate(command: Any) -> Any:
+        def called(**given: Any) -> Any:
+            of = paper or installed_paper(given.pop("paper"))
+            own = with_source(with_seed(given.pop("settings"), given.pop("seed")), given.pop("source"))
+            place = {name: given.pop(name) for name in ("scale", "recipe", "preset", "row")}
+            return command(asked=Asked(of, settings=own, command=command_line(of.command), **place), **given)
+
+        called = functools.update_wrapper(called, command)
         for option in (settings, seed, row_of(paper), preset_of(paper), recipe, source, any_scale):
-            command = option(command)
-        return command
+            called = option(called)
+        return called
 
     return decorate
 
@@ -155,8 +164,3 @@ def brief(changes: Mapping[str, object]) -> str:
 def with_source(settings: tuple[str, ...], source: str | None) -> tuple[str, ...]:
     """Return the settings of --set with that of --source."""
     return settings if source is None else (setting("data.source", source), *settings)
-
-
-def command_line(program: str) -> str:
-    """Return the command that was given, as one would type it."""
-    return shlex.join([program, *sys.argv[1:]])

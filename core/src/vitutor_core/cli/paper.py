@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from vitutor_core.cli import calls, options
+from vitutor_core.cli import options
 from vitutor_core.cli.config import config_command
 from vitutor_core.cli.predict import predict_command
 from vitutor_core.errors import ConfigError
-from vitutor_core.graph.planned import PlannedRow, leave_out, place_in_plan
+from vitutor_core.graph.planned import PlannedRow
+from vitutor_core.jobs.reproduce import Folders, Row, reproduce_planned, reproduce_row
+from vitutor_core.jobs.train import Asked, train_row
 from vitutor_core.paper import Paper, load
 from vitutor_core.recipe import SHIFTED_SETS, read_recipe, recipe_path
 from vitutor_core.train.progress import is_silent
@@ -36,32 +39,12 @@ def paper_group(paper: Paper, summary: str) -> click.Group:
 
 def _train(paper: Paper) -> click.Command:
     @click.command("train")
-    @options.config_of(paper)
+    @options.asked(paper)
     @options.teachers
-    @options.out()
-    def train(
-        scale: str,
-        source: str | None,
-        recipe: Path | None,
-        preset: str | None,
-        row: str | None,
-        seed: int | None,
-        settings: tuple[str, ...],
-        teachers: Path | None,
-        out: Path,
-    ) -> None:
+    @options.out
+    def train(asked: Asked, teachers: Path | None, out: Path) -> None:
         """Train one run into OUT; the same command again resumes it."""
-        record = calls.train(
-            paper,
-            out,
-            scale=scale,
-            recipe=recipe,
-            preset=preset,
-            row=row,
-            settings=options.with_source(options.with_seed(settings, seed), source),
-            teachers=teachers,
-            command=options.command_line(paper.command),
-        )
+        record = train_row(asked, out, teachers or out / "teachers")
         if not is_silent():
             click.echo(f"{_measured(record.metrics)} on {record.metrics['images']:.0f} images; {out}")
 
@@ -80,7 +63,7 @@ def _reproduce(paper: Paper) -> click.Command:
     @click.argument("row", shell_complete=options.complete(paper, "rows"))
     @options.any_scale
     @options.source
-    @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, separated by commas.")
+    @options.seeds
     @options.preset_of(paper)
     @options.settings
     @options.plan
@@ -106,23 +89,13 @@ def _reproduce(paper: Paper) -> click.Command:
         Checkpoints live in WORK, in a folder named by what decides the result, so an interrupted command resumes and
         a changed hyper-parameter starts afresh. Seeds that are published already are left alone.
         """
-        from vitutor_core.cli.reproduce import Folders, Row, reproduce_row
-
         folders = Folders(results, work)
         if plan is None:
             numbers = options.seed_numbers(seeds)
             chosen = Row(paper, row, scale, preset, options.with_source(settings, source))
             reproduce_row(chosen, numbers, folders, jobs=jobs, processes=processes or 1)
-            return
-        planned = PlannedRow.read(plan, paper.package, row)
-        if planned.run:
-            chosen = Row(paper, row, planned.scale, planned.preset, planned.settings)
-            title = place_in_plan(plan, paper.package, row, folders.runs(paper, row).parent)
-            workers = processes or planned.processes
-            reproduce_row(chosen, planned.seeds, folders, jobs=jobs, processes=workers, title=title)
         else:
-            leave_out(folders.runs(paper, row), planned.why)
-            click.echo(f"{row}: not run, {planned.why}")
+            reproduce_planned(paper, row, plan, folders, jobs=jobs, processes=processes)
 
     return reproduce
 
@@ -150,10 +123,9 @@ def _evaluate(paper: Paper) -> click.Command:
     @options.ema
     @click.option("--speed", is_flag=True, help="Measure throughput as well.")
     @options.plan
-    @click.option(
+    @options.folder(
         "--out",
-        type=options.PathOption(file_okay=False),
-        help="Write the confusion matrix there; of a row, the records of its runs.  "
+        "Write the confusion matrix there; of a row, the records of its runs.  "
         "[default under a plan: RESULTS/evaluation/PAPER/ROW]",
     )
     @options.results
@@ -175,14 +147,14 @@ def _evaluate(paper: Paper) -> click.Command:
         writes, the accuracy on --source is measured.
         """
         if plan is None and not any(run.glob("seed-*")):
-            from vitutor_core.cli.by_class import evaluate_by_class
+            from vitutor_core.jobs.by_class import evaluate_by_class
 
             found = evaluate_by_class(paper, run, out, source=source, split=split, ema=ema, speed=speed)
             click.echo(json.dumps(found, indent=2))
             return
         if source is not None or split is not None or ema:
             raise ConfigError(f"{run}: holds several runs; --source, --split and --ema are for one of them")
-        from vitutor_core.cli.evaluate import evaluate_row
+        from vitutor_core.jobs.evaluate import evaluate_row
 
         if plan is not None:
             out = out or results / "evaluation" / paper.package / run.name
@@ -197,35 +169,30 @@ def _evaluate(paper: Paper) -> click.Command:
 def _robustness(paper: Paper) -> click.Command:
     @click.command("robustness")
     @click.argument("run", type=options.PathOption(exists=True, file_okay=False))
-    @click.option(
+    @options.folder(
         "--images",
-        type=options.PathOption(exists=True, file_okay=False),
-        help="A folder per class, some or all of the model's.  [default: RUN's own images, corrupted]",
+        "A folder per class, some or all of the model's.  [default: RUN's own images, corrupted]",
+        exists=True,
     )
-    @click.option("--sets", help=f"Sets of ImageNet below VITUTOR_DATA_ROOT, of {', '.join(SHIFTED_SETS)}; by commas.")
-    @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
+    @options.names("--sets", f"Sets of ImageNet below VITUTOR_DATA_ROOT, of {', '.join(SHIFTED_SETS)}; by commas.")
+    @options.device
     @options.stage_plan
-    @click.option(
-        "--out",
-        type=options.PathOption(file_okay=False),
-        help="RUN is what `reproduce` published of a row: write the figures of each of its runs there.",
-    )
+    @options.folder("--out", "RUN is what `reproduce` published of a row: write the figures of each of its runs there.")
     def robustness(
-        run: Path, images: Path | None, sets: str | None, device: str, plan: Path | None, out: Path | None
+        run: Path, images: Path | None, sets: list[str] | None, device: str, plan: Path | None, out: Path | None
     ) -> None:
         """Evaluate the finished RUN, a student's or a teacher's, out of distribution.
 
         With --sets, of a student of this paper: on the folders imagenet-SET of VITUTOR_DATA_ROOT.
         """
-        from vitutor_core.cli.robustness import measure_images, measure_row, measure_student
+        from vitutor_core.jobs.robustness import measure_images, measure_row, measure_student
 
-        names = sets.split(",") if sets is not None else []
-        if images is not None and (names or out is not None):
+        if images is not None and (sets or out is not None):
             raise ConfigError("--images: give it without --sets and --out")
         if out is not None:
-            measure_row(paper, run, names, out, device, plan)
-        elif names:
-            click.echo(json.dumps(measure_student(paper, run, names, device), indent=2))
+            measure_row(paper, run, sets or (), out, device, plan)
+        elif sets:
+            click.echo(json.dumps(measure_student(paper, run, sets, device), indent=2))
         else:
             click.echo(json.dumps(measure_images(paper, run, images, device), indent=2))
 
@@ -236,20 +203,12 @@ def _export(paper: Paper) -> click.Command:
     @click.command("export")
     @click.argument("run", metavar="RUN|FILE", type=options.PathOption(exists=True))
     @click.option("--to", type=options.PathOption(), help="A folder, or a file NAME.safetensors, for timm.")
-    @click.option("--onnx", type=options.PathOption(dir_okay=False), help="A file for onnxruntime and others.")
-    @click.option("--torch-export", type=options.PathOption(dir_okay=False), help="A file for torch.export.load.")
+    @options.file("--onnx", "A file for onnxruntime and others.")
+    @options.file("--torch-export", "A file for torch.export.load.")
     @click.option("--push", metavar="OWNER/NAME", help="Upload the folder of --to to the Hub, if new as private.")
     @click.option("--source", help="Compare a program on these images, as data.source.  [default: RUN's evaluation]")
     @options.ema
-    def export(
-        run: Path,
-        to: Path | None,
-        onnx: Path | None,
-        torch_export: Path | None,
-        push: str | None,
-        source: str | None,
-        ema: bool,
-    ) -> None:
+    def export(run: Path, source: str | None, ema: bool, **targets: Any) -> None:
         """Write the student of RUN, or the model of a weights FILE, for others, with a model card.
 
         --to a folder, which timm.create_model("local-dir:FOLDER", pretrained=True) and resolve_data_config rebuild; or
@@ -257,10 +216,10 @@ def _export(paper: Paper) -> click.Command:
         need none of our code: input "images", normalised, of any batch size. Their logits are compared with the
         model's on real images, to 1e-4.
         """
-        from vitutor_core.cli.artefacts import Targets, export_run
+        from vitutor_core.jobs.export import Targets, export_run
 
         load(paper.method)  # registers the paper's models with timm
-        for line in export_run(run, Targets(to, onnx, torch_export, push), paper.package, ema=ema, source=source):
+        for line in export_run(run, Targets(**targets), paper.package, ema=ema, source=source):
             click.echo(line)
 
     return export

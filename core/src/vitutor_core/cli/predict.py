@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from vitutor_core.cli import calls, options
-from vitutor_core.cli.entry import printable
+from vitutor_core.cli import options
 from vitutor_core.errors import DataError, ResourceError
-from vitutor_core.files import write_text
+from vitutor_core.jobs.models import predict_files
 from vitutor_core.paper import Paper, load
+from vitutor_core.report.predictions import prediction_line, write_predictions
+from vitutor_core.terminal import printable
 
 if TYPE_CHECKING:
     from vitutor_core.evaluate.predict import Prediction
@@ -32,7 +29,7 @@ def predict_command(paper: Paper | None = None) -> click.Command:
     @click.option("--csv", "table", type=options.PathOption(dir_okay=False), help="Write there, a line for each image.")
     @options.ema
     @click.option("--batch", type=click.IntRange(1, 2**20), default=256, show_default=True, help="Images at once.")
-    @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+    @options.device
     def predict(
         model: Path, images: tuple[str, ...], top: int, table: Path | None, ema: bool, batch: int, device: str
     ) -> None:
@@ -48,7 +45,7 @@ def predict_command(paper: Paper | None = None) -> click.Command:
             _make_folder(table.parent)
         if paper is not None:
             load(paper.method)  # registers the paper's models with timm
-        found = calls.predict_files(model, paths, top=top, ema=ema, batch_size=batch, device=device)
+        found = predict_files(model, paths, top=top, ema=ema, batch_size=batch, device=device)
         from vitutor_core.train.progress import RunProgress
 
         lines: list[Prediction] = []
@@ -61,10 +58,10 @@ def predict_command(paper: Paper | None = None) -> click.Command:
                 elif table is not None:
                     lines.append(prediction)
                 else:
-                    click.echo(_line(prediction))
+                    click.echo(prediction_line(prediction))
                 progress.of(done, len(paths))
         if table is not None:
-            _write(table, lines, max((len(line.classes) for line in lines), default=top))
+            write_predictions(table, lines, max((len(line.classes) for line in lines), default=top))
             click.echo(f"{len(lines)} images; {table}")
         for problem in problems:
             click.echo(f"error: {printable(problem)}", err=True)
@@ -79,19 +76,3 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"--csv: cannot make {folder.absolute()} ({error.strerror}); choose another") from None
-
-
-def _line(prediction: Prediction) -> str:
-    classes = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in prediction.classes)
-    return printable(f"{prediction.path}: {classes}")
-
-
-def _write(table: Path, lines: Iterable[Prediction], top: int) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", *(f"{name}_{rank}" for rank in range(1, top + 1) for name in ("class", "probability"))])
-    for prediction in lines:
-        name = os.fsencode(prediction.path).decode(errors="backslashreplace")
-        classes = (value for name, share in prediction.classes for value in (name, f"{share:.6g}"))
-        writer.writerow([name, *classes])
-    write_text(table, text.getvalue())

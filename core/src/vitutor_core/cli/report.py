@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import click
 
 from vitutor_core.cli import options
-from vitutor_core.errors import DataError
-from vitutor_core.files import write_json, write_text
-from vitutor_core.paper import installed_paper
-
-_SEAL = "sha256"
 
 
 @click.group("report")
@@ -31,18 +22,9 @@ def table(paper: str, results: Path) -> None:
 
     Writes RESULTS/tables/PAPER.json and, for `dvc metrics` and `dvc plots`, a file of each row in metrics/ and curves/.
     """
-    from vitutor_core.report.metrics import write_metrics
-    from vitutor_core.report.paper import load_paper_results
-    from vitutor_core.report.results import load_results
-    from vitutor_core.report.table import build_table
+    from vitutor_core.report.stages import write_table
 
-    printed = load_paper_results(_paper_results(paper))
-    folder = results / "evaluation"
-    is_empty = (folder / paper).is_dir() and not any((folder / paper).glob("*/seed-*"))
-    rows = {} if is_empty else load_results(folder, paper)
-    built = build_table(printed, rows) if rows else {"paper": paper, "skipped": "no row of it was run"}
-    write_json(results / "tables" / f"{paper}.json", {**built, _SEAL: _seal(built)})
-    write_metrics(rows, results / "metrics" / paper, results / "curves" / paper)
+    write_table(paper, results)
 
 
 @report.command("html")
@@ -50,29 +32,9 @@ def table(paper: str, results: Path) -> None:
 @options.results
 def html(paper: str, results: Path) -> None:
     """Write RESULTS/reports/PAPER: one self-contained HTML page, and its figures."""
-    from vitutor_core.report.analyses import analysis_pictures
-    from vitutor_core.report.gallery import gallery_figure
-    from vitutor_core.report.html import write_report
-    from vitutor_core.report.paper import load_paper_results
-    from vitutor_core.report.plots import draw_figures
-    from vitutor_core.report.render import to_markdown
-    from vitutor_core.report.results import load_results
+    from vitutor_core.report.stages import write_page
 
-    out = results / "reports" / paper
-    out.mkdir(parents=True, exist_ok=True)
-    built = _read_table(results, paper)
-    if "skipped" in built:
-        click.echo(f"{paper}: no report, {built['skipped']}")
-        return
-    rows = load_results(results / "evaluation", paper)
-    printed = load_paper_results(_paper_results(paper))
-    figures = draw_figures(printed, built, rows, out)
-    gallery = gallery_figure(printed, results, out)
-    figures += [gallery] if gallery is not None else []
-    figures += analysis_pictures(results / "analyses" / paper, out)
-    write_report(built, rows, figures, out / "report.html")
-    write_text(out / "table.md", to_markdown(built))
-    click.echo(f"report {out / 'report.html'}")
+    click.echo(write_page(paper, results))
 
 
 @report.command("show")
@@ -83,9 +45,10 @@ def show(paper: str, results: Path) -> None:
     from rich.console import Console
 
     from vitutor_core.report.render import print_table
+    from vitutor_core.report.stages import read_table
 
     console = Console()
-    table = _read_table(results, paper)
+    table = read_table(paper, results)
     if "skipped" in table:
         click.echo(f"{paper}: no table, {table['skipped']}")
         return
@@ -101,29 +64,8 @@ def show(paper: str, results: Path) -> None:
 def publish(paper: str, results: Path, target: Path, readme: Path | None) -> None:
     """Keep the table and figures of RESULTS in the repository."""
     from vitutor_core.report.publish import publish_results
+    from vitutor_core.report.stages import read_table
 
-    table = _read_table(results, paper)
+    table = read_table(paper, results)
     for path in publish_results(table, results, target, readme):
         click.echo(str(path))
-
-
-def _paper_results(paper: str) -> Path:
-    return Path(str(files(installed_paper(paper).package))) / "paper_results.yaml"
-
-
-def _read_table(results: Path, paper: str) -> dict[str, Any]:
-    """Read a table; one that was changed after it was written could be anything, so its seal must fit."""
-    path = results / "tables" / f"{paper}.json"
-    try:
-        table: dict[str, Any] = json.loads(path.read_text())
-        intact = table.pop(_SEAL) == _seal(table) and table["paper"] == paper
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        intact = False
-    if not intact:
-        raise DataError(f"{path.absolute()}: no readable table; make it with 'vitutor report table {paper}'")
-    return table
-
-
-def _seal(table: dict[str, Any]) -> str:
-    written = json.loads(json.dumps(table))  # keys are text there
-    return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitutor_core.data.detection.check import check_annotated
-from vitutor_core.data.detection.open import is_annotated
+from vitutor_core.data.detection.open import is_annotated, open_annotated
 from vitutor_core.data.sources.locate import listed
 from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.sources.subsets import fingerprint, subset_indices
@@ -77,7 +77,7 @@ def check_source(config: DataConfig, *, progress: Callable[[int, int], None]) ->
     Raises what `open_source` raises, and `DataError` naming the images that cannot be read.
     """
     if is_annotated(config.source):
-        return check_annotated(config.source, progress=progress)
+        return check_annotated(open_annotated(config.source), progress=progress)
     source = open_source(config)
     splits = (source.train, source.evaluation)
     total = sum(len(split.labels) for split in splits)

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from vitutor_core.errors import ConfigError
 from vitutor_core.files import write_text
+from vitutor_core.terminal import say
 
 _NOTE = "not-run.txt"
 
@@ -70,3 +71,19 @@ def leave_out(folder: Path, why: str) -> None:
 def take_up(folder: Path) -> None:
     """Remove the note of `leave_out` from a folder that a stage is about to fill."""
     (folder / _NOTE).unlink(missing_ok=True)
+
+
+def left_out(plan: Path | None, said: str, *outs: Path) -> bool:
+    """Return whether the stage of a ``plan`` file is left out, after making ``outs`` and saying so.
+
+    Without a plan, or where the stage is run, ``outs`` may be filled.
+    """
+    planned: dict[str, Any] = {"run": True} if plan is None else read_planned(plan)
+    if planned["run"]:
+        for out in outs:
+            take_up(out)
+        return False
+    for out in outs:
+        leave_out(out, planned["why"])
+    say(f"{said}, {planned['why']}")
+    return True

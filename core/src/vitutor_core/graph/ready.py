@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from vitutor_core.errors import ConfigError
 from vitutor_core.graph.missing import missing_data, missing_weights
 from vitutor_core.graph.needs import needs_of
 from vitutor_core.graph.params import Params
 from vitutor_core.graph.plan import check_names, chosen_rows, chosen_stages, planned_config
-from vitutor_core.graph.stages import Graph
+from vitutor_core.graph.stages import Graph, read_graph
 from vitutor_core.schema import RunConfig
+
+
+def sort_rows(papers: Sequence[str], params: Params) -> tuple[list[str], dict[str, str]]:
+    """Return the chosen rows of papers, or of all, that can run here, and the others with what keeps each from it.
+
+    They are called ``PAPER@ROW``. Raises `ConfigError` for a paper that the scale has not.
+    """
+    graph = read_graph(params.scale)
+    left: list[str] = []
+    missing: dict[str, str] = {}
+    for name in papers or graph.papers:
+        if name not in graph.papers:
+            raise ConfigError(f"paper '{name}' has no recipe at '{params.scale}', or is not installed")
+        for row, reason in obstacles(graph, name, params).items():
+            stage = row if "@" in row else f"{name}@{row}"
+            if reason is None:
+                left.append(stage)
+            else:
+                missing[stage] = reason
+    return left, missing
 
 
 def obstacles(graph: Graph, package: str, params: Params) -> dict[str, str | None]:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from vitutor_core.errors import ConfigError
-from vitutor_core.lines import StudentSizes
 from vitutor_core.models.weights import create_model
 from vitutor_core.schema import ModelConfig
+
+
+class StudentSizes(NamedTuple):
+    """Sizes of the common student, a vision transformer; ``wide`` is twice its width."""
+
+    patch_size: int
+    embed_dim: int
+    wide: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float
 
 
 def student_sizes(config: ModelConfig, image_size: int) -> StudentSizes:

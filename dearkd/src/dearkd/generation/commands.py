@@ -9,12 +9,12 @@ import click
 
 from dearkd.generation.config import GenerationConfig
 from vitutor_core.cli import options
-from vitutor_core.cli.stage import left_out
 from vitutor_core.config import setting
 from vitutor_core.errors import ConfigError
-from vitutor_core.graph.planned import read_planned
+from vitutor_core.graph.planned import left_out, read_planned
 from vitutor_core.paper import Paper, load
 from vitutor_core.recipe import read_recipe, recipe_path, resolve
+from vitutor_core.terminal import command_line
 
 
 def generate_command(paper: Paper) -> click.Command:
@@ -60,8 +60,8 @@ def generate_command(paper: Paper) -> click.Command:
         load(paper.method)  # registers the paper's models with timm, of which the competitor is one
         from dearkd.generation.generate import Generation, check_target
         from dearkd.generation.jobs import generate_side_by_side
-        from vitutor_core.cli.launch import default_jobs
-        from vitutor_core.cli.teacher import trained_teacher
+        from vitutor_core.jobs.launch import default_jobs
+        from vitutor_core.jobs.teacher import trained_teacher
 
         if config.teacher.recipe is not None and config.teacher.weights is None:
             weights = trained_teacher(scale, config.teacher.recipe, results / "teachers")
@@ -81,7 +81,7 @@ def generate_command(paper: Paper) -> click.Command:
                 generate_side_by_side(generation, title, folder, side_by_side)
             else:
                 generation.run(missing)
-            record = generation.publish(out, {"scale": scale, "command": options.command_line(paper.command)})
+            record = generation.publish(out, {"scale": scale, "command": command_line(paper.command)})
         click.echo(
             f"{name}: {record['num_images']:,} images in {out}, "
             f"{record['teacher_accuracy']:.1f} % of them of their class for the teacher"
@@ -131,7 +131,7 @@ def diversity_command(paper: Paper) -> click.Command:
         load(paper.method)  # registers the paper's models with timm
         from dearkd.generation.measure import measure_sets
 
-        command = options.command_line(paper.command)
+        command = command_line(paper.command)
         for name, metrics in measure_sets(
             config,
             data,

@@ -8,7 +8,7 @@ from typing import Any
 from dearkd import method as _method  # noqa: F401  # registers the students, of which the competitor may be one
 from dearkd.generation.config import GenerationConfig
 from dearkd.generation.generate import Generation
-from vitutor_core.cli.launch import Job, run_jobs
+from vitutor_core.jobs.launch import Job, run_jobs
 from vitutor_core.train.progress import RunProgress
 
 

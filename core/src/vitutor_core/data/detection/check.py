@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 
 from vitutor_core.data.detection.annotated import AnnotatedSource, AnnotatedSplit
-from vitutor_core.data.detection.open import fingerprint, open_annotated, usable
+from vitutor_core.data.detection.open import fingerprint, usable
 from vitutor_core.data.sources.locate import listed
 from vitutor_core.errors import DataError
 from vitutor_core.provenance import usable_cores
 
 
-def check_annotated(name: str, *, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def check_annotated(source: AnnotatedSource, *, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Decode all images and masks of a source and return a manifest, as `data.check.check_source` does.
 
     Raises `DataError` naming what cannot be read.
     """
-    source = open_annotated(name)
     splits = {"training": source.train, "evaluation": source.evaluation}
     total, done = sum(map(len, splits.values())), 0
     problems: list[str] = []

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
-from vitutor_core.cli.compared import Contest, Entry
-from vitutor_core.cli.reproduce import Row
-from vitutor_core.cli.teacher import fitting_batch, recipe_teachers, teacher_config
+import torch
+from torch import nn
+
+from vitutor_core.compare.contest import Contest, Entry
 from vitutor_core.config import fingerprinted_fields
+from vitutor_core.data.build import Planned
 from vitutor_core.distributed import choose_device, effective_precision
 from vitutor_core.errors import ConfigError, named
 from vitutor_core.graph.needs import teachers_of
+from vitutor_core.jobs.preflight import check_run
+from vitutor_core.jobs.reproduce import Row
+from vitutor_core.jobs.teacher import fitting_batch, recipe_teachers, teacher_config
 from vitutor_core.schema import RunConfig
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from vitutor_core.data.build import Planned
-    from vitutor_core.train.method import Method
+from vitutor_core.train.cost import Length, step_seconds, training_flops
+from vitutor_core.train.method import Method
+from vitutor_core.train.optim import build_schedule
 
 
 class Price(NamedTuple):
@@ -74,8 +77,6 @@ class Prices:
 
     def teacher(self, name: str, config: RunConfig) -> Price:
         """Return the price of a teacher."""
-        from vitutor_core.cli.preflight import check_run
-
         key = f"teacher {name} {sorted(fingerprinted_fields(config).items())}"
         if key not in self._known:
             with named(f"teacher {name}"):
@@ -100,10 +101,6 @@ def check_row(row: Row, seeds: tuple[int, ...], others: Mapping[str, Row] = {}) 
 
     ``others`` are the rows that teach it, where they are not called as in the recipe. Returns the method.
     """
-    from dataclasses import replace
-
-    from vitutor_core.cli.preflight import check_run
-
     config = row.config(seeds[0])
     before = {}
     for path, teacher in teachers_of(config):
@@ -115,11 +112,6 @@ def check_row(row: Row, seeds: tuple[int, ...], others: Mapping[str, Row] = {}) 
 
 
 def _price(method: Method, planned: Planned, config: RunConfig) -> Price:
-    import torch
-
-    from vitutor_core.train.cost import Length, step_seconds, training_flops
-    from vitutor_core.train.optim import build_schedule
-
     weights = torch.optim.SGD(method.student.parameters())
     build_schedule(weights, config.optim, config.train.epochs, planned.sampler.steps_per_epoch)  # or says what is wrong
     length = Length(config.train.epochs, planned.sampler.steps_per_epoch, config.train.batch_size)

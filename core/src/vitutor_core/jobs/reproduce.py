@@ -10,20 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
-from vitutor_core.cli.launch import Job, default_jobs, run_jobs
-from vitutor_core.cli.teacher import with_teachers
 from vitutor_core.config import differences, fingerprinted_fields, setting
 from vitutor_core.data.sources.locate import locate
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.files import discard, file_sha256, write_json
 from vitutor_core.graph.needs import source_name, teachers_of
-from vitutor_core.graph.planned import take_up
+from vitutor_core.graph.planned import PlannedRow, leave_out, place_in_plan, take_up
 from vitutor_core.graph.stages import train_code
+from vitutor_core.jobs.launch import Job, default_jobs, run_jobs
+from vitutor_core.jobs.teacher import with_teachers
 from vitutor_core.paper import Paper, load
 from vitutor_core.runs import RunDir, weights_file
 from vitutor_core.schema import RunConfig
+from vitutor_core.terminal import say
 from vitutor_core.train.progress import RunProgress
 
 
@@ -105,10 +104,10 @@ def reproduce_row(
         changed = _changed(target, inputs)
         if changed == []:
             discard(run)  # of a command that was killed after publishing
-            click.echo(f"{row.name}, seed {seed}: already in {target}")
+            say(f"{row.name}, seed {seed}: already in {target}")
             continue
         if changed:
-            click.echo(f"{row.name}, seed {seed}: trained again, since {'; '.join(changed)}")
+            say(f"{row.name}, seed {seed}: trained again, since {'; '.join(changed)}")
         RunDir(target).check_target()
         run.parent.mkdir(parents=True, exist_ok=True)
         work.append(_job(row, config, code, inputs, run))
@@ -136,7 +135,22 @@ def reproduce_row(
                 processes=processes,
                 device=device,
             )
-    click.echo(f"{row.name}: {len(seeds)} seeds in {out}")
+    say(f"{row.name}: {len(seeds)} seeds in {out}")
+
+
+def reproduce_planned(
+    paper: Paper, name: str, plan: Path, folders: Folders, *, jobs: int | None, processes: int | None
+) -> None:
+    """Train a row as a ``plan`` says, or leave it out and say why; ``processes`` instead of the plan's."""
+    planned = PlannedRow.read(plan, paper.package, name)
+    if not planned.run:
+        leave_out(folders.runs(paper, name), planned.why)
+        say(f"{name}: not run, {planned.why}")
+        return
+    row = Row(paper, name, planned.scale, planned.preset, planned.settings)
+    title = place_in_plan(plan, paper.package, name, folders.runs(paper, name).parent)
+    workers = processes or planned.processes
+    reproduce_row(row, planned.seeds, folders, jobs=jobs, processes=workers, title=title)
 
 
 def _require_data(config: RunConfig, results: Path) -> None:

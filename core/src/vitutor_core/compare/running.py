@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
-from vitutor_core.cli.compared import LONG, PLAIN, Contest, Entry
-from vitutor_core.cli.evaluate import evaluate_row
-from vitutor_core.cli.launch import default_jobs
-from vitutor_core.cli.price import Prices
-from vitutor_core.cli.reproduce import Folders, Row, reproduce_row
+from vitutor_core.compare.contest import LONG, PLAIN, Contest, Entry
+from vitutor_core.compare.price import Prices
 from vitutor_core.errors import named
 from vitutor_core.graph.needs import teachers_of
+from vitutor_core.jobs.evaluate import evaluate_row
+from vitutor_core.jobs.launch import default_jobs
+from vitutor_core.jobs.reproduce import Folders, Row, reproduce_row
 from vitutor_core.paper import load
 from vitutor_core.provenance import usable_cores
 from vitutor_core.report.leaderboard import Entrant, Kind, Spent, build_leaderboard, spent_by
 from vitutor_core.report.results import Run, load_results
 from vitutor_core.runs import RunDir, RunRecord
 from vitutor_core.schema import RunConfig
+from vitutor_core.terminal import say
 from vitutor_core.train.progress import duration, is_silent
 
 Seeds = tuple[int, ...]
@@ -34,11 +33,11 @@ def say_prices(contest: Contest, prices: Prices, entries: Sequence[Entry], seeds
     for entry in entries:
         student = "common student" if entry.is_common else f"student of its own: {entry.line.own}"
         compute = f"{prices.total(entry) / alone:5.1f}x compute"
-        click.echo(f"{entry.name:28}{entry.line.title:34}{compute}  {student}", err=True)
+        say(f"{entry.name:28}{entry.line.title:34}{compute}  {student}", err=True)
     rows = _rows(contest, entries, seeds)
     runs = sum(len(numbers) for numbers in rows.values())
     time = _left(contest, prices, entries, rows)
-    click.echo(f"{len(entries)} lines, {runs} runs; {time}, estimated from a timed step of each", err=True)
+    say(f"{len(entries)} lines, {runs} runs; {time}, estimated from a timed step of each", err=True)
 
 
 def run_contest(
@@ -54,7 +53,7 @@ def run_contest(
         left = _left(contest, prices, entries, dict(list(rows.items())[number - 1 :]), out)
         with named(f"{row.paper.command}, row {row.name}"):
             if not is_silent():
-                click.echo(f"[{number}/{len(rows)}] {row.name}: {left} left", err=True)
+                say(f"[{number}/{len(rows)}] {row.name}: {left} left", err=True)
             reproduce_row(row, numbers, folders, title=f"{number}/{len(rows)} {row.name}")
             is_new = _evaluate(row, folders.runs(row.paper, row.name), _evaluation(out, row), numbers)
         passed.add(row)  # results of rows that this call has not come to may be those of other settings

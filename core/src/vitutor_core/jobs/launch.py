@@ -1,7 +1,7 @@
 """Run several jobs side by side in processes of their own, or each of them as several processes under torchrun.
 
-As a program this module is torchrun, ``python -m vitutor_core.cli.launch JOB PROCESSES``, and what torchrun starts,
-``python -m vitutor_core.cli.launch JOB``. Imports nothing heavy.
+As a program this module is torchrun, ``python -m vitutor_core.jobs.launch JOB PROCESSES``, and what torchrun starts,
+``python -m vitutor_core.jobs.launch JOB``. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, NoReturn
 
-from vitutor_core.cli.entry import exit_after
 from vitutor_core.errors import InterruptedRun, VitutorError
 from vitutor_core.paper import load
 from vitutor_core.provenance import usable_cores, usable_gpus
+from vitutor_core.terminal import exit_after
 from vitutor_core.train.progress import QUIET
 from vitutor_core.train.signals import STOP_SIGNALS
 
@@ -159,7 +159,7 @@ class _Torchrun:
     """Several processes of one job, with the interface of one process."""
 
     def __init__(self, job: Job, processes: int, threads: int, gpus: Environment) -> None:
-        command = [sys.executable, "-m", "vitutor_core.cli.launch", json.dumps(asdict(job)), str(processes)]
+        command = [sys.executable, "-m", "vitutor_core.jobs.launch", json.dumps(asdict(job)), str(processes)]
         environment = os.environ | {QUIET: "1", "OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR", **gpus}
         self._process = subprocess.Popen(command, env=environment, start_new_session=True)
 
@@ -192,7 +192,7 @@ def _run_processes(job: str, processes: int) -> int:
     logging.disable(logging.CRITICAL)  # torchrun repeats with a traceback what the processes have said
     # Processes agree to stop once in a log interval, then save: torchrun's own 30 seconds would kill them on the way.
     arguments = ["--standalone", f"--nproc-per-node={processes}", "--shutdown-timeout=120"]
-    arguments += ["-m", "vitutor_core.cli.launch", job]
+    arguments += ["-m", "vitutor_core.jobs.launch", job]
     try:
         run.main(arguments)
     except ChildFailedError as error:

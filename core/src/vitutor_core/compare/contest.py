@@ -6,16 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitutor_core.baseline import BASELINE, SUPERVISED, BaselineConfig
-from vitutor_core.cli.reproduce import Row
+from vitutor_core.compare.lines import Line, read_lines, sized
 from vitutor_core.config import nearest, setting
 from vitutor_core.errors import ConfigError, named
 from vitutor_core.graph.needs import needs_of
-from vitutor_core.lines import Line, StudentSizes, read_lines, sized
+from vitutor_core.jobs.reproduce import Row
 from vitutor_core.paper import Paper, teacher_recipe
 from vitutor_core.recipe import recipe_path, resolve
+
+if TYPE_CHECKING:
+    from vitutor_core.models.sizes import StudentSizes
 
 PLAIN, LONG = "plain", "plain_long"
 """The student alone, and the student alone for as much compute as the costliest method takes."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from vitutor_core.config import Config, nearest, parse_yaml
 from vitutor_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitutor_core.models.sizes import StudentSizes
 
 
 class Line(Config):
@@ -40,17 +43,6 @@ class Line(Config):
         return self
 
 
-class StudentSizes(NamedTuple):
-    """Sizes of the common student, a vision transformer; ``wide`` is twice its width."""
-
-    patch_size: int
-    embed_dim: int
-    wide: int
-    depth: int
-    num_heads: int
-    mlp_ratio: float
-
-
 def read_lines(package: str) -> dict[str, Line]:
     """Return the lines of a package by name; raises `ConfigError` for a file that does not hold lines."""
     path = Path(str(files(package))) / "compare.yaml"
@@ -72,6 +64,6 @@ def sized(values: Any, sizes: StudentSizes) -> Any:
     if not isinstance(values, str) or not values.startswith("$student."):
         return values
     name = values.removeprefix("$student.")
-    if name not in StudentSizes._fields:
-        raise ConfigError(f"{values}: no such size{nearest(name, StudentSizes._fields)}")
+    if name not in sizes._fields:
+        raise ConfigError(f"{values}: no such size{nearest(name, sizes._fields)}")
     return getattr(sizes, name)

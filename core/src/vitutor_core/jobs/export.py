@@ -11,17 +11,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vitutor_core.cli.models import run_weights
-from vitutor_core.cli.page import card_page, card_text
 from vitutor_core.data.augment.mixing import Normalise
 from vitutor_core.data.build import eval_loader
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.evaluate.labelled import data_for, labelled_images
 from vitutor_core.files import replace_folder, write_text
 from vitutor_core.hub import CONFIG, WEIGHTS, push
+from vitutor_core.jobs.models import run_weights
 from vitutor_core.models.program import save_exported, save_onnx
 from vitutor_core.models.timm_folder import package_of, save_timm_folder
 from vitutor_core.models.weights import ModelCard, load_model, save_model
+from vitutor_core.report.card import card_page, card_text
 from vitutor_core.runs import RunRecord
 from vitutor_core.schema import DataConfig, RuntimeConfig
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-import click
-
-from vitutor_core.cli.entry import printable
 from vitutor_core.own import CPU_SIZE, FULL_SIZE, Images, Machine
 from vitutor_core.schema import ModelConfig, RunConfig
 from vitutor_core.sizing import images_of, machine
+from vitutor_core.terminal import printable, say
 from vitutor_core.train.progress import is_silent
 
 
@@ -19,7 +17,7 @@ def show_sizes(config: RunConfig, teachers: Mapping[str, RunConfig] = MappingPro
     if is_silent():
         return
     for name, text in size_lines(config, teachers):
-        click.echo(printable(f"{name:10}{text}"), err=True)
+        say(printable(f"{name:10}{text}"), err=True)
 
 
 def size_lines(config: RunConfig, teachers: Mapping[str, RunConfig]) -> list[tuple[str, str]]:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import click
-
-from vitutor_core.cli.sizes import show_sizes
-from vitutor_core.cli.teacher import recipe_teachers, with_teachers
 from vitutor_core.config import setting
 from vitutor_core.errors import named
 from vitutor_core.graph.needs import teachers_of
+from vitutor_core.jobs.sizes import show_sizes
+from vitutor_core.jobs.teacher import recipe_teachers, with_teachers
 from vitutor_core.paper import Paper, load
 from vitutor_core.recipe import OWN
 from vitutor_core.runs import RunDir
 from vitutor_core.schema import RunConfig
+from vitutor_core.terminal import say
 from vitutor_core.train.progress import is_silent
 
 if TYPE_CHECKING:
@@ -26,6 +25,10 @@ if TYPE_CHECKING:
 
 _SHARED = ("data.", "runtime.", "train.", "seed=", "student.name=", "student.kwargs")
 """Settings that a row has of the one that starts from it."""
+
+
+Settings = Mapping[str, Any] | Sequence[str]
+"""Values by the dotted path of their field, or texts as --set takes them."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,13 @@ class Asked:
     def config(self) -> RunConfig:
         """Resolve it."""
         return self.paper.resolve(self.scale, self.recipe, self.row, self.settings, preset=self.preset)
+
+
+def texts(settings: Settings) -> tuple[str, ...]:
+    """Return settings as --set takes them."""
+    if isinstance(settings, Mapping):
+        return tuple(setting(path, value) for path, value in settings.items())
+    return tuple(settings)
 
 
 def train_row(asked: Asked, out: Path, teachers: Path, callbacks: Sequence[Callback] = ()) -> RunRecord:
@@ -73,7 +83,7 @@ def _rows_before(asked: Asked, config: RunConfig, folder: Path, teachers: Path) 
             continue
         run = RunDir((folder / row).absolute())
         if not is_silent():
-            click.echo(f"{'row':10}{row}, which comes first, in {run.path}", err=True)
+            say(f"{'row':10}{row}, which comes first, in {run.path}", err=True)
         with named(f"row {row}"):
             train_row(replace(asked, row=row, settings=shared), run.path, teachers)
         found.append(setting(f"{path}.weights", str(run.path)))

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
-from vitutor_core.cli.stage import left_out
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.files import write_json
-from vitutor_core.graph.planned import read_planned
+from vitutor_core.graph.planned import left_out, read_planned
 from vitutor_core.paper import Paper, load
 from vitutor_core.recipe import shifted_sets
+from vitutor_core.terminal import say
 
 
 def measure_images(paper: Paper, run: Path, images: Path | None, device: str) -> dict[str, Any]:
@@ -52,4 +50,4 @@ def measure_row(paper: Paper, runs: Path, sets: Sequence[str], out: Path, device
         metrics = measure_student(paper, run, names, device)
         write_json(out / f"{run.name}.json", {"metrics": metrics})
         shown = ", ".join(f"{name} {value:.2f} %" for name, value in metrics.items() if "_" not in name)
-        click.echo(f"{runs.name}, {run.name}: {shown}")
+        say(f"{runs.name}, {run.name}: {shown}")

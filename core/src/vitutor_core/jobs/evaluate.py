@@ -1,4 +1,4 @@
-"""Evaluate the published runs of a row and write their records for the tables."""
+"""Evaluate the published runs of a row and write their records for the tables. Imports nothing heavy itself."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from vitutor_core.errors import CheckpointError
 from vitutor_core.files import copy_file, replace_folder
 from vitutor_core.graph.planned import PlannedRow, leave_out, take_up
 from vitutor_core.paper import Paper, load
 from vitutor_core.runs import RunDir, RunRecord
+from vitutor_core.terminal import say
 
 if TYPE_CHECKING:
     from vitutor_core.evaluate.accuracy import Measured
@@ -62,7 +61,7 @@ def evaluate_row(
             copy_file(RunDir(folder).curves, RunDir(target).curves)
             record.model_copy(update={"metrics": metrics, "correct": correct}).write(target)
             shown = f"top-1 {metrics['top1']:.2f} %" if "top1" in metrics else f"{len(metrics)} metrics"
-            click.echo(f"{runs.name}, {folder.name}: {shown}")
+            say(f"{runs.name}, {folder.name}: {shown}")
     if planned is not None and not planned.run:
         leave_out(out, planned.why)
-        click.echo(f"{runs.name}: not evaluated, {planned.why}")
+        say(f"{runs.name}: not evaluated, {planned.why}")

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
-from vitutor_core.cli.evaluate import evaluate_one
-from vitutor_core.cli.models import run_weights
 from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate.accuracy import Measured
 from vitutor_core.evaluate.confusion import by_class
 from vitutor_core.evaluate.labelled import evaluate_elsewhere, evaluate_file
+from vitutor_core.jobs.evaluate import evaluate_one
+from vitutor_core.jobs.models import run_weights
 from vitutor_core.models.weights import read_card
 from vitutor_core.paper import Paper, load
 from vitutor_core.report.confusion import write_by_class
 from vitutor_core.runs import RunRecord
+from vitutor_core.terminal import say
 
 
 def evaluate_by_class(
@@ -53,6 +52,6 @@ def _shown(run: Path, weights: Path, measured: Measured, out: Path | None, **cho
     found = by_class(measured.answers, card.class_names)
     if out is not None:
         for path in write_by_class({"run": str(run), **chosen, "metrics": measured.metrics, **found}, out):
-            click.echo(str(path), err=True)
+            say(str(path), err=True)
     of_classes = {line["class"]: line["top1"] for line in found["classes"]}
     return {**measured.metrics, "balanced_top1": found["balanced_top1"], "class_top1": of_classes}
