@@ -59,7 +59,7 @@ def analyze(
     """
     if left_out(plan, "not analysed", out):
         return
-    models = tuple(_first_seed(path) for path in models)
+    models = tuple(first_seed(path) for path in models)
     if len(models) > 2:
         raise ConfigError(f"analyze: {len(models)} models given; give one, or two to compare")
     from vitutor_core.analysis.analyse import Quirks, analyse
@@ -69,9 +69,11 @@ def analyze(
 
     chosen = choose_device(device)
     loaded = [load_any(path) if path.exists() else load_named(path) for path in models]
-    networks = [(label, model.to(chosen)) for label, (model, _) in zip(_labels(models), loaded, strict=True)]
+    networks = [(label, model.to(chosen)) for label, (model, _) in zip(labels_of(models), loaded, strict=True)]
     cards = [card for _, card in loaded]
-    data = _batches(source or _source_of(models), cards, images=images, batch=batch, seed=seed, shuffle=not released)
+    data = _batches(
+        source or data_of(models).source, cards, images=images, batch=batch, seed=seed, shuffle=not released
+    )
     moved = (tuple(part.to(chosen) for part in parts) for parts in data)
     found = analyse(networks, moved, Quirks(released=released, true_nyquist=true_nyquist))
     pictures = draw_analysis(found, out)
@@ -81,7 +83,7 @@ def analyze(
         click.echo(str(picture.path))
 
 
-def _first_seed(path: Path) -> Path:
+def first_seed(path: Path) -> Path:
     """Return the run of the lowest seed where ``path`` is what `reproduce` published of a row."""
     if not path.exists():
         return path  # a name of timm
@@ -91,7 +93,7 @@ def _first_seed(path: Path) -> Path:
     return min(seeds, key=lambda run: int(run.name.removeprefix("seed-")))
 
 
-def _labels(paths: tuple[Path, ...]) -> list[str]:
+def labels_of(paths: tuple[Path, ...]) -> list[str]:
     """Name each run by its row and seed, and a file by its name; both models get different names."""
     labels = []
     for path in paths:
@@ -105,12 +107,12 @@ def _record(path: Path) -> RunRecord | None:
     return RunRecord.read(path) if RunDir(path).metrics.exists() else None
 
 
-def _source_of(paths: tuple[Path, ...]) -> str:
-    """Return the source that the first run among the models was trained on."""
+def data_of(paths: tuple[Path, ...]) -> DataConfig:
+    """Return the images that the first run among the models was trained on."""
     for path in paths:
         record = _record(path)
         if record is not None:
-            return DataConfig.from_mapping(record.config.get("data", {}), where=str(RunDir(path).metrics)).source
+            return DataConfig.from_mapping(record.config.get("data", {}), where=str(RunDir(path).metrics))
     raise ConfigError(f"{paths[0]}: no metrics.json says which images it knows; give --source")
 
 
