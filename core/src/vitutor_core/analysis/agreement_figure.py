@@ -39,17 +39,17 @@ def draw_agreement(
                 _draw_bars(axes, one["probabilities"][label], colour, named=axes is bars[0])
         for axes, label in zip(panels[0][1:], labels, strict=True):
             axes.set_title(label, fontsize=9)
-        figure.supxlabel("probability", fontsize=9)
+        figure.supxlabel("probability (%)", fontsize=9)
 
-    listed = "; ".join(
-        f"{_title(one, ', ')}: " + ", ".join(f"{label} {_first(one['probabilities'][label])}" for label in labels)
+    listed = ". ".join(
+        f"{_title(one, ', ')}: " + "; ".join(f"{label}: {_first(one['probabilities'][label])}" for label in labels)
         for one in shown
     )
     truth = any(one["class"] is not None for one in shown)
     return save_picture(
         folder / "agreement",
         draw,
-        title=f"What {', '.join(labels)} say of the same images",
+        title=f"The same images by several models: {'; '.join(labels)}",
         caption="Probabilities of the same classes by each model"
         + (", the image's own class on top; the share of such images is beside each." if truth else "."),
         alt=f"Images beside bars of class probabilities. {listed}.",
@@ -80,10 +80,11 @@ def _draw_image(axes: Any, picture: NDArray[np.uint8], one: dict[str, Any]) -> N
 
 def _draw_bars(axes: Any, said: dict[str, float], colour: str, *, named: bool) -> None:
     places = range(len(said))
-    axes.barh(places, list(said.values()), color=colour, height=0.7)
-    for place, value in zip(places, said.values(), strict=True):
-        axes.annotate(f"{100 * value:.0f}", (value, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
-    axes.set(xlim=(0, 1.18), ylim=(len(said) - 0.4, -0.6))
-    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=7, color=QUIET)
+    percents = [100 * probability for probability in said.values()]
+    axes.barh(places, percents, color=colour, height=0.7)
+    for place, value in zip(places, percents, strict=True):
+        axes.annotate(f"{value:.0f}", (value, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
+    axes.set(xlim=(0, 118), ylim=(len(said) - 0.4, -0.6))
+    axes.set_xticks([0, 50, 100], ["0", "50", "100"], fontsize=7, color=QUIET)
     axes.set_yticks(places, list(said) if named else [""] * len(said), fontsize=8)
     axes.grid(visible=False, axis="y")
