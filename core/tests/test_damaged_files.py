@@ -77,7 +77,7 @@ def test_a_paper_that_is_none(tmp_path, call, paper):
 def test_a_damaged_analysis(tmp_path, text):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "analysis.json").write_text(text, encoding="latin-1")
-    with pytest.raises(DataError, match=r"analysis\.json: not readable; run 'vitutor analyze' again"):
+    with pytest.raises(DataError, match=r"analysis\.json: not readable; run the command that made it again"):
         analysis_pictures(tmp_path, tmp_path / "out")
 
 
@@ -99,6 +99,8 @@ RECIPES = {
     "groups in a list": b"base: {}\ngroups: [a]",
     "a group as a number": b"base: {}\ngroups: {a: 1}",
     "an analysis as text": b"base: {}\nanalyses: {a: row}",
+    "an agreement as text": b"base: {}\nagreements: {a: row}",
+    "an agreement without rows": b"base: {}\nagreements: {a: {teachers: [b]}}",
     "products as a number": b"base: {}\nproducts: 7",
     "a product as a number": b"base: {}\nproducts: [7]",
     "a product of numbers": b"base: {}\nproducts: [{rows: 1, variants: 2}]",

@@ -69,7 +69,7 @@ def test_groups_are_off_until_asked_for():
     ]
     more = running(plan(scale="imagenet", groups=["core", "domainnet"]), "drloc/")
     assert {"swin_clipart", "swin_drloc_sketch"} <= more - rows
-    assert not running(plan(scale="imagenet"), "stages/coadvise")
+    assert not running(plan(scale="imagenet"), "stages/coadvise_robustness")
     shifted = plan(scale="imagenet", groups=["core", "robustness"])
     assert running(shifted, "stages/coadvise") >= {"coadvise_robustness-sak"}
     assert shifted["stages/coadvise_robustness-sak.json"]["sets"] == ["a", "r", "c"]

@@ -207,6 +207,14 @@ def test_further_rows_and_the_papers_own_scale(paper: PaperResults, tmp_path: Pa
     assert not any("different scales" in note for note in table["notes"])
 
 
+def test_a_table_is_shown_at_its_scales(paper: PaperResults, tmp_path: Path) -> None:
+    write_row(tmp_path, "plain", [90.0, 91.0])
+    first, second, *others = paper.tables
+    for scales, shown in ((("digits", "small"), ["ablation", "data"]), (("imagenet",), ["data"])):
+        changed = paper.model_copy(update={"tables": (first.model_copy(update={"scales": scales}), second, *others)})
+        assert [table["id"] for table in build(changed, tmp_path)["tables"]] == shown
+
+
 def test_missing_metric(paper: PaperResults, tmp_path: Path) -> None:
     write_run(tmp_path, "plain", 0, 90.0, {"metrics": {"loss": 1.0}})
     with pytest.raises(DataError, match="no metric 'top1'"):

@@ -71,6 +71,7 @@ MICRO = (
 )
 MICRO_MAE = ("mae.decoder_width=16", "mae.decoder_heads=2")
 MICRO_MOCO = ("moco.hidden=32", "moco.features=16")
+MICRO_DINO = ("dino.prototypes=24", "dino.hidden=32", "dino.bottleneck=8", "dino.frozen_epochs=0")
 """Runs of nine updates on digits."""
 INFO = DataInfo("digits", tuple("0123456789"), 16, 3, (0.3,) * 3, (0.37,) * 3, 901, 896, "x")
 

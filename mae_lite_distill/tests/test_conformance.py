@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from conformance.suite import LOADERS, MethodConformance
-from mae_lite_distill.tests.mae_samples import MICRO, MICRO_MAE, MICRO_MOCO, train_row
+from mae_lite_distill.tests.mae_samples import MICRO, MICRO_DINO, MICRO_MAE, MICRO_MOCO, train_row
 
 
 class TestDistilled(MethodConformance):
@@ -49,6 +49,21 @@ class TestContrastive(Own):
     classifies = False
     sees_other_processes = True
     micro = (*MICRO, *MICRO_MOCO)
+
+
+class TestDINO(Own):
+    package = "mae_lite_distill"
+    row = "dino"
+    classifies = False
+    sees_other_processes = True  # in the centre
+    micro = (*MICRO, *MICRO_DINO)
+
+
+class TestSimMIM(Own):
+    package = "mae_lite_distill"
+    row = "simmim"
+    classifies = False
+    micro = MICRO
 
 
 class TestFinetuning(Own):

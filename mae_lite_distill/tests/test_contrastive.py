@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from mae_lite_distill.config import MoCoConfig
 from mae_lite_distill.losses import contrastive_loss
-from mae_lite_distill.methods.contrastive import ContrastivePretraining, init_encoder, momentum
+from mae_lite_distill.methods.contrastive import ContrastivePretraining, init_encoder
+from mae_lite_distill.methods.momentum import momentum
 from mae_lite_distill.models import mlp_head
 from mae_lite_distill.tests.mae_samples import INFO, MICRO_MOCO, resolve
 from mae_lite_distill.views import TwoViews, gaussian_blur, shift_hue

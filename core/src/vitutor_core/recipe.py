@@ -3,7 +3,8 @@
 A recipe has a ``base`` of nested values; ``presets`` and ``rows`` are dotted overrides of it, and ``rows`` of a preset
 are further ones for the rows of a pattern. ``products`` make more
 rows: each of their ``rows`` with each of their ``variants`` gives the row ``<row>_<variant>``. ``groups`` name rows
-that a user may lack the data or the weights for, and ``analyses`` the figures that `vitutor analyze` draws of rows.
+that a user may lack the data or the weights for, ``analyses`` the figures that `vitutor analyze` draws of rows, and
+``agreements`` those that `vitutor agreement` draws of ``teachers`` and ``rows``.
 ``robustness`` has patterns of ``rows`` and the ``sets`` that they are measured on as well.
 """
 
@@ -28,7 +29,7 @@ OWN = "own"
 """The scale of a user's own images."""
 SHIFTED_SETS = ("a", "r", "c", "v2", "real")
 """Sets of images out of distribution; set ``x`` lies in the folder ``imagenet-x``. See `vitutor_core.evaluate.sets`."""
-_KEYS = ("base", "presets", "variants", "rows", "products", "groups", "analyses", "robustness")
+_KEYS = ("base", "presets", "variants", "rows", "products", "groups", "analyses", "agreements", "robustness")
 _ROWS = "rows"
 """In a preset: what else it changes in rows of a pattern, after the row's own changes."""
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -41,6 +42,13 @@ class Shifts(NamedTuple):
     sets: tuple[str, ...] = ()
 
 
+class Agreement(NamedTuple):
+    """What `vitutor agreement` compares: ``rows``, or beside them ``teachers``, which then choose the images."""
+
+    rows: tuple[str, ...]
+    teachers: tuple[str, ...] = ()
+
+
 class Recipe(NamedTuple):
     """A recipe file; ``rows`` has those of the products too."""
 
@@ -49,6 +57,7 @@ class Recipe(NamedTuple):
     rows: dict[str, Changes]
     groups: dict[str, tuple[str, ...]]
     analyses: dict[str, tuple[str, ...]]
+    agreements: dict[str, Agreement]
     robustness: Shifts
 
     def group_of(self, row: str) -> str:
@@ -95,8 +104,16 @@ def _parsed(text: str, path: Path) -> Recipe:
             rows[name] = changes
     groups = {name: tuple(patterns) for name, patterns in (loaded.get("groups") or {}).items()}
     analyses = {name: tuple(of) for name, of in (loaded.get("analyses") or {}).items()}
+    agreements = {name: _agreement(of, name, path) for name, of in (loaded.get("agreements") or {}).items()}
     shifts = _shifts(loaded.get("robustness"), rows, path)
-    return Recipe(loaded["base"], loaded.get("presets") or {}, rows, groups, analyses, shifts)
+    return Recipe(loaded["base"], loaded.get("presets") or {}, rows, groups, analyses, agreements, shifts)
+
+
+def _agreement(given: Any, name: str, path: Path) -> Agreement:
+    fits = isinstance(given, dict) and "rows" in given and set(given) <= {"rows", "teachers"}
+    if not fits or not all(map(_are_names, given.values())):
+        raise ConfigError(f"{path}: agreements.{name}: a list of 'rows' is expected, and one of 'teachers' if need be")
+    return Agreement(*(tuple(given.get(part, ())) for part in Agreement._fields))
 
 
 def _shifts(given: Any, rows: Mapping[str, Changes], path: Path) -> Shifts:

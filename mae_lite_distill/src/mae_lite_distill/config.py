@@ -13,10 +13,10 @@ from vitutor_core.schema import LARGE, DetectionConfig, Layer, RunConfig, Share,
 class ObjectiveConfig(Config):
     """What a run is for; docs/fidelity/mae_lite_distill.md says where the numbers come from."""
 
-    objective: Literal["mae", "moco", "supervised", "probe", "detect"] = fingerprinted(
+    objective: Literal["mae", "moco", "dino", "simmim", "supervised", "probe", "detect"] = fingerprinted(
         "supervised",
-        help="Purpose; mae, moco: pre-train an encoder; supervised: train or fine-tune it; probe: train a linear "
-        "head on it; detect: fine-tune it as the backbone of a detector",
+        help="Purpose; mae, moco, dino, simmim: pre-train an encoder; supervised: train or fine-tune it; probe: train "
+        "a linear head on it; detect: fine-tune it as the backbone of a detector",
     )
     keep_blocks: int | None = fingerprinted(
         None,
@@ -51,7 +51,19 @@ class MAEConfig(Config):
     )
 
 
-class MoCoConfig(Config):
+class ViewConfig(Config):
+    """How views of an image differ in colour; the defaults are those of MoCo-v3 and DINO."""
+
+    flip: float = fingerprinted(0.5, help="Probability of a horizontal flip", ge=0, le=1)
+    jitter: tuple[Weight, Weight, Weight, Weight] = fingerprinted(
+        (0.4, 0.4, 0.2, 0.1), help="Strength of the jitter of brightness, contrast, saturation and hue"
+    )
+    jitter_probability: float = fingerprinted(0.8, help="Probability of the colour jitter", ge=0, le=1)
+    grey: float = fingerprinted(0.2, help="Probability of a grey view", ge=0, le=1)
+    solarise: float = fingerprinted(0.2, help="Probability of solarising the second view", ge=0, le=1)
+
+
+class MoCoConfig(ViewConfig):
     """Contrastive pre-training by MoCo-v3; the defaults are the released ones."""
 
     temperature: float = fingerprinted(0.2, help="Temperature of the contrastive loss", gt=0, le=LARGE)
@@ -59,14 +71,34 @@ class MoCoConfig(Config):
     hidden: int = fingerprinted(4096, help="Hidden width of projector and predictor", ge=1, le=2**17)
     features: int = fingerprinted(256, help="Features that are compared", ge=1, le=2**17)
     crop_scale: tuple[Share, Share] = fingerprinted((0.08, 1.0), help="Area range of the random resized crop of a view")
-    flip: float = fingerprinted(0.5, help="Probability of a horizontal flip", ge=0, le=1)
-    jitter: tuple[Weight, Weight, Weight, Weight] = fingerprinted(
-        (0.4, 0.4, 0.2, 0.1), help="Strength of the jitter of brightness, contrast, saturation and hue"
-    )
-    jitter_probability: float = fingerprinted(0.8, help="Probability of the colour jitter", ge=0, le=1)
     blur: tuple[Share, Share] = fingerprinted((1.0, 0.1), help="Probability of blurring the first and the second view")
-    grey: float = fingerprinted(0.2, help="Probability of a grey view", ge=0, le=1)
-    solarise: float = fingerprinted(0.2, help="Probability of solarising the second view", ge=0, le=1)
+
+
+class DINOConfig(ViewConfig):
+    """Self-distillation by DINO (arXiv 2104.14294); the defaults are the released ones."""
+
+    prototypes: int = fingerprinted(65536, help="Outputs of the head", ge=2, le=2**20)
+    hidden: int = fingerprinted(2048, help="Hidden width of the head", ge=1, le=2**17)
+    bottleneck: int = fingerprinted(256, help="Features that the prototypes are compared with", ge=1, le=2**17)
+    momentum: float = fingerprinted(0.996, help="Momentum of the teacher at the start; it rises to 1", ge=0, lt=1)
+    centre_momentum: float = fingerprinted(0.9, help="Momentum of the centre of the teacher's outputs", ge=0, lt=1)
+    temperature: float = fingerprinted(0.1, help="Temperature of the student", gt=0, le=LARGE)
+    teacher_temperature: float = fingerprinted(0.04, help="Temperature of the teacher", gt=0, le=LARGE)
+    frozen_epochs: int = fingerprinted(1, help="Epochs at the start in which the prototypes are kept", ge=0, le=1000)
+    crop_scale: tuple[Share, Share] = fingerprinted((0.4, 1.0), help="Area range of the two global crops")
+    local_crops: int = fingerprinted(8, help="Local crops of an image, which the student alone sees", ge=0, le=64)
+    local_scale: tuple[Share, Share] = fingerprinted((0.05, 0.4), help="Area range of the local crops")
+    local_size: int = fingerprinted(96, help="Side of the local crops in pixels", ge=1, le=2**14)
+    blur: tuple[Share, Share, Share] = fingerprinted(
+        (1.0, 0.1, 0.5), help="Probability of blurring the first, the second and a local crop"
+    )
+
+
+class SimMIMConfig(Config):
+    """Masked pre-training by SimMIM (arXiv 2111.09886); the defaults are the released ones."""
+
+    mask_patch: int = fingerprinted(32, help="Side of the squares that are masked, in pixels", ge=1, le=2**14)
+    mask_ratio: float = fingerprinted(0.6, help="Share of the squares that are masked", gt=0, lt=1)
 
 
 class MAELiteConfig(RunConfig):
@@ -76,6 +108,8 @@ class MAELiteConfig(RunConfig):
     method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="What the run is for")
     mae: MAEConfig = fingerprinted(MAEConfig(), help="Masked pre-training")
     moco: MoCoConfig = fingerprinted(MoCoConfig(), help="Contrastive pre-training")
+    dino: DINOConfig = fingerprinted(DINOConfig(), help="Self-distillation")
+    simmim: SimMIMConfig = fingerprinted(SimMIMConfig(), help="Masked pre-training with mask tokens in the encoder")
     detect: DetectionConfig | None = fingerprinted(
         None, help="Settings of the detector; only with method.objective=detect"
     )
@@ -96,6 +130,6 @@ class MAELiteConfig(RunConfig):
             raise ValueError("the section detect and method.objective=detect go together")
         if self.method.keep_blocks is not None and not (objective == "supervised" and starts):
             raise ValueError("method.keep_blocks: keeps blocks of an encoder to fine-tune; set student.weights")
-        if objective in {"mae", "moco"} and (starts or self.augment.mixup or self.augment.cutmix):
+        if objective in {"mae", "moco", "dino", "simmim"} and (starts or self.augment.mixup or self.augment.cutmix):
             raise ValueError(f"method.objective={objective} starts fresh, and needs images that are not mixed")
         return self

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mae_lite_distill.config import MAELiteConfig
 from mae_lite_distill.methods.contrastive import ContrastivePretraining
+from mae_lite_distill.methods.dino import DINO
 from mae_lite_distill.methods.masked import MaskedPretraining
 from mae_lite_distill.methods.probe import LinearProbe
+from mae_lite_distill.methods.simmim import SimMIM
 from mae_lite_distill.models.start import build_from_encoder
 from vitutor_core.data.types import DataInfo
 from vitutor_core.train.detector import Detector
 from vitutor_core.train.method import Method
 from vitutor_core.train.supervised import Supervised
+
+_METHODS: dict[str, Callable[[MAELiteConfig, DataInfo], Method]] = {
+    "mae": MaskedPretraining.build,
+    "moco": ContrastivePretraining.build,
+    "dino": DINO.build,
+    "simmim": SimMIM.build,
+    "probe": LinearProbe.build,
+    "detect": Detector.build,
+    "supervised": lambda config, info: Supervised(build_from_encoder(config, info)),
+}
 
 
 class MAELite:
@@ -19,14 +33,4 @@ class MAELite:
     @staticmethod
     def build(config: MAELiteConfig, info: DataInfo) -> Method:
         """Build student and objective for the data at hand; raises `ConfigError` where they do not fit."""
-        match config.method.objective:
-            case "mae":
-                return MaskedPretraining.build(config, info)
-            case "moco":
-                return ContrastivePretraining.build(config, info)
-            case "probe":
-                return LinearProbe.build(config, info)
-            case "detect":
-                return Detector.build(config, info)
-            case "supervised":
-                return Supervised(build_from_encoder(config, info))
+        return _METHODS[config.method.objective](config, info)

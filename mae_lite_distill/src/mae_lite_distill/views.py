@@ -1,6 +1,6 @@
-"""The two views of MoCo-v3, cut on the device from a batch of images.
+"""The views of MoCo-v3 and DINO, cut on the device from a batch of images.
 
-The loaders give one view of an image, so a batch brings images without augmentation and both views are made here, from
+The loaders give one view of an image, so a batch brings images without augmentation and the views are made here, from
 the same operations. Random numbers come from torch's generator, which the loop seeds in every step, so that a
 resumed run sees the same views. Crops are cut from the batch's images: at their own size where these are not resized,
 from images that were brought to the training size before, where they are.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae_lite_distill.config import MoCoConfig
+from mae_lite_distill.config import DINOConfig, MoCoConfig, ViewConfig
 from vitutor_core.data.augment import boxes, pixelops
 from vitutor_core.data.augment.resample import resized_crop
 from vitutor_core.data.transfer import to_device
@@ -21,33 +21,35 @@ from vitutor_core.data.types import DataInfo
 _ASPECT = (3 / 4, 4 / 3)
 
 
-class TwoViews:
-    """Two augmented views of each image. In the released order: crop, jitter, blur, grey, flip, solarise."""
+class _Views:
+    """Augmented views of each image. In the released order: crop, jitter, blur, grey, flip, solarise."""
 
-    def __init__(self, config: MoCoConfig, info: DataInfo) -> None:
-        self._config = config
+    def __init__(self, config: ViewConfig, info: DataInfo) -> None:
+        self._colours = config
         self._mean = torch.tensor(info.mean).mul(255).view(1, -1, 1, 1)
         self._std = torch.tensor(info.std).mul(255).view(1, -1, 1, 1)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return two views (B, 3, S, S) of the normalised images (B, 3, S, S), normalised again."""
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return views of the normalised images (B, 3, S, S), normalised again."""
         if self._mean.device != images.device:
             self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
         mean, std = self._mean, self._std
         pixels = pixelops.round_to_pixels(images * std + mean)
-        config = self._config
-        first = self._view(pixels, blur=config.blur[0], solarise=0.0)
-        second = self._view(pixels, blur=config.blur[1], solarise=config.solarise)
-        return (first - mean) / std, (second - mean) / std
+        return tuple((view - mean) / std for view in self._cut(pixels))
 
-    def _view(self, pixels: Tensor, *, blur: float, solarise: float) -> Tensor:
-        config, batch, side = self._config, len(pixels), pixels.shape[-1]
+    def _cut(self, pixels: Tensor) -> list[Tensor]:
+        raise NotImplementedError
+
+    def _view(
+        self, pixels: Tensor, area: tuple[float, float], *, blur: float, solarise: float = 0.0, size: int | None = None
+    ) -> Tensor:
+        config, batch, side = self._colours, len(pixels), pixels.shape[-1]
         # Drawn on the host, since the crop's geometry is computed there.
         draws = torch.rand(batch, boxes.NUM_DRAWS + 11, dtype=torch.float64)
-        crops = boxes.crop_boxes(draws[:, 11:].numpy(), side, config.crop_scale, _ASPECT)
+        crops = boxes.crop_boxes(draws[:, 11:].numpy(), side, area, _ASPECT)
         mirror = (draws[:, 0] < config.flip).numpy()
-        x = pixelops.round_to_pixels(resized_crop(pixels, crops, side, "bilinear", mirror=mirror))
+        x = pixelops.round_to_pixels(resized_crop(pixels, crops, size or side, "bilinear", mirror=mirror))
         chance = to_device(draws.float().numpy(), x.device)
         x = _where(chance[:, 1] < config.jitter_probability, self._jitter(x, chance[:, 2:6]), x)
         if blur:
@@ -59,8 +61,43 @@ class TwoViews:
         """Jitter in a fixed order; torchvision shuffles brightness, contrast, saturation and hue."""
         operations = (pixelops.brightness, pixelops.contrast, pixelops.color)
         for index, operation in enumerate(operations):
-            x = operation(x, 1 + self._config.jitter[index] * (2 * draws[:, index] - 1))
-        return shift_hue(x, self._config.jitter[3] * (2 * draws[:, 3] - 1))
+            x = operation(x, 1 + self._colours.jitter[index] * (2 * draws[:, index] - 1))
+        return shift_hue(x, self._colours.jitter[3] * (2 * draws[:, 3] - 1))
+
+
+class TwoViews(_Views):
+    """The two views (B, 3, S, S) of MoCo-v3."""
+
+    def __init__(self, config: MoCoConfig, info: DataInfo) -> None:
+        super().__init__(config, info)
+        self._config = config
+
+    def _cut(self, pixels: Tensor) -> list[Tensor]:
+        area, (first, second) = self._config.crop_scale, self._config.blur
+        return [
+            self._view(pixels, area, blur=first),
+            self._view(pixels, area, blur=second, solarise=self._config.solarise),
+        ]
+
+
+class MultiCrop(_Views):
+    """The crops of DINO: two global ones (B, 3, S, S), then local ones (B, 3, s, s)."""
+
+    def __init__(self, config: DINOConfig, info: DataInfo) -> None:
+        super().__init__(config, info)
+        self._config = config
+
+    def _cut(self, pixels: Tensor) -> list[Tensor]:
+        config = self._config
+        first, second, local = config.blur
+        return [
+            self._view(pixels, config.crop_scale, blur=first),
+            self._view(pixels, config.crop_scale, blur=second, solarise=config.solarise),
+            *(
+                self._view(pixels, config.local_scale, blur=local, size=config.local_size)
+                for _ in range(config.local_crops)
+            ),
+        ]
 
 
 def _where(chosen: Tensor, changed: Tensor, images: Tensor) -> Tensor:

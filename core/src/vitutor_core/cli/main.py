@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import click
 
+from vitutor_core.cli.agreement import agreement
 from vitutor_core.cli.analyze import analyze
 from vitutor_core.cli.bench import bench
 from vitutor_core.cli.cache import cache
@@ -29,8 +30,8 @@ def vitutor() -> None:
     """ViTutor's shared tools. Each paper has a command of its own."""
 
 
-_TOOLS = (data, teacher, predict_command(), convert, cache, analyze, detect, compare, replay, report, fields, doctor)
-for command in (*_TOOLS, bench):
+_TOOLS = (data, teacher, predict_command(), convert, cache, analyze, agreement, detect, compare, replay, report, fields)
+for command in (*_TOOLS, doctor, bench):
     vitutor.add_command(command)
 for command in (graph, plan, ready, params):
     vitutor.add_command(command)

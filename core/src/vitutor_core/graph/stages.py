@@ -117,7 +117,12 @@ def _paper_graph(paper: Paper, recipe: Recipe, scale: str) -> PaperGraph:
             if other not in configs:
                 raise ConfigError(f"{paper.package} at {scale}: row '{row}' needs a row '{other}', and there is none")
     extra = tuple(load(paper.stages)(scale)) if paper.stages is not None else ()
-    return PaperGraph(paper, recipe, configs, (*extra, *_robustness(paper, recipe), *_analyses(paper, recipe)))
+    return PaperGraph(
+        paper,
+        recipe,
+        configs,
+        (*extra, *_robustness(paper, recipe), *_analyses(paper, recipe), *_agreements(paper, recipe)),
+    )
 
 
 def _robustness(paper: Paper, recipe: Recipe) -> Iterable[Stage]:
@@ -150,6 +155,25 @@ def _analyses(paper: Paper, recipe: Recipe) -> Iterable[Stage]:
             command=f"vitutor analyze {runs} --plan {plan} --out results/{out}",
             outs=(out,),
             rows=rows,
+            plan={"code": code},
+        )
+
+
+def _agreements(paper: Paper, recipe: Recipe) -> Iterable[Stage]:
+    code = code_fingerprint(["vitutor_core.analysis.agreement", "vitutor_core.analysis.agreement_figure"])
+    for name, of in recipe.agreements.items():
+        out = f"analyses/{paper.package}/agreement-{name}"
+        runs = [f"results/runs/{paper.package}/{row}" for row in of.rows]
+        teachers = [f"results/teachers/{teacher}" for teacher in of.teachers]
+        models = [*teachers, *(f"--beside {run}" for run in runs)] if teachers else runs
+        plan = f"results/plan/stages/{paper.package}_agreement-{name}.json"
+        yield Stage(
+            name=f"{paper.package}_agreement",
+            item=name,
+            command=f"vitutor agreement {' '.join(models)} --plan {plan} --out results/{out}",
+            outs=(out,),
+            rows=of.rows,
+            teachers=of.teachers,
             plan={"code": code},
         )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from vitutor_core.errors import ConfigError
 from vitutor_core.files import write_json
 from vitutor_core.jobs.models import load_any, load_named
 from vitutor_core.models.weights import ModelCard
+from vitutor_core.report.drawing import Picture
 from vitutor_core.runs import RunDir, RunRecord, weights_file
 from vitutor_core.schema import DataConfig
 
@@ -39,23 +41,27 @@ def analyse_models(
 
     ``images`` are drawn by ``seed`` from the evaluation split of ``source``, ``batch`` at a time.
     """
-    models = tuple(_first_seed(path) for path in paths)
+    models = tuple(first_seed(path) for path in paths)
     if len(models) > 2:
         raise ConfigError(f"analyze: {len(models)} models given; give one, or two to compare")
     chosen = choose_device(device)
     loaded = [load_any(path) if path.exists() else load_named(path) for path in models]
-    networks = [(label, model.to(chosen)) for label, (model, _) in zip(_labels(models), loaded, strict=True)]
+    networks = [(label, model.to(chosen)) for label, (model, _) in zip(labels_of(models), loaded, strict=True)]
     cards = [card for _, card in loaded]
     shuffle = not quirks.released
-    data = _batches(source or _source_of(models), cards, images=images, batch=batch, seed=seed, shuffle=shuffle)
+    data = _batches(source or data_of(models).source, cards, images=images, batch=batch, seed=seed, shuffle=shuffle)
     found = analyse(networks, (tuple(part.to(chosen) for part in parts) for parts in data), quirks)
-    pictures = draw_analysis(found, out)
+    return write_analysis(out, found, draw_analysis(found, out))
+
+
+def write_analysis(out: Path, found: Mapping[str, Any], pictures: Sequence[Picture]) -> list[Path]:
+    """Write ``analysis.json``, of which a report takes the figures; return these."""
     names = [{"file": p.path.name, "title": p.title, "caption": p.caption, "alt": p.alt} for p in pictures]
     write_json(out / "analysis.json", {**found, "pictures": names})
     return [picture.path for picture in pictures]
 
 
-def _first_seed(path: Path) -> Path:
+def first_seed(path: Path) -> Path:
     """Return the run of the lowest seed where ``path`` is what `reproduce` published of a row."""
     if not path.exists():
         return path  # a name of timm
@@ -65,8 +71,8 @@ def _first_seed(path: Path) -> Path:
     return min(seeds, key=lambda run: int(run.name.removeprefix("seed-")))
 
 
-def _labels(paths: tuple[Path, ...]) -> list[str]:
-    """Name each run by its row and seed, and a file by its name; both models get different names."""
+def labels_of(paths: Sequence[Path]) -> list[str]:
+    """Name each run by its row and seed, and a file by its name; all get different names."""
     labels = []
     for path in paths:
         record = _record(path)
@@ -79,12 +85,12 @@ def _record(path: Path) -> RunRecord | None:
     return RunRecord.read(path) if RunDir(path).metrics.exists() else None
 
 
-def _source_of(paths: tuple[Path, ...]) -> str:
-    """Return the source that the first run among the models was trained on."""
+def data_of(paths: Sequence[Path]) -> DataConfig:
+    """Return the images that the first run among the models was trained on."""
     for path in paths:
         record = _record(path)
         if record is not None:
-            return DataConfig.from_mapping(record.config.get("data", {}), where=str(RunDir(path).metrics)).source
+            return DataConfig.from_mapping(record.config.get("data", {}), where=str(RunDir(path).metrics))
     raise ConfigError(f"{paths[0]}: no metrics.json says which images it knows; give --source")
 
 

@@ -1,4 +1,4 @@
-"""The figures of `vitutor analyze` in a paper's report, copied as they were drawn."""
+"""The figures of `vitutor analyze` and `vitutor agreement` in a paper's report, copied as they were drawn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def analysis_pictures(results: Path, folder: Path) -> list[Picture]:
             entries = json.loads(path.read_text())["pictures"]
             texts = [[str(entry[key]) for key in ("file", "title", "caption", "alt")] for entry in entries]
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            raise DataError(f"{path.absolute()}: not readable; run 'vitutor analyze' again") from None
+            raise DataError(f"{path.absolute()}: not readable; run the command that made it again") from None
         for file, title, caption, alt in texts:
             drawn = path.parent / Path(file).name
             if title not in pictures:

@@ -27,7 +27,8 @@ def groups_figure(paper: PaperResults, part: Json, folder: Path) -> Picture | No
     states: dict[str, list[Json]] = {}
     for line in lines:
         states.setdefault(line["column"] or paper.title_of(line["row"]), []).append(line)
-    apart = 0.0 if joined else min(0.2, 0.66 / max(1, len(states) - 1))
+    alone = len({line["label"] for line in lines}) == len(lines)
+    apart = 0.0 if joined or alone else min(0.2, 0.66 / max(1, len(states) - 1))
 
     def draw(figure: Any) -> None:
         left, right = beside_the_paper(figure, part)

@@ -75,9 +75,9 @@ class PaperTable(Record):
     shown with ``decimals``: by default the column of that id or, where there is none, all. Differences are taken to the
     package's row ``baseline``. ``figure`` asks for a plot: the metric against ``fraction``, the gain of each row over
     the baseline, or the metric by label. ``setting`` names the printed numbers' images, by default the paper's
-    ``scale``. ``optional`` metrics need not be there, as where an extra computes them: they
-    then count as not measured. ``costs`` says what is measured beside columns that are printed only: millions of
-    parameters, 1e9 multiply-adds of an image, hours of training, images per second.
+    ``scale``. ``scales`` are those at which the table is shown, by default all. ``optional`` metrics need not be there,
+    as where an extra computes them: they then count as not measured. ``costs`` says what is measured beside columns
+    that are printed only: millions of parameters, 1e9 multiply-adds of an image, hours of training, images per second.
     """
 
     id: str
@@ -89,6 +89,7 @@ class PaperTable(Record):
     measured: tuple[str, ...] = Field(default_factory=_measured_columns)
     unit: str = "points"
     decimals: int = Field(1, ge=0)
+    scales: tuple[str, ...] = ()
     optional: bool = False
     costs: dict[str, Cost] = Field(default_factory=dict)
     rows: tuple[PaperRow, ...]

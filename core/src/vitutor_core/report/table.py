@@ -31,7 +31,7 @@ def build_table(paper: PaperResults, rows: Rows) -> Json:
     tables = [
         _table(paper, table, rows, judged=not is_smoke_test)
         for table in paper.tables
-        if any(split_row(row)[0] in rows for row in table.reproduced())
+        if scale in (table.scales or (scale,)) and any(split_row(row)[0] in rows for row in table.reproduced())
     ]
     printed = {split_row(line["row"])[0] for table in tables for line in table["lines"] if line["row"]}
     # Encoders whose head is not trained have no accuracy.

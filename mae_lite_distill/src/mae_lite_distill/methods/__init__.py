@@ -1,1 +1,1 @@
-"""What the rows do: pre-train an encoder in one of two ways, or probe it."""
+"""What the rows do: pre-train an encoder in one of several ways, or probe it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any, Self
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from mae_lite_distill.config import MAELiteConfig, MoCoConfig
 from mae_lite_distill.losses import contrastive_loss
+from mae_lite_distill.methods.momentum import follow, momentum
 from mae_lite_distill.methods.pretraining import Pretraining
 from mae_lite_distill.models.encoder import check_encoder
 from mae_lite_distill.models.heads import mlp_head
@@ -57,7 +57,9 @@ class ContrastivePretraining(Pretraining):
         # An update of several micro-batches calls this several times; the key encoder follows once.
         if clock.step != self._followed:
             self._followed = clock.step
-            self.follow(momentum(clock.fraction, self._config.momentum))
+            share = momentum(clock.fraction, self._config.momentum)
+            follow(self.key_student, self.student, share)
+            follow(self.key_projector, self.projector, share)
         return batch._replace(drawn={"views": self._views(batch.images)})
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
@@ -76,19 +78,6 @@ class ContrastivePretraining(Pretraining):
         """Return the projections (B, C) of both views; each view has batch statistics of its own, as released."""
         tokens = vit.forward_features(views)[:, 0]
         return [projector(part) for part in tokens.chunk(2)]
-
-    @torch.no_grad()
-    def follow(self, share: float) -> None:
-        """Move the key encoder: ``share`` of it stays, the rest is the encoder that is trained."""
-        pairs = ((self.key_student, self.student), (self.key_projector, self.projector))
-        for key, query in pairs:
-            ours, theirs = list(key.parameters()), [parameter.detach() for parameter in query.parameters()]
-            torch._foreach_lerp_(ours, theirs, 1 - share)
-
-
-def momentum(fraction: float, start: float) -> float:
-    """Return the momentum of the key encoder after ``fraction`` of the updates: from ``start`` to 1 along a cosine."""
-    return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
 def init_encoder(vit: Any) -> None:

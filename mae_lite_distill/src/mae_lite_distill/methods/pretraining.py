@@ -1,4 +1,4 @@
-"""What both pre-trainings share: a plain timm ViT is trained whose head is not, and judged by its features."""
+"""What all pre-trainings share: a plain timm ViT is trained whose head is not, and judged by its features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Pretraining(Method):
         self.student.head.requires_grad_(False)
 
     def no_weight_decay(self) -> set[str]:
-        """Return nothing: class and mask token decay in pre-training, and positions are fixed."""
+        """Return nothing: class and mask token decay in pre-training, and positions, where they are trained."""
         return set()
 
     @torch.no_grad()

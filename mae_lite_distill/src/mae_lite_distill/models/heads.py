@@ -1,4 +1,4 @@
-"""What is trained beside the encoder and thrown away: head maps, an extra block of logits, MoCo-v3's heads."""
+"""What is trained beside the encoder and thrown away: head maps, an extra block, the heads of MoCo-v3 and DINO."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from timm.layers import LayerNorm
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def head_map(student_heads: int, teacher_heads: int, *, init: Literal["random", "identity"]) -> nn.Parameter:
@@ -60,3 +61,23 @@ def mlp_head(widths: Sequence[int]) -> nn.Sequential:
         last = index == len(widths) - 2
         layers += [nn.BatchNorm1d(after, affine=False)] if last else [nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
+
+
+class PrototypeHead(nn.Module):
+    """The head of DINO: three layers, then cosines with prototypes. They are kept at length 1, as released."""
+
+    def __init__(self, width: int, *, hidden: int, bottleneck: int, prototypes: int) -> None:
+        super().__init__()
+        layers = nn.Linear(width, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, bottleneck)
+        for layer in layers:
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
+        self.prototypes = nn.Linear(bottleneck, prototypes, bias=False)
+
+    def forward(self, tokens: Tensor, trained: Tensor | None = None) -> Tensor:
+        """Map class tokens (B, D) to outputs (B, K) in [-1, 1]; where ``trained`` is 0, prototypes get no gradient."""
+        weight = self.prototypes.weight
+        if trained is not None:
+            weight = torch.lerp(weight.detach(), weight, trained)
+        return F.linear(F.normalize(self.mlp(tokens), dim=-1), F.normalize(weight, dim=-1))
