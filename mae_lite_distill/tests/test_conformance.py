@@ -43,6 +43,11 @@ class Own(MethodConformance):
         super().test_resume_is_bit_exact(tmp_path, teachers, monkeypatch, loader)
 
 
+class TestHidden(Own, TestDistilled):
+    row = "mae_hidden"
+    micro = (*MICRO, *MICRO_MAE, "mae.distill_layers=[2]")
+
+
 class TestContrastive(Own):
     package = "mae_lite_distill"
     row = "moco"

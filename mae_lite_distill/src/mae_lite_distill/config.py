@@ -27,7 +27,7 @@ class ObjectiveConfig(Config):
 
 
 class MAEConfig(Config):
-    """Masked pre-training (section 2), and the distillation of attention maps during it (eq. 3)."""
+    """Masked pre-training (section 2), and the distillation of attention (eq. 3) or hidden states during it."""
 
     mask_ratio: float = fingerprinted(0.75, help="Share of the patches that the encoder does not see", gt=0, lt=1)
     normalise_pixels: bool = fingerprinted(True, help="Predict patches of mean 0 and variance 1")
@@ -35,9 +35,12 @@ class MAEConfig(Config):
     decoder_depth: int = fingerprinted(1, help="Blocks of the decoder", ge=1, le=1000)
     decoder_heads: int = fingerprinted(3, help="Attention heads of the decoder", ge=1, le=1024)
     distill_layers: tuple[Layer, ...] = fingerprinted(
-        (), help="Blocks (from 1) whose attention is distilled, each against the teacher's block of the same number"
+        (), help="Blocks (from 1) that are distilled, each from the teacher's block of the same number"
     )
-    distill_weight: float = fingerprinted(1.0, help="Weight alpha of the attention loss", gt=0, le=LARGE)
+    distill_target: Literal["attention", "hidden"] = fingerprinted(
+        "attention", help="What of a block is distilled: its attention (eq. 3), or the hidden states that it puts out"
+    )
+    distill_weight: float = fingerprinted(1.0, help="Weight alpha of the distillation loss", gt=0, le=LARGE)
     distill_quantity: Literal["logits", "probs"] = fingerprinted(
         "logits", help="Attention before the softmax, as released, or after it"
     )
@@ -90,6 +93,13 @@ class MAELiteConfig(RunConfig):
             raise ValueError(f"mae.distill_layers: {list(mae.distill_layers)}; name each block once, from 1")
         if mae.decouple_after is not None and len(mae.distill_layers) != 1:
             raise ValueError("mae.decouple_after needs one layer in mae.distill_layers")
+        if mae.distill_target == "hidden" and (
+            (mae.distill_quantity, mae.head_map_init, mae.decouple_after) != ("logits", "random", None)
+        ):
+            raise ValueError(
+                "mae.distill_target=hidden compares no attention; leave mae.distill_quantity, mae.head_map_init and "
+                "mae.decouple_after as they are"
+            )
         if mae.decoder_width % 4 or mae.decoder_width % mae.decoder_heads:
             raise ValueError("mae.decoder_width must be a multiple of 4 and of mae.decoder_heads")
         if (objective == "detect") != (self.detect is not None):

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from mae_lite_distill.models.decoder import Decoder
-from mae_lite_distill.models.encoder import Encoded, Masking, check_encoder, encode, encode_logits, random_masking
-from mae_lite_distill.models.heads import LogitBlock, head_map, mlp_head
+from mae_lite_distill.models.encoder import (
+    Encoded,
+    Masking,
+    check_encoder,
+    encode,
+    encode_hidden,
+    encode_logits,
+    random_masking,
+)
+from mae_lite_distill.models.heads import LogitBlock, head_map, mlp_head, projection
 from mae_lite_distill.models.positions import freeze_positions, sincos_positions
 from mae_lite_distill.models.start import build_from_encoder
 
@@ -16,10 +24,12 @@ __all__ = [
     "build_from_encoder",
     "check_encoder",
     "encode",
+    "encode_hidden",
     "encode_logits",
     "freeze_positions",
     "head_map",
     "mlp_head",
+    "projection",
     "random_masking",
     "sincos_positions",
 ]
