@@ -62,6 +62,12 @@ class TestFinetuning(Own):
     micro = MICRO
 
 
+class TestRelative(Own):
+    package = "mae_lite_distill"
+    row = "mae_relative_finetune"
+    micro = (*MICRO, "student.start_row=null")
+
+
 class TestProbe(Own):
     package = "mae_lite_distill"
     row = "scratch_probe"

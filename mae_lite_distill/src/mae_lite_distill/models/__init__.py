@@ -1,4 +1,4 @@
-"""Parts around a plain timm vision transformer; none of them is in the published student."""
+"""Parts around a plain timm vision transformer, and one with relative positions to fine-tune."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mae_lite_distill.models.encoder import (
 )
 from mae_lite_distill.models.heads import LogitBlock, head_map, mlp_head, projection
 from mae_lite_distill.models.positions import freeze_positions, sincos_positions
+from mae_lite_distill.models.relative import RelativeVisionTransformer
 from mae_lite_distill.models.start import build_from_encoder
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Encoded",
     "LogitBlock",
     "Masking",
+    "RelativeVisionTransformer",
     "build_from_encoder",
     "check_encoder",
     "encode",
