@@ -68,6 +68,17 @@ class TestRelative(Own):
     micro = (*MICRO, "student.start_row=null")
 
 
+class TestToken(Own):
+    package = "mae_lite_distill"
+    row = "scratch"
+    micro = (
+        "student={name: deit_tiny_distilled_patch16_224, kwargs: {patch_size: 4, mlp_ratio: 2}}",
+        "method.objective=token",
+        "teacher={recipe: cnn}",
+        *MICRO,
+    )
+
+
 class TestProbe(Own):
     package = "mae_lite_distill"
     row = "scratch_probe"

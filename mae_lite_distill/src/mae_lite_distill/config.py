@@ -13,10 +13,11 @@ from vitutor_core.schema import LARGE, DetectionConfig, Layer, RunConfig, Share,
 class ObjectiveConfig(Config):
     """What a run is for; docs/fidelity/mae_lite_distill.md says where the numbers come from."""
 
-    objective: Literal["mae", "moco", "supervised", "probe", "detect"] = fingerprinted(
+    objective: Literal["mae", "moco", "supervised", "token", "probe", "detect"] = fingerprinted(
         "supervised",
-        help="Purpose; mae, moco: pre-train an encoder; supervised: train or fine-tune it; probe: train a linear "
-        "head on it; detect: fine-tune it as the backbone of a detector",
+        help="Purpose; mae, moco: pre-train an encoder; supervised: train or fine-tune it; token: train a model with a "
+        "token for a teacher's answers (DeiT); probe: train a linear head on it; detect: fine-tune it as the backbone "
+        "of a detector",
     )
     keep_blocks: int | None = fingerprinted(
         None,
@@ -75,7 +76,7 @@ class MoCoConfig(Config):
 class MAELiteConfig(RunConfig):
     """Everything that a MAE-Lite run needs."""
 
-    teacher: TeacherConfig | None = fingerprinted(None, help="The frozen MAE teacher of the distillation; null: none")
+    teacher: TeacherConfig | None = fingerprinted(None, help="The frozen teacher of the distillation; null: none")
     method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="What the run is for")
     mae: MAEConfig = fingerprinted(MAEConfig(), help="Masked pre-training")
     moco: MoCoConfig = fingerprinted(MoCoConfig(), help="Contrastive pre-training")
@@ -87,8 +88,11 @@ class MAELiteConfig(RunConfig):
     def _fits(self) -> Self:
         objective, mae = self.method.objective, self.mae
         starts = self.student.weights is not None or self.student.start_row is not None
-        if (objective == "mae" and bool(mae.distill_layers)) != (self.teacher is not None):
-            raise ValueError("a teacher and mae.distill_layers go together, in a run with method.objective=mae")
+        if (objective == "token" or (objective == "mae" and bool(mae.distill_layers))) != (self.teacher is not None):
+            raise ValueError(
+                "a teacher and mae.distill_layers go together, in a run with method.objective=mae; with "
+                "method.objective=token there is a teacher alone"
+            )
         if len(set(mae.distill_layers)) != len(mae.distill_layers) or min(mae.distill_layers, default=1) < 1:
             raise ValueError(f"mae.distill_layers: {list(mae.distill_layers)}; name each block once, from 1")
         if mae.decouple_after is not None and len(mae.distill_layers) != 1:

@@ -7,7 +7,9 @@ from mae_lite_distill.methods.contrastive import ContrastivePretraining
 from mae_lite_distill.methods.masked import MaskedPretraining
 from mae_lite_distill.methods.probe import LinearProbe
 from mae_lite_distill.models.start import build_from_encoder
+from vitutor_core.baseline import DistillConfig
 from vitutor_core.data.types import DataInfo
+from vitutor_core.train.baseline import Baseline
 from vitutor_core.train.detector import Detector
 from vitutor_core.train.method import Method
 from vitutor_core.train.supervised import Supervised
@@ -24,6 +26,9 @@ class MAELite:
                 return MaskedPretraining.build(config, info)
             case "moco":
                 return ContrastivePretraining.build(config, info)
+            case "token":
+                # DeiT, arXiv 2012.12877, eq. 3: both terms have the same weight.
+                return Baseline.paired(config.student, config.teacher, DistillConfig(distill="token"), info)
             case "probe":
                 return LinearProbe.build(config, info)
             case "detect":
