@@ -40,7 +40,7 @@ def build() -> MaskedPretraining:
     frozen = FrozenTeacher(teacher, name="base", mean=INFO.mean, std=INFO.std, image_size=224, info=INFO)
     maps = torch.nn.ParameterList([head_map(12, 12, init="random")])
     config = MAEConfig(distill_layers=(12,))
-    return MaskedPretraining(student, Decoder(192, (14, 14), 768), config, INFO, teacher=frozen, head_maps=maps)
+    return MaskedPretraining(student, Decoder(192, (14, 14), 768), config, INFO, teacher=frozen, maps=maps)
 
 
 def step(method: MaskedPretraining, images: torch.Tensor, masking: Masking) -> torch.Tensor:

@@ -74,7 +74,7 @@ def test_groups_are_off_until_asked_for():
     assert running(shifted, "stages/coadvise") >= {"coadvise_robustness-sak"}
     assert shifted["stages/coadvise_robustness-sak.json"]["sets"] == ["a", "r", "c"]
     assert running(shifted, "stages/mae_lite_distill_robustness") == {
-        f"mae_lite_distill_robustness-{row}" for row in ("deit_tiny", "mae_finetune", "mae_long")
+        f"mae_lite_distill_robustness-{row}" for row in ("deit_tiny", "deit_tiny_distilled", "mae_finetune", "mae_long")
     }
     assert shifted["stages/mae_lite_distill_robustness-mae_long.json"]["sets"] == ["v2", "real"]
 

@@ -187,6 +187,19 @@ def test_relative_position_biases_are_resampled_for_another_window():
     model.load_state_dict(found.tensors)
 
 
+def test_of_relative_position_biases_those_of_a_class_token_stay():
+    kwargs = {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8, "num_classes": 0}
+    one, other = (timm.create_model("beit_base_patch16_224", img_size=side, **kwargs) for side in (32, 64))
+    name = "blocks.0.attn.relative_position_bias_table"
+    weights = one.state_dict()
+    weights[name] = torch.cat([torch.full((49, 2), 0.25), torch.arange(6.0).view(3, 2)])
+    found = fit(weights, other, where="file")
+    assert found.changed == ("relative position biases resampled from 52 x 2 to 228 x 2",)
+    torch.testing.assert_close(found.tensors[name][:-3], torch.full((225, 2), 0.25))
+    assert torch.equal(found.tensors[name][-3:], weights[name][-3:])
+    other.load_state_dict(found.tensors)
+
+
 def test_counters_may_be_missing_or_left_over(published):
     weights, _ = published["RedNet"]
     fewer = {name: value for name, value in weights.items() if not name.endswith("num_batches_tracked")}

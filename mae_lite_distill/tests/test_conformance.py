@@ -43,6 +43,11 @@ class Own(MethodConformance):
         super().test_resume_is_bit_exact(tmp_path, teachers, monkeypatch, loader)
 
 
+class TestHidden(Own, TestDistilled):
+    row = "mae_hidden"
+    micro = (*MICRO, *MICRO_MAE, "mae.distill_layers=[2]")
+
+
 class TestContrastive(Own):
     package = "mae_lite_distill"
     row = "moco"
@@ -70,6 +75,23 @@ class TestFinetuning(Own):
     package = "mae_lite_distill"
     row = "scratch"
     micro = MICRO
+
+
+class TestRelative(Own):
+    package = "mae_lite_distill"
+    row = "mae_relative_finetune"
+    micro = (*MICRO, "student.start_row=null")
+
+
+class TestToken(Own):
+    package = "mae_lite_distill"
+    row = "scratch"
+    micro = (
+        "student={name: deit_tiny_distilled_patch16_224, kwargs: {patch_size: 4, mlp_ratio: 2}}",
+        "method.objective=token",
+        "teacher={recipe: cnn}",
+        *MICRO,
+    )
 
 
 class TestProbe(Own):

@@ -42,7 +42,7 @@ def distilled(student=None, teacher=None, *, init="random", **settings):
         config,
         INFO,
         teacher=frozen,
-        head_maps=torch.nn.ParameterList(maps * len(config.distill_layers)),
+        maps=torch.nn.ParameterList(maps * len(config.distill_layers)),
         extra_block=extra,
     )
 
@@ -110,7 +110,7 @@ def test_the_attention_loss_reaches_queries_and_keys_of_its_block_only():
     assert last.attn.proj.weight.grad is None or (last.attn.proj.weight.grad == 0).all()
     assert last.mlp.fc1.weight.grad is None
     assert method.decoder.mask_token.grad is None
-    assert (method.head_maps[0].grad != 0).all()
+    assert (method.maps[0].grad != 0).all()
     assert (method.student.blocks[0].mlp.fc1.weight.grad != 0).any()
 
 

@@ -131,7 +131,7 @@ def test_distillation_step(dtype, tolerance):
         MAEConfig(decoder_width=12, distill_layers=(2,)),
         INFO,
         teacher=FrozenTeacher(teacher, name="t", mean=INFO.mean, std=INFO.std, image_size=20, info=INFO),
-        head_maps=torch.nn.ParameterList([torch.nn.Parameter(weights["M"])]),
+        maps=torch.nn.ParameterList([torch.nn.Parameter(weights["M"])]),
     )
     output = method.objective(case["input.images"], masking_of(case["input.ids_shuffle"], 6))
     output.loss.backward()
@@ -140,7 +140,7 @@ def test_distillation_step(dtype, tolerance):
     assert_agrees(output.parts["attention_loss"].detach(), case["expected.loss_attention"], tolerance)
     gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
     gradients |= {
-        "M": method.head_maps[0].grad,
+        "M": method.maps[0].grad,
         "mask_token": method.decoder.mask_token.grad,
         "decoder_embed.bias": method.decoder.embed.bias.grad,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+import timm
 
 from mae_lite_distill.cli import PAPER
 from vitutor_core.cli.options import SCALES
@@ -77,3 +78,18 @@ def test_the_papers_settings_at_its_scale():
     assert (tuned.augment.mixup, tuned.augment.cutmix, tuned.augment.label_smoothing) == (0.2, 0, 0)
     assert configs["mae_distilled"].mae.distill_layers == (12,)
     assert configs["mae_decoupled"].mae.decouple_after == 8
+    deit = configs["deit_tiny_distilled"]
+    assert (deit.train.epochs, peak_lr(deit.optim, deit.train.batch_size)) == (1000, pytest.approx(1e-3))
+    assert (deit.optim.warmup_lr, deit.optim.min_lr, deit.optim.layer_decay) == (1e-6, 1e-5, None)
+    assert (deit.augment.repeats, deit.teacher.model.name) == (3, "regnety_160.deit_in1k")
+    assert configs["supervised_21k"].student.pretrained
+    assert configs["supervised_21k"].changed(["student.pretrained=false"]).optim == tuned.optim
+
+
+def test_weights_of_imagenet_21k_are_a_group():
+    recipe = read_recipe(recipe_path("mae_lite_distill", "imagenet"))
+    assert [row for row in recipe.rows if recipe.group_of(row) == "published_weights"] == ["supervised_21k"]
+    # 300 epochs on ImageNet-21k, whose head is left out.
+    published = timm.get_pretrained_cfg(rows("imagenet")["supervised_21k"].student.name)
+    assert "i21k-300ep" in published.url
+    assert published.num_classes == 21_843

@@ -13,10 +13,11 @@ from vitutor_core.schema import LARGE, DetectionConfig, Layer, RunConfig, Share,
 class ObjectiveConfig(Config):
     """What a run is for; docs/fidelity/mae_lite_distill.md says where the numbers come from."""
 
-    objective: Literal["mae", "moco", "dino", "simmim", "supervised", "probe", "detect"] = fingerprinted(
+    objective: Literal["mae", "moco", "dino", "simmim", "supervised", "token", "probe", "detect"] = fingerprinted(
         "supervised",
-        help="Purpose; mae, moco, dino, simmim: pre-train an encoder; supervised: train or fine-tune it; probe: train "
-        "a linear head on it; detect: fine-tune it as the backbone of a detector",
+        help="Purpose; mae, moco, dino, simmim: pre-train an encoder; supervised: train or fine-tune it; token: train "
+        "a model with a token for a teacher's answers (DeiT); probe: train a linear head on it; detect: fine-tune it "
+        "as the backbone of a detector",
     )
     keep_blocks: int | None = fingerprinted(
         None,
@@ -27,7 +28,7 @@ class ObjectiveConfig(Config):
 
 
 class MAEConfig(Config):
-    """Masked pre-training (section 2), and the distillation of attention maps during it (eq. 3)."""
+    """Masked pre-training (section 2), and the distillation of attention (eq. 3) or hidden states during it."""
 
     mask_ratio: float = fingerprinted(0.75, help="Share of the patches that the encoder does not see", gt=0, lt=1)
     normalise_pixels: bool = fingerprinted(True, help="Predict patches of mean 0 and variance 1")
@@ -35,9 +36,12 @@ class MAEConfig(Config):
     decoder_depth: int = fingerprinted(1, help="Blocks of the decoder", ge=1, le=1000)
     decoder_heads: int = fingerprinted(3, help="Attention heads of the decoder", ge=1, le=1024)
     distill_layers: tuple[Layer, ...] = fingerprinted(
-        (), help="Blocks (from 1) whose attention is distilled, each against the teacher's block of the same number"
+        (), help="Blocks (from 1) that are distilled, each from the teacher's block of the same number"
     )
-    distill_weight: float = fingerprinted(1.0, help="Weight alpha of the attention loss", gt=0, le=LARGE)
+    distill_target: Literal["attention", "hidden"] = fingerprinted(
+        "attention", help="What of a block is distilled: its attention (eq. 3), or the hidden states that it puts out"
+    )
+    distill_weight: float = fingerprinted(1.0, help="Weight alpha of the distillation loss", gt=0, le=LARGE)
     distill_quantity: Literal["logits", "probs"] = fingerprinted(
         "logits", help="Attention before the softmax, as released, or after it"
     )
@@ -104,7 +108,7 @@ class SimMIMConfig(Config):
 class MAELiteConfig(RunConfig):
     """Everything that a MAE-Lite run needs."""
 
-    teacher: TeacherConfig | None = fingerprinted(None, help="The frozen MAE teacher of the distillation; null: none")
+    teacher: TeacherConfig | None = fingerprinted(None, help="The frozen teacher of the distillation; null: none")
     method: ObjectiveConfig = fingerprinted(ObjectiveConfig(), help="What the run is for")
     mae: MAEConfig = fingerprinted(MAEConfig(), help="Masked pre-training")
     moco: MoCoConfig = fingerprinted(MoCoConfig(), help="Contrastive pre-training")
@@ -118,12 +122,22 @@ class MAELiteConfig(RunConfig):
     def _fits(self) -> Self:
         objective, mae = self.method.objective, self.mae
         starts = self.student.weights is not None or self.student.start_row is not None
-        if (objective == "mae" and bool(mae.distill_layers)) != (self.teacher is not None):
-            raise ValueError("a teacher and mae.distill_layers go together, in a run with method.objective=mae")
+        if (objective == "token" or (objective == "mae" and bool(mae.distill_layers))) != (self.teacher is not None):
+            raise ValueError(
+                "a teacher and mae.distill_layers go together, in a run with method.objective=mae; with "
+                "method.objective=token there is a teacher alone"
+            )
         if len(set(mae.distill_layers)) != len(mae.distill_layers) or min(mae.distill_layers, default=1) < 1:
             raise ValueError(f"mae.distill_layers: {list(mae.distill_layers)}; name each block once, from 1")
         if mae.decouple_after is not None and len(mae.distill_layers) != 1:
             raise ValueError("mae.decouple_after needs one layer in mae.distill_layers")
+        if mae.distill_target == "hidden" and (
+            (mae.distill_quantity, mae.head_map_init, mae.decouple_after) != ("logits", "random", None)
+        ):
+            raise ValueError(
+                "mae.distill_target=hidden compares no attention; leave mae.distill_quantity, mae.head_map_init and "
+                "mae.decouple_after as they are"
+            )
         if mae.decoder_width % 4 or mae.decoder_width % mae.decoder_heads:
             raise ValueError("mae.decoder_width must be a multiple of 4 and of mae.decoder_heads")
         if (objective == "detect") != (self.detect is not None):

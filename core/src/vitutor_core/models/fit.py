@@ -179,9 +179,11 @@ def _resized(name: str, found: Tensor, model: Any, own: Tensor) -> Tensor:
         cells = max(found.shape[1] - first, 0)
         if math.isqrt(cells) ** 2 == cells > 0:
             found = resample_abs_pos_embed(found, list(grid), num_prefix_tokens=first)
-    if name.endswith(".relative_position_bias_table") and math.isqrt(len(found)) ** 2 == len(found):
-        window = model.get_submodule(name.rpartition(".")[0]).window_size
-        found = resize_rel_pos_bias_table_simple(found, new_window_size=window, new_bias_shape=tuple(own.shape))
+    if name.endswith(".relative_position_bias_table"):
+        height, width = window = model.get_submodule(name.rpartition(".")[0]).window_size
+        offsets = len(found) - (len(own) - (2 * height - 1) * (2 * width - 1))  # without those of a class token
+        if offsets > 0 and math.isqrt(offsets) ** 2 == offsets:
+            found = resize_rel_pos_bias_table_simple(found, new_window_size=window, new_bias_shape=tuple(own.shape))
     return found
 
 

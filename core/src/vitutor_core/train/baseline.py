@@ -14,6 +14,7 @@ from vitutor_core.distill.teacher import FrozenTeacher, load_teacher
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.intermediates import read_intermediates
 from vitutor_core.models.weights import create_student
+from vitutor_core.schema import ModelConfig, TeacherConfig
 from vitutor_core.train.method import Clock, Method, StepOutput
 
 TEACHER = "cnn"
@@ -35,14 +36,17 @@ class Baseline(Method):
     @classmethod
     def build(cls, config: BaselineConfig, info: DataInfo) -> Self:
         """Build student and teacher for the data at hand; raises `ConfigError` where they do not fit."""
-        student = create_student(config.student, info)
-        if config.method.distill == "token" and not hasattr(student, "head_dist"):
+        return cls.paired(config.student, config.teacher, config.method, info)
+
+    @classmethod
+    def paired(cls, student: ModelConfig, teacher: TeacherConfig | None, terms: DistillConfig, info: DataInfo) -> Self:
+        """Build the same from the parts of a config, for a paper that has such a row."""
+        model = create_student(student, info)
+        if terms.distill == "token" and not hasattr(model, "head_dist"):
             raise ConfigError(
-                f"method.distill=token: {config.student.name} has no distillation token; use a deit_*_distilled of timm"
+                f"student.name: {student.name} has no distillation token; choose a deit_*_distilled of timm"
             )
-        return cls(
-            student, config.method, teacher=None if config.teacher is None else load_teacher(config.teacher, info)
-        )
+        return cls(model, terms, teacher=None if teacher is None else load_teacher(teacher, info))
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         if self._teacher is None:

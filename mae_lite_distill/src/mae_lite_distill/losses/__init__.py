@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mae_lite_distill.losses.attention import attention_loss
 from mae_lite_distill.losses.contrast import contrastive_loss
+from mae_lite_distill.losses.hidden import hidden_loss
 from mae_lite_distill.losses.masked_l1 import masked_l1_loss
 from mae_lite_distill.losses.pixels import patchify, pixel_loss, unpatchify
 from mae_lite_distill.losses.self_distillation import self_distillation_loss
@@ -11,6 +12,7 @@ from mae_lite_distill.losses.self_distillation import self_distillation_loss
 __all__ = [
     "attention_loss",
     "contrastive_loss",
+    "hidden_loss",
     "masked_l1_loss",
     "patchify",
     "pixel_loss",

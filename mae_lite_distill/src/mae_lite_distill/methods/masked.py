@@ -1,6 +1,6 @@
-"""Masked pre-training, and the distillation of attention maps during it (MAE-Lite, arXiv 2205.14443, eq. 3).
+"""Masked pre-training, and the distillation of attention or hidden states during it (MAE-Lite, arXiv 2205.14443).
 
-L = L_MAE + alpha * L_attn, the teacher seeing the patches that the student sees, in the same order.
+L = L_MAE + alpha * L_attn (eq. 3), or L_hidden, the teacher seeing the patches that the student sees, in their order.
 """
 
 from __future__ import annotations
@@ -12,12 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from mae_lite_distill.config import MAEConfig, MAELiteConfig
-from mae_lite_distill.losses import attention_loss, patchify, pixel_loss, unpatchify
+from mae_lite_distill.losses import attention_loss, hidden_loss, patchify, pixel_loss, unpatchify
 from mae_lite_distill.losses.pixels import patch_statistics
 from mae_lite_distill.methods.pretraining import Pretraining
 from mae_lite_distill.models.decoder import Decoder, init_masked
-from mae_lite_distill.models.encoder import Masking, check_encoder, encode, encode_logits, random_masking
-from mae_lite_distill.models.heads import LogitBlock, head_map
+from mae_lite_distill.models.encoder import (
+    Encoded,
+    Masking,
+    check_encoder,
+    encode,
+    encode_hidden,
+    encode_logits,
+    random_masking,
+)
+from mae_lite_distill.models.heads import LogitBlock, head_map, projection
 from mae_lite_distill.models.positions import freeze_positions
 from vitutor_core.data.types import Batch, DataInfo, EvalLoader
 from vitutor_core.distill import FrozenTeacher
@@ -33,7 +41,7 @@ _EVALUATION_SEED = 0
 
 
 class MaskedPretraining(Pretraining):
-    """The encoder to be published, the decoder, and, under distillation, the head maps and the teacher."""
+    """The encoder to be published, the decoder, and, under distillation, the teacher and the maps to it."""
 
     def __init__(
         self,
@@ -43,12 +51,12 @@ class MaskedPretraining(Pretraining):
         info: DataInfo,
         *,
         teacher: FrozenTeacher | None = None,
-        head_maps: nn.ParameterList | None = None,
+        maps: nn.ParameterList | None = None,
         extra_block: LogitBlock | None = None,
     ) -> None:
         super().__init__(student)
         self.decoder = decoder
-        self.head_maps = head_maps
+        self.maps = maps
         self.extra_block = extra_block
         self._teacher = teacher
         self._config = config
@@ -92,8 +100,8 @@ class MaskedPretraining(Pretraining):
         if mae.decouple_after is not None:
             extra = LogitBlock(student.embed_dim, student.blocks[-1].attn.num_heads)
             init_masked(extra)
-        maps = nn.ParameterList(_head_map(student, known.model, layer, mae) for layer in mae.distill_layers)
-        return cls(student, decoder, mae, info, teacher=known, head_maps=maps, extra_block=extra)
+        maps = nn.ParameterList(_map(student, known.model, layer, mae) for layer in mae.distill_layers)
+        return cls(student, decoder, mae, info, teacher=known, maps=maps, extra_block=extra)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         return self.objective(batch.images, self._mask(batch.images))
@@ -102,7 +110,8 @@ class MaskedPretraining(Pretraining):
         """Return the objective of images (B, C, H, W) under a given masking."""
         config = self._config
         wanted = self._blocks if self._teacher is not None and self.extra_block is None else ()
-        encoded = encode(self.student, images, masking, logits=wanted, tokens_after=config.decouple_after)
+        reads = {"hidden" if config.distill_target == "hidden" else "logits": wanted}
+        encoded = encode(self.student, images, masking, tokens_after=config.decouple_after, **reads)
         patches = patchify(images, self._patch)
         parts = {
             "reconstruction_loss": pixel_loss(
@@ -110,22 +119,29 @@ class MaskedPretraining(Pretraining):
             )
         }
         loss = parts["reconstruction_loss"]
-        if self._teacher is not None and self.head_maps is not None:
-            ours = [encoded.logits[block] for block in wanted]
-            if self.extra_block is not None:
-                ours = [self.extra_block(encoded.last)]
-            theirs = self._teacher_logits(self._teacher, images, masking)
-            parts["attention_loss"] = attention_loss(
-                ours, theirs, list(self.head_maps), quantity=config.distill_quantity
-            )
-            loss = loss + config.distill_weight * parts["attention_loss"]
+        if self._teacher is not None and self.maps is not None:
+            name, term = self._distilled(encoded, self._taught(self._teacher, images, masking), list(self.maps))
+            parts[name] = term
+            loss = loss + config.distill_weight * term
         return StepOutput(loss, parts=parts)
 
+    def _distilled(self, encoded: Encoded, theirs: list[Tensor], maps: list[Tensor]) -> tuple[str, Tensor]:
+        """Return the name and the value of the distillation loss."""
+        if self._config.distill_target == "hidden":
+            return "hidden_loss", hidden_loss([encoded.hidden[block] for block in self._blocks], theirs, maps)
+        if self.extra_block is not None:
+            ours = [self.extra_block(encoded.last)]
+        else:
+            ours = [encoded.logits[block] for block in self._blocks]
+        return "attention_loss", attention_loss(ours, theirs, maps, quantity=self._config.distill_quantity)
+
     @torch.no_grad()
-    def _teacher_logits(self, teacher: FrozenTeacher, images: Tensor, masking: Masking) -> list[Tensor]:
+    def _taught(self, teacher: FrozenTeacher, images: Tensor, masking: Masking) -> list[Tensor]:
+        """Return what the teacher gives of the distilled blocks: attention logits, or hidden states."""
         if teacher.model.training:
             raise ValueError("the teacher was put into training mode")
-        found = encode_logits(teacher.model, teacher.adapt(images), masking, self._blocks)
+        read = encode_hidden if self._config.distill_target == "hidden" else encode_logits
+        found = read(teacher.model, teacher.adapt(images), masking, self._blocks)
         return [found[block] for block in self._blocks]
 
     @property
@@ -210,7 +226,10 @@ def _check_pair(student: Any, teacher: nn.Module, config: MAEConfig) -> None:
         raise ConfigError(f"mae.decouple_after: block {config.decouple_after} of {len(student.blocks)}")
 
 
-def _head_map(student: Any, teacher: Any, layer: int, config: MAEConfig) -> nn.Parameter:
+def _map(student: Any, teacher: Any, layer: int, config: MAEConfig) -> nn.Parameter:
+    """Return the learnt map from the student's hidden states or heads to the teacher's."""
+    if config.distill_target == "hidden":
+        return projection(student.embed_dim, teacher.embed_dim)
     heads = student.blocks[-1].attn.num_heads, teacher.blocks[layer - 1].attn.num_heads
     if config.head_map_init == "identity" and heads[0] != heads[1]:
         raise ConfigError(f"mae.head_map_init=identity: the student has {heads[0]} heads, the teacher {heads[1]}")

@@ -31,12 +31,13 @@ class Encoded(NamedTuple):
     """What the encoder gave.
 
     tokens: (B, 1 + kept, D), normalised, class token first. last: the same after the last block and before the norm.
-    logits: attention logits (B, h, l, l) by block, from 0.
+    logits: attention logits (B, h, l, l) by block, from 0. hidden: by block, what `read_after` gives.
     """
 
     tokens: Tensor
     last: Tensor
     logits: dict[int, Tensor]
+    hidden: dict[int, Tensor]
 
 
 def random_masking(
@@ -75,6 +76,7 @@ def encode(
     masking: Masking | None = None,
     *,
     logits: Collection[int] = (),
+    hidden: Collection[int] = (),
     tokens_after: int | None = None,
 ) -> Encoded:
     """Run the encoder on the kept patches; without ``masking`` on all of them, as in inference.
@@ -84,11 +86,13 @@ def encode(
         images: (B, C, H, W).
         masking: of these images.
         logits: blocks, from 0, whose attention logits are wanted; only these materialise them.
+        hidden: blocks, from 0, whose hidden states are wanted.
         tokens_after: number of blocks after which ``tokens`` are taken; None: after all.
 
     """
     tokens = _embed(vit, images, masking)
     found: dict[int, Tensor] = {}
+    states: dict[int, Tensor] = {}
     taken: Tensor | None = None
     for index, block in enumerate(vit.blocks):
         if index in logits:
@@ -96,9 +100,11 @@ def encode(
             found[index] = attention_logits(block.attn, *qkv.chunk(3, dim=-1)[:2])
         else:
             tokens = block(tokens)
+        if index in hidden:
+            states[index] = read_after(vit, tokens, index)
         if index + 1 == tokens_after:
             taken = vit.norm(tokens)
-    return Encoded(vit.norm(tokens) if taken is None else taken, tokens, found)
+    return Encoded(vit.norm(tokens) if taken is None else taken, tokens, found, states)
 
 
 def encode_logits(vit: Any, images: Tensor, masking: Masking | None, blocks: Collection[int]) -> dict[int, Tensor]:
@@ -116,6 +122,24 @@ def encode_logits(vit: Any, images: Tensor, masking: Masking | None, blocks: Col
         if index < max(blocks):
             tokens = block(tokens)
     return found
+
+
+def encode_hidden(vit: Any, images: Tensor, masking: Masking | None, blocks: Collection[int]) -> dict[int, Tensor]:
+    """Return the hidden states of ``blocks`` alone; what lies behind the last of them is not run."""
+    tokens = _embed(vit, images, masking)
+    found: dict[int, Tensor] = {}
+    for index in range(max(blocks) + 1):
+        tokens = vit.blocks[index](tokens)
+        if index in blocks:
+            found[index] = read_after(vit, tokens, index)
+    return found
+
+
+def read_after(vit: Any, tokens: Tensor, block: int) -> Tensor:
+    """Return the tokens (B, l, D) after a block behind the norm of what reads them: the next block, or the end."""
+    last = block + 1 == len(vit.blocks)
+    hidden: Tensor = (vit.norm if last else vit.blocks[block + 1].norm1)(tokens)
+    return hidden
 
 
 def attention_logits(attention: Any, queries: Tensor, keys: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is trained beside the encoder and thrown away: head maps, an extra block, the heads of MoCo-v3 and DINO."""
+"""What is trained beside the encoder and thrown away: maps to the teacher, a block of logits, heads of other methods."""
 
 from __future__ import annotations
 
@@ -22,8 +22,13 @@ def head_map(student_heads: int, teacher_heads: int, *, init: Literal["random", 
         if student_heads != teacher_heads:
             raise ValueError(f"head_map: no identity from {student_heads} heads to {teacher_heads}")
         return nn.Parameter(torch.eye(student_heads))
-    bound = student_heads**-0.5
-    return nn.Parameter(torch.empty(teacher_heads, student_heads).uniform_(-bound, bound))
+    return projection(student_heads, teacher_heads)
+
+
+def projection(student: int, teacher: int) -> nn.Parameter:
+    """Return a matrix (teacher, student) as a linear layer without bias begins: uniform within 1 / sqrt(student)."""
+    bound = student**-0.5
+    return nn.Parameter(torch.empty(teacher, student).uniform_(-bound, bound))
 
 
 class LogitBlock(nn.Module):

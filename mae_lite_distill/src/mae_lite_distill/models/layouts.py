@@ -26,10 +26,14 @@ MAE = Layout(
         (r"tch_model\.", "teacher."),
         (r"model\.", ""),
     ),
-    computed=r"decoder_pos_embed$",
+    computed=r"(decoder_pos_embed|\.relative_position_index)$",
     aside=("decoder.", "teacher.", "attn_adapter.", "hidden_adapter."),
-    # A fine-tuned one pools the patches, and has the norm behind that.
-    models=(*_PRETRAINED, *((name, {**kwargs, "global_pool": "avg"}) for name, kwargs in _PRETRAINED)),
+    # A fine-tuned one pools the patches, and has the norm behind that; the last has relative positions, too.
+    models=(
+        *_PRETRAINED,
+        *((name, {**kwargs, "global_pool": "avg"}) for name, kwargs in _PRETRAINED),
+        ("mae_lite_relative_tiny_patch16_224", {}),
+    ),
 )
 
 MOCO = Layout(

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mae_lite_distill.config import MAELiteConfig
+from mae_lite_distill.models.relative import tables
 from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.weights import create_student, fit_start, start_of
@@ -18,7 +19,8 @@ _AROUND = ("norm.", "fc_norm.", "head.")
 def build_from_encoder(config: MAELiteConfig, info: DataInfo) -> nn.Module:
     """Build the student and load the encoder that it starts from; all blocks, or the first ``method.keep_blocks``.
 
-    The head stays fresh, and so does a norm that the encoder does not have (``fc_norm`` after pooling).
+    The head stays fresh, and so does what the encoder does not have: a norm after pooling (``fc_norm``), relative
+    positions.
 
     Raises `ConfigError` where the start is missing or has fewer blocks, and `CheckpointError` for weights of another
     model.
@@ -26,7 +28,7 @@ def build_from_encoder(config: MAELiteConfig, info: DataInfo) -> nn.Module:
     model: Any = create_student(config.student.model_copy(update={"weights": None, "start_row": None}), info)
     start = start_of(config.student)
     if start is not None:
-        tensors = fit_start(model, start, optional=_AROUND).tensors
+        tensors = fit_start(model, start, optional=(*_AROUND, *tables(model))).tensors
         model.load_state_dict(_kept(tensors, config.method.keep_blocks, len(model.blocks)), strict=False)
     built: nn.Module = model
     return built
