@@ -1,4 +1,4 @@
-"""What is trained beside the encoder and thrown away: maps to the teacher, a block of logits, heads of other methods."""
+"""What is trained beside the encoder and thrown away: maps to the teacher, a block of logits, heads of methods."""
 
 from __future__ import annotations
 
