@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mae_lite_distill.config import MAELiteConfig
+from mae_lite_distill.methods.compression import Compression
 from mae_lite_distill.methods.contrastive import ContrastivePretraining
 from mae_lite_distill.methods.masked import MaskedPretraining
 from mae_lite_distill.methods.probe import LinearProbe
@@ -21,17 +24,24 @@ class MAELite:
     @staticmethod
     def build(config: MAELiteConfig, info: DataInfo) -> Method:
         """Build student and objective for the data at hand; raises `ConfigError` where they do not fit."""
-        match config.method.objective:
-            case "mae":
-                return MaskedPretraining.build(config, info)
-            case "moco":
-                return ContrastivePretraining.build(config, info)
-            case "token":
-                # DeiT, arXiv 2012.12877, eq. 3: both terms have the same weight.
-                return Baseline.paired(config.student, config.teacher, DistillConfig(distill="token"), info)
-            case "probe":
-                return LinearProbe.build(config, info)
-            case "detect":
-                return Detector.build(config, info)
-            case "supervised":
-                return Supervised(build_from_encoder(config, info))
+        return _BUILDERS[config.method.objective](config, info)
+
+
+def _supervised(config: MAELiteConfig, info: DataInfo) -> Method:
+    return Supervised(build_from_encoder(config, info))
+
+
+def _token(config: MAELiteConfig, info: DataInfo) -> Method:
+    # DeiT, arXiv 2012.12877, eq. 3: both terms have the same weight.
+    return Baseline.paired(config.student, config.teacher, DistillConfig(distill="token"), info)
+
+
+_BUILDERS: dict[str, Callable[[MAELiteConfig, DataInfo], Method]] = {
+    "mae": MaskedPretraining.build,
+    "moco": ContrastivePretraining.build,
+    "compress": Compression.build,
+    "supervised": _supervised,
+    "token": _token,
+    "probe": LinearProbe.build,
+    "detect": Detector.build,
+}

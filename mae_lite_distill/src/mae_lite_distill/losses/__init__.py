@@ -6,5 +6,14 @@ from mae_lite_distill.losses.attention import attention_loss
 from mae_lite_distill.losses.contrast import contrastive_loss
 from mae_lite_distill.losses.hidden import hidden_loss
 from mae_lite_distill.losses.pixels import patchify, pixel_loss, unpatchify
+from mae_lite_distill.losses.similarity import similarity_loss
 
-__all__ = ["attention_loss", "contrastive_loss", "hidden_loss", "patchify", "pixel_loss", "unpatchify"]
+__all__ = [
+    "attention_loss",
+    "contrastive_loss",
+    "hidden_loss",
+    "patchify",
+    "pixel_loss",
+    "similarity_loss",
+    "unpatchify",
+]
