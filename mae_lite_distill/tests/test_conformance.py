@@ -71,6 +71,22 @@ class TestSimMIM(Own):
     micro = MICRO
 
 
+class TestCompression(Own):
+    package = "mae_lite_distill"
+    row = "seed"
+    classifies = False
+    sees_other_processes = True  # by the queue
+    micro = (*MICRO, "compress.queue=300", "compress.hidden=24")
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def teachers(cls, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("teachers")
+        train_row("moco_teacher", folder / "moco", *MICRO_MOCO, "student.kwargs.embed_dim=32", "train.epochs=2")
+        cls.micro = (*cls.micro, f"teacher.weights={folder / 'moco'}")
+        return folder
+
+
 class TestFinetuning(Own):
     package = "mae_lite_distill"
     row = "scratch"

@@ -151,6 +151,7 @@ def test_the_published_probe_is_the_plain_model_with_both_layers_in_its_head(enc
     [
         ("mae", ("mae.distill_layers=[2]",), "a teacher and mae.distill_layers go together"),
         ("scratch", ("method.objective=token",), "there is a teacher alone"),
+        ("seed", ("augment.mixup=0.5",), "not mixed"),
         ("mae_distilled", ("mae.distill_layers=[1, 1]",), "name each block once"),
         ("mae_distilled", ("mae.distill_layers=[1, 2]", "mae.decouple_after=1"), "needs one layer"),
         ("mae", ("mae.decoder_width=20", "mae.decoder_heads=3"), "multiple of 4"),

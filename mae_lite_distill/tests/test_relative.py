@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from core.tests.published import Official, assert_close, attend, embedded
 from mae_lite_distill.models.relative import RelativeAttention, RelativeVisionTransformer, tables
 from mae_lite_distill.tests.mae_samples import MICRO_MAE, train_row
+from vitutor_core.models.backbone import map_reader
 from vitutor_core.models.convert import convert
 from vitutor_core.models.fit import fit
 from vitutor_core.models.intermediates import read_intermediates
@@ -126,6 +127,14 @@ def test_another_size_resamples_offsets_and_keeps_the_rest(way):
     expected = F.interpolate(square, size=(15, 15), mode="bicubic").reshape(2, 225).T
     torch.testing.assert_close(after, torch.cat([expected, before[-3:]]))
     assert larger(images(32)).shape == (2, 7)
+
+
+def test_a_detector_reads_its_map_without_windows():
+    model = moved(timm.create_model(NAME, **MICRO))
+    reader = map_reader(model, window=2, global_blocks=1)
+    assert not reader.is_plain
+    (found,) = reader(model, images())
+    assert found.shape == (2, 16, 4, 4)
 
 
 def test_what_has_no_fixed_square_grid_is_refused():

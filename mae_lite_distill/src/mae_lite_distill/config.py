@@ -13,11 +13,13 @@ from vitutor_core.schema import LARGE, DetectionConfig, Layer, RunConfig, Share,
 class ObjectiveConfig(Config):
     """What a run is for; docs/fidelity/mae_lite_distill.md says where the numbers come from."""
 
-    objective: Literal["mae", "moco", "dino", "simmim", "supervised", "token", "probe", "detect"] = fingerprinted(
-        "supervised",
-        help="Purpose; mae, moco, dino, simmim: pre-train an encoder; supervised: train or fine-tune it; token: train "
-        "a model with a token for a teacher's answers (DeiT); probe: train a linear head on it; detect: fine-tune it "
-        "as the backbone of a detector",
+    objective: Literal["mae", "moco", "dino", "simmim", "compress", "supervised", "token", "probe", "detect"] = (
+        fingerprinted(
+            "supervised",
+            help="Purpose; mae, moco, dino, simmim: pre-train an encoder; compress: pre-train it by a contrastive teacher "
+            "(SEED); supervised: train or fine-tune it; token: train a model with a token for a teacher's answers (DeiT); "
+            "probe: train a linear head on it; detect: fine-tune it as the backbone of a detector",
+        )
     )
     keep_blocks: int | None = fingerprinted(
         None,
@@ -105,6 +107,15 @@ class SimMIMConfig(Config):
     mask_ratio: float = fingerprinted(0.6, help="Share of the squares that are masked", gt=0, lt=1)
 
 
+class CompressionConfig(Config):
+    """Compression of a contrastive teacher by SEED (arXiv 2101.04731), which Table 2 compares with."""
+
+    queue: int = fingerprinted(65536, help="Features of the teacher that similarities are taken to", ge=1, le=2**24)
+    hidden: int = fingerprinted(2048, help="Hidden width of the student's projector", ge=1, le=2**17)
+    student_temperature: float = fingerprinted(0.2, help="Temperature of the student's similarities", gt=0, le=LARGE)
+    teacher_temperature: float = fingerprinted(0.01, help="Temperature of the teacher's similarities", gt=0, le=LARGE)
+
+
 class MAELiteConfig(RunConfig):
     """Everything that a MAE-Lite run needs."""
 
@@ -114,6 +125,7 @@ class MAELiteConfig(RunConfig):
     moco: MoCoConfig = fingerprinted(MoCoConfig(), help="Contrastive pre-training")
     dino: DINOConfig = fingerprinted(DINOConfig(), help="Self-distillation")
     simmim: SimMIMConfig = fingerprinted(SimMIMConfig(), help="Masked pre-training with mask tokens in the encoder")
+    compress: CompressionConfig = fingerprinted(CompressionConfig(), help="Compression of a contrastive teacher")
     detect: DetectionConfig | None = fingerprinted(
         None, help="Settings of the detector; only with method.objective=detect"
     )
@@ -122,10 +134,11 @@ class MAELiteConfig(RunConfig):
     def _fits(self) -> Self:
         objective, mae = self.method.objective, self.mae
         starts = self.student.weights is not None or self.student.start_row is not None
-        if (objective == "token" or (objective == "mae" and bool(mae.distill_layers))) != (self.teacher is not None):
+        taught = objective in {"compress", "token"} or (objective == "mae" and bool(mae.distill_layers))
+        if taught != (self.teacher is not None):
             raise ValueError(
                 "a teacher and mae.distill_layers go together, in a run with method.objective=mae; with "
-                "method.objective=token there is a teacher alone"
+                "method.objective=compress or token there is a teacher alone"
             )
         if len(set(mae.distill_layers)) != len(mae.distill_layers) or min(mae.distill_layers, default=1) < 1:
             raise ValueError(f"mae.distill_layers: {list(mae.distill_layers)}; name each block once, from 1")
@@ -144,6 +157,7 @@ class MAELiteConfig(RunConfig):
             raise ValueError("the section detect and method.objective=detect go together")
         if self.method.keep_blocks is not None and not (objective == "supervised" and starts):
             raise ValueError("method.keep_blocks: keeps blocks of an encoder to fine-tune; set student.weights")
-        if objective in {"mae", "moco", "dino", "simmim"} and (starts or self.augment.mixup or self.augment.cutmix):
+        pretrains = {"mae", "moco", "dino", "simmim", "compress"}
+        if objective in pretrains and (starts or self.augment.mixup or self.augment.cutmix):
             raise ValueError(f"method.objective={objective} starts fresh, and needs images that are not mixed")
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mae_lite_distill.config import MAELiteConfig
+from mae_lite_distill.methods.compression import Compression
 from mae_lite_distill.methods.contrastive import ContrastivePretraining
 from mae_lite_distill.methods.dino import DINO
 from mae_lite_distill.methods.masked import MaskedPretraining
@@ -29,6 +30,7 @@ _METHODS: dict[str, Callable[[MAELiteConfig, DataInfo], Method]] = {
     "moco": ContrastivePretraining.build,
     "dino": DINO.build,
     "simmim": SimMIM.build,
+    "compress": Compression.build,
     "token": _with_token,
     "probe": LinearProbe.build,
     "detect": Detector.build,

@@ -91,7 +91,9 @@ def _is_plain(model: Any) -> bool:
     if not isinstance(model, VisionTransformer) or model.dynamic_img_size:
         return False
     is_own = type(model).forward_features in (VisionTransformer.forward_features, _DISTILLED)
-    return is_own and isinstance(model.pos_embed, nn.Parameter) and all(type(block) is Block for block in model.blocks)
+    # A table of relative positions is laid out for the whole grid, with a class token.
+    blocks = all(type(block) is Block and not hasattr(block.attn, "window_size") for block in model.blocks)
+    return is_own and isinstance(model.pos_embed, nn.Parameter) and blocks
 
 
 def spread(depth: int, count: int) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from mae_lite_distill.losses.hidden import hidden_loss
 from mae_lite_distill.losses.masked_l1 import masked_l1_loss
 from mae_lite_distill.losses.pixels import patchify, pixel_loss, unpatchify
 from mae_lite_distill.losses.self_distillation import self_distillation_loss
+from mae_lite_distill.losses.similarity import similarity_loss
 
 __all__ = [
     "attention_loss",
@@ -17,5 +18,6 @@ __all__ = [
     "patchify",
     "pixel_loss",
     "self_distillation_loss",
+    "similarity_loss",
     "unpatchify",
 ]

@@ -1,4 +1,4 @@
-"""What all pre-trainings share: a plain timm ViT is trained whose head is not, and judged by its features."""
+"""What the pre-trainings share: a timm model is trained whose head is not, and judged by its features."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class Pretraining(Method):
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
+        model: Any = student
+        model.get_classifier().requires_grad_(False)
         self.student: Any = student
-        self.student.head.requires_grad_(False)
 
     def no_weight_decay(self) -> set[str]:
         """Return nothing: class and mask token decay in pre-training, and positions, where they are trained."""
@@ -32,7 +33,7 @@ class Pretraining(Method):
         """Return ``knn_top1`` over the evaluation images, and their number."""
         if evaluation is None:
             return Report()
-        device = self.student.pos_embed.device
+        device = next(self.student.parameters()).device
         with evaluation_mode(self.student):
             found = [(self._features(images.to(device)), labels.to(device)) for images, labels in evaluation]
         features, labels = (torch.cat(column) for column in zip(*found, strict=True))

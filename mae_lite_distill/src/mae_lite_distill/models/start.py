@@ -10,6 +10,7 @@ from mae_lite_distill.config import MAELiteConfig
 from mae_lite_distill.models.relative import tables
 from vitutor_core.data.types import DataInfo
 from vitutor_core.errors import ConfigError
+from vitutor_core.models.fit import classifier_of
 from vitutor_core.models.weights import create_student, fit_start, start_of
 
 # What differs between a pre-trained encoder and a classifier: the norm before or after pooling, and the head.
@@ -29,13 +30,15 @@ def build_from_encoder(config: MAELiteConfig, info: DataInfo) -> nn.Module:
     start = start_of(config.student)
     if start is not None:
         tensors = fit_start(model, start, optional=(*_AROUND, *tables(model))).tensors
-        model.load_state_dict(_kept(tensors, config.method.keep_blocks, len(model.blocks)), strict=False)
+        depth = len(getattr(model, "blocks", ()))
+        kept = _kept(tensors, config.method.keep_blocks, depth, heads=("head.", *classifier_of(model)))
+        model.load_state_dict(kept, strict=False)
     built: nn.Module = model
     return built
 
 
-def _kept(tensors: dict[str, Tensor], blocks: int | None, depth: int) -> dict[str, Tensor]:
-    """Return what is taken of an encoder with ``depth`` blocks: all but the head, or its first ``blocks``.
+def _kept(tensors: dict[str, Tensor], blocks: int | None, depth: int, *, heads: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return what is taken of an encoder with ``depth`` blocks: all but the ``heads``, or its first ``blocks``.
 
     With the first k of more blocks go the patch embedding, the class token and the positions, but no norm; with 0
     nothing.
@@ -43,6 +46,6 @@ def _kept(tensors: dict[str, Tensor], blocks: int | None, depth: int) -> dict[st
     if blocks is not None and blocks > depth:
         raise ConfigError(f"method.keep_blocks: {blocks} of {depth} blocks")
     if blocks is None or blocks == depth:
-        return {name: value for name, value in tensors.items() if not name.startswith("head.")}
+        return {name: value for name, value in tensors.items() if not name.startswith(heads)}
     beyond = (*_AROUND, *(f"blocks.{index}." for index in range(blocks, depth)))
     return {name: value for name, value in tensors.items() if blocks and not name.startswith(beyond)}
