@@ -25,7 +25,8 @@ FIRST = Clock(0, 10, 20)
 
 def build(*settings):
     torch.manual_seed(0)
-    return DINO.build(resolve("dino", *MICRO_DINO, *settings), INFO)
+    released = ("dino.batch_norm=false", "dino.momentum=0.996")
+    return DINO.build(resolve("dino", *MICRO_DINO, *released, *settings), INFO)
 
 
 def batch(number=6):
@@ -70,6 +71,10 @@ def test_the_head_is_that_of_the_released_code():
     head = PrototypeHead(192, hidden=2048, bottleneck=256, prototypes=65536)
     # 192 x 2048 + 2048, 2048 x 2048 + 2048, 2048 x 256 + 256, and 256 x 65536 prototypes
     assert sum(parameter.numel() for parameter in head.parameters()) == 395_264 + 4_196_352 + 524_544 + 16_777_216
+    # A BatchNorm has a weight and a bias for each channel, and takes the place of the layer's bias.
+    normed = PrototypeHead(192, hidden=2048, bottleneck=256, prototypes=65536, batch_norm=True)
+    assert sum(parameter.numel() for parameter in normed.parameters()) - 2 * 2048 == 21_893_376
+    assert [type(layer).__name__ for layer in normed.mlp] == [*["Linear", "BatchNorm1d", "GELU"] * 2, "Linear"]
     small = PrototypeHead(6, hidden=5, bottleneck=4, prototypes=3).double()
     tokens = torch.randn(2, 6, dtype=torch.float64)
     # torch's own weight normalisation, with the lengths fixed at 1.

@@ -86,6 +86,7 @@ class DINOConfig(ViewConfig):
     prototypes: int = fingerprinted(65536, help="Outputs of the head", ge=2, le=2**20)
     hidden: int = fingerprinted(2048, help="Hidden width of the head", ge=1, le=2**17)
     bottleneck: int = fingerprinted(256, help="Features that the prototypes are compared with", ge=1, le=2**17)
+    batch_norm: bool = fingerprinted(False, help="BatchNorm in the head, which small batches and widths need")
     momentum: float = fingerprinted(0.996, help="Momentum of the teacher at the start; it rises to 1", ge=0, lt=1)
     centre_momentum: float = fingerprinted(0.9, help="Momentum of the centre of the teacher's outputs", ge=0, lt=1)
     temperature: float = fingerprinted(0.1, help="Temperature of the student", gt=0, le=LARGE)

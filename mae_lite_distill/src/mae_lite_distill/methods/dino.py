@@ -17,7 +17,7 @@ from mae_lite_distill.models.encoder import check_encoder
 from mae_lite_distill.models.heads import PrototypeHead
 from mae_lite_distill.views import MultiCrop
 from vitutor_core.data.types import Batch, DataInfo
-from vitutor_core.distributed import sum_over_processes, world
+from vitutor_core.distributed import sum_over_processes, synchronise_batch_norm, world
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.weights import create_student
 from vitutor_core.train.method import Clock, StepOutput
@@ -26,8 +26,8 @@ from vitutor_core.train.method import Clock, StepOutput
 class DINO(Pretraining):
     """The encoder to be published with its head, and the teacher: their average, which sees the global crops alone.
 
-    Teacher and centre are part of the module, without gradients, so that checkpoints hold them. The teacher is always
-    in evaluation mode: it has no stochastic depth.
+    Teacher and centre are part of the module, without gradients, so that checkpoints hold them. The teacher's encoder
+    is always in evaluation mode: it has no stochastic depth.
     """
 
     centre: Tensor
@@ -35,7 +35,8 @@ class DINO(Pretraining):
     def __init__(self, student: nn.Module, config: DINOConfig, info: DataInfo) -> None:
         super().__init__(student)
         sizes = {"hidden": config.hidden, "bottleneck": config.bottleneck, "prototypes": config.prototypes}
-        self.head = PrototypeHead(self.student.embed_dim, **sizes)
+        head = PrototypeHead(self.student.embed_dim, **sizes, batch_norm=config.batch_norm)
+        self.head = synchronise_batch_norm(head)
         self.teacher: Any = copy.deepcopy(student).requires_grad_(False).eval()
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
         self.register_buffer("centre", torch.zeros(config.prototypes))
@@ -54,7 +55,7 @@ class DINO(Pretraining):
         return cls(student, config.dino, info)
 
     def train(self, mode: bool = True) -> Self:
-        """Keep the teacher in evaluation mode."""
+        """Keep the teacher's encoder in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
         return self

@@ -69,15 +69,23 @@ def mlp_head(widths: Sequence[int]) -> nn.Sequential:
 
 
 class PrototypeHead(nn.Module):
-    """The head of DINO: three layers, then cosines with prototypes. They are kept at length 1, as released."""
+    """The head of DINO: three layers, then cosines with prototypes. They are kept at length 1, as released.
 
-    def __init__(self, width: int, *, hidden: int, bottleneck: int, prototypes: int) -> None:
+    With ``batch_norm`` there is one in front of each GELU, an option of the released code.
+    """
+
+    def __init__(self, width: int, *, hidden: int, bottleneck: int, prototypes: int, batch_norm: bool = False) -> None:
         super().__init__()
-        layers = nn.Linear(width, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, bottleneck)
-        for layer in layers:
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
-        self.mlp = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
+        layers: list[nn.Module] = []
+        for before, after in pairwise((width, hidden, hidden)):
+            layers.append(nn.Linear(before, after, bias=not batch_norm))
+            layers += [nn.BatchNorm1d(after), nn.GELU()] if batch_norm else [nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
         self.prototypes = nn.Linear(bottleneck, prototypes, bias=False)
 
     def forward(self, tokens: Tensor, trained: Tensor | None = None) -> Tensor:
