@@ -10,16 +10,17 @@ from vitutor_core.config import Config, fingerprinted
 from vitutor_core.schema import LARGE, DetectionConfig, Layer, RunConfig, Share, TeacherConfig, Weight
 
 
+Objective = Literal["mae", "moco", "dino", "simmim", "compress", "supervised", "token", "probe", "detect"]
+
+
 class ObjectiveConfig(Config):
     """What a run is for; docs/fidelity/mae_lite_distill.md says where the numbers come from."""
 
-    objective: Literal["mae", "moco", "dino", "simmim", "compress", "supervised", "token", "probe", "detect"] = (
-        fingerprinted(
-            "supervised",
-            help="Purpose; mae, moco, dino, simmim: pre-train an encoder; compress: pre-train it by a contrastive teacher "
-            "(SEED); supervised: train or fine-tune it; token: train a model with a token for a teacher's answers (DeiT); "
-            "probe: train a linear head on it; detect: fine-tune it as the backbone of a detector",
-        )
+    objective: Objective = fingerprinted(
+        "supervised",
+        help="Purpose; mae, moco, dino, simmim: pre-train an encoder; compress: pre-train it by a contrastive teacher "
+        "(SEED); supervised: train or fine-tune it; token: train a model with a token for a teacher's answers (DeiT); "
+        "probe: train a linear head on it; detect: fine-tune it as the backbone of a detector",
     )
     keep_blocks: int | None = fingerprinted(
         None,
