@@ -9,7 +9,6 @@ from pydantic import model_validator
 from vitutor_core.config import Config, fingerprinted
 from vitutor_core.schema import LARGE, DetectionConfig, Layer, RunConfig, Share, TeacherConfig, Weight
 
-
 Objective = Literal["mae", "moco", "dino", "simmim", "compress", "supervised", "token", "probe", "detect"]
 
 
