@@ -128,3 +128,10 @@ def test_a_name_without_weights_is_refused(name, expected, call, tmp_path):
     code, _, errors = call(name, "--source", "digits", "--out", tmp_path / "out")
     assert (code, len(errors.splitlines())) == (2, 1)
     assert expected in errors
+
+
+def test_images_are_of_the_classes_that_a_run_knows(call, tmp_path):
+    run(tmp_path / "few", "train.epochs=1", "data.class_list=['3', '5']")
+    assert call(tmp_path / "few", "--images", 1000, "--batch", 16, "--out", tmp_path / "out")[0] == 0
+    found = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert found["images"] < 200  # of 896 evaluation images of ten classes

@@ -16,6 +16,7 @@ from vitutor_core.data import keyed
 from vitutor_core.data.augment.mixing import Normalise
 from vitutor_core.data.loaders.resident import load_eval
 from vitutor_core.data.sources.open import open_source
+from vitutor_core.data.types import Split
 from vitutor_core.distributed import choose_device
 from vitutor_core.errors import ConfigError
 from vitutor_core.files import write_json
@@ -49,7 +50,9 @@ def analyse_models(
     networks = [(label, model.to(chosen)) for label, (model, _) in zip(labels_of(models), loaded, strict=True)]
     cards = [card for _, card in loaded]
     shuffle = not quirks.released
-    data = _batches(source or data_of(models).source, cards, images=images, batch=batch, seed=seed, shuffle=shuffle)
+    data = _batches(
+        _images(models, source, cards[0].image_size), cards, images=images, batch=batch, seed=seed, shuffle=shuffle
+    )
     found = analyse(networks, (tuple(part.to(chosen) for part in parts) for parts in data), quirks)
     return write_analysis(out, found, draw_analysis(found, out))
 
@@ -94,12 +97,17 @@ def data_of(paths: Sequence[Path]) -> DataConfig:
     raise ConfigError(f"{paths[0]}: no metrics.json says which images it knows; give --source")
 
 
+def _images(models: Sequence[Path], source: str | None, side: int) -> Split:
+    """Return the evaluation images of ``source``, or those of the first run, of whose classes alone they are."""
+    config = data_of(models) if source is None else DataConfig(source=source, image_size=side)
+    return open_source(config.model_copy(update={"train_from": None})).evaluation
+
+
 def _batches(
-    source: str, cards: list[ModelCard], *, images: int, batch: int, seed: int, shuffle: bool
+    split: Split, cards: list[ModelCard], *, images: int, batch: int, seed: int, shuffle: bool
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield the same images for each model, in its size and normalisation; an incomplete last batch is left out."""
     cpu = torch.device("cpu")
-    split = open_source(DataConfig(source=source, image_size=cards[0].image_size)).evaluation
     count = len(split.labels)
     order = keyed.permutation(count, seed) if shuffle else np.arange(count)
     chosen = order[: min(images, count)]
@@ -110,7 +118,7 @@ def _batches(
                 load_eval(
                     split,
                     chosen[start : start + size],
-                    DataConfig(source=source, image_size=card.image_size, decoded_gb=0),
+                    DataConfig(image_size=card.image_size, decoded_gb=0),
                     device=cpu,
                 )
             )
