@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -35,17 +36,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic(target: Path) -> Iterator[Path]:
+def atomic(target: Path, *, shared: bool = False) -> Iterator[Path]:
     """Yield a path to write a file or to make a folder at, which replaces ``target`` when it is whole.
 
     It lies beside the target, is flushed to disk and then renamed. Where anything fails, the target stays as it was.
+    With ``shared``, other processes may be writing the same target; the last one wins.
 
     Raises:
         ResourceError: it cannot be written.
 
     """
     target = target.resolve()  # a link stays, and what it leads to is replaced
-    partial = target.with_name(f".{target.name}{_PARTIAL}")
+    partial = target.with_name(f".{target.name}{_PARTIAL}{f'-{os.getpid()}' if shared else ''}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _delete(partial)
@@ -107,10 +109,11 @@ def discard(path: Path) -> None:
         _delete(_old(path))
 
 
-def discard_partial(folder: Path) -> None:
-    """Delete what killed writers have left in a folder."""
+def discard_partial(folder: Path, *, before: float = math.inf) -> None:
+    """Delete what killed writers have left in a folder; beside living ones, what was last written ``before`` a time."""
     for path in folder.glob(f".*{_PARTIAL}*"):
-        _delete(path)
+        if path.lstat().st_mtime < before:
+            _delete(path)
 
 
 def copy_file(source: Path, target: Path) -> None:

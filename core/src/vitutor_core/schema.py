@@ -92,6 +92,12 @@ class DataConfig(Config):
         "resident",
         help="Where images are kept; resident: uint8 on the device, augmented in batch; streamed: decoded in workers",
     )
+    decoded_gb: float = runtime(
+        10.0,
+        help="Decoded images that the user's cache may hold for later runs, in GB, of the resident loader; 0: none",
+        ge=0,
+        le=1e6,
+    )
 
     @model_validator(mode="after")
     def _excludes(self) -> Self:

@@ -138,7 +138,7 @@ def _batches(
                 load_eval(
                     split,
                     chosen[start : start + size],
-                    DataConfig(source=source, image_size=card.image_size),
+                    DataConfig(source=source, image_size=card.image_size, decoded_gb=0),
                     device=cpu,
                 )
             )

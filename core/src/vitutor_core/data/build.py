@@ -90,14 +90,21 @@ def build_data(
     normalise = Normalise(info.mean, info.std, device)
     own = np.arange(rank, info.num_eval, world_size)
     train: TrainLoader
-    contents = ""
+    contents = ("", "")
     is_resident = config.data.loader == "resident"
     augment = Augment(config.data, config.augment, source.mean, device, crops=is_resident)
     if is_resident:
-        cropped = config.augment.crop_scale is not None
-        images = load_train(source.train, indices, config.data, cropped=cropped, device=device, progress=progress)
+        contents = (source.train.contents(indices), source.evaluation.contents(np.arange(info.num_eval)))
+        images = load_train(
+            source.train,
+            indices,
+            config.data,
+            cropped=config.augment.crop_scale is not None,
+            device=device,
+            contents=contents[0],
+            progress=progress,
+        )
         train = ResidentTrainLoader(images, sampler, augment, finish)
-        contents = source.train.contents(indices) + source.evaluation.contents(np.arange(info.num_eval))
     else:
         train = StreamedTrainLoader(
             source.train,
@@ -111,9 +118,16 @@ def build_data(
             in_workers=device.type == "cpu",
         )
     evaluation = eval_loader(
-        source.evaluation, own, config.data, config.runtime, normalise=normalise, device=device, progress=progress
+        source.evaluation,
+        own,
+        config.data,
+        config.runtime,
+        normalise=normalise,
+        device=device,
+        contents=contents[1],
+        progress=progress,
     )
-    return Data(info, train, evaluation, contents)
+    return Data(info, train, evaluation, "".join(contents))
 
 
 def eval_loader(
@@ -124,12 +138,13 @@ def eval_loader(
     *,
     normalise: Normalise,
     device: torch.device,
+    contents: str | None = None,
     progress: Progress | None = None,
 ) -> EvalLoader:
-    """Make the loader of the images ``indices`` of ``split`` as they are evaluated."""
+    """Make the loader of the images ``indices`` of ``split`` as they are evaluated; ``contents``: see `load_train`."""
     if config.loader == "streamed":
         return StreamedEvalLoader(split, indices, config, normalise=normalise, runtime=runtime, device=device)
-    images = load_eval(split, indices, config, device=device, progress=progress)
+    images = load_eval(split, indices, config, device=device, contents=contents, progress=progress)
     labels = torch.from_numpy(split.labels[indices]).to(device)
     return ResidentEvalLoader(images, labels, runtime.eval_batch_size, normalise)
 

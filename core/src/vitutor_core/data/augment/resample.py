@@ -51,7 +51,7 @@ class EvalGeometry(Protocol):
     def interpolation(self) -> Interpolation: ...
 
 
-def eval_fit(config: EvalGeometry) -> Callable[[Image.Image], Image.Image]:
+def eval_fit(config: EvalGeometry) -> partial[Image.Image]:
     """Return the geometry of evaluation: resize to ``image_size / crop_ratio``, then cut the centre out."""
     side = config.image_size
     return partial(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from vitutor_core.data.augment.mixing import Finish, Normalise
 from vitutor_core.data.augment.pipeline import Augment
 from vitutor_core.data.augment.resample import eval_fit, resize_and_crop
+from vitutor_core.data.loaders.decoded import kept
 from vitutor_core.data.sampler import KeyedSampler, join
 from vitutor_core.data.transfer import to_device
 from vitutor_core.data.types import Batch, Split, never
@@ -89,26 +92,28 @@ def load_train(
     *,
     cropped: bool,
     device: torch.device,
+    contents: str | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Decode the training subset ``indices`` of ``split`` to (N, 3, S, S) uint8 on ``device``.
 
     S is ``image_size`` (shorter side resized, centre cropped). Where random resized crops follow (``cropped``), images
     that share one square size keep it; others are brought to ``image_size / 0.875``, so that crops have detail to cut.
+    ``contents`` is that of the split, where it is known.
     """
+    to_pixels = partial(
+        decode, split, indices, gigabytes=config.decoded_gb, device=device, contents=contents, progress=progress
+    )
     side = config.image_size
     if cropped:
         native = split.read(int(indices[0])).size
         if native[0] == native[1]:
             try:
-                return decode(
-                    split, indices, native[0], partial(_unchanged, size=native), device=device, progress=progress
-                )
+                return to_pixels(native[0], partial(_unchanged, size=native))
             except _OtherSizeError:
                 pass
         side = round(config.image_size / 0.875)
-    fit = partial(resize_and_crop, shorter_side=side, crop=side, interpolation=config.interpolation)
-    return decode(split, indices, side, fit, device=device, progress=progress)
+    return to_pixels(side, partial(resize_and_crop, shorter_side=side, crop=side, interpolation=config.interpolation))
 
 
 def load_eval(
@@ -117,10 +122,20 @@ def load_eval(
     config: DataConfig,
     *,
     device: torch.device,
+    contents: str | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Decode the evaluation images ``indices`` of ``split`` to (M, 3, image_size, image_size) uint8 on ``device``."""
-    return decode(split, indices, config.image_size, eval_fit(config), device=device, progress=progress)
+    return decode(
+        split,
+        indices,
+        config.image_size,
+        eval_fit(config),
+        gigabytes=config.decoded_gb,
+        device=device,
+        contents=contents,
+        progress=progress,
+    )
 
 
 class _OtherSizeError(Exception):
@@ -137,32 +152,46 @@ def decode(
     split: Split,
     indices: NDArray[np.int64],
     side: int,
-    prepare: Callable[[Image.Image], Image.Image],
+    prepare: partial[Image.Image],
     *,
+    gigabytes: float,
     device: torch.device,
+    contents: str | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Decode the images ``indices`` in threads; ``prepare`` brings each to ``side`` x ``side`` pixels.
 
+    Pixels are kept for later runs where ``gigabytes`` allow it, see `decoded.kept`; ``contents`` is
+    ``split.contents(indices)``, or covers more images.
     ``progress`` is called with the number of images that are done and with that of all.
     Returns (N, 3, side, side) uint8 on ``device``. Raises ResourceError if the images do not fit into memory.
     """
     total = len(indices)
+    shape = (total, 3, side, side)
 
-    def fill(start: int) -> int:
-        stop = min(start + _CHUNK, total)
-        for position in range(start, stop):
-            image = prepare(split.read(int(indices[position])))
-            pixels[position] = np.asarray(image).transpose(2, 0, 1)
-        return stop
+    def decoded() -> NDArray[np.uint8]:
+        pixels = np.empty(shape, dtype=np.uint8)
 
-    try:
-        pixels = np.empty((total, 3, side, side), dtype=np.uint8)
+        def fill(start: int) -> int:
+            stop = min(start + _CHUNK, total)
+            for position in range(start, stop):
+                image = prepare(split.read(int(indices[position])))
+                pixels[position] = np.asarray(image).transpose(2, 0, 1)
+            return stop
+
         with ThreadPoolExecutor() as pool:
             for done in pool.map(fill, range(0, total, _CHUNK)):
                 if progress is not None:
                     progress(done, total)
-        return torch.from_numpy(pixels).to(device)
+        return pixels
+
+    def facts() -> list[Any]:
+        chosen = hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
+        files = split.contents(indices) if contents is None else contents
+        return [split.content_hash, files, chosen, prepare.func.__name__, prepare.keywords]
+
+    try:
+        return torch.from_numpy(kept(facts, shape, gigabytes, decoded)).to(device)
     except (MemoryError, torch.OutOfMemoryError):
         raise ResourceError(
             f"data.loader: {total} images of {side} x {side} pixels ({total * 3 * side**2 / 2**30:.1f} GiB) do not fit "

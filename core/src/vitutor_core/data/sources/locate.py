@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vitutor_core.errors import DataError
+from vitutor_core.errors import DataError, ResourceError
 
 
 def data_root() -> Path:
     """Return the folder of all data sets: ``$VITUTOR_DATA_ROOT``, else ``data`` in the current folder."""
     return Path(os.environ.get("VITUTOR_DATA_ROOT") or "data").expanduser().absolute()
+
+
+def user_cache() -> Path:
+    """Return the folder of what is kept between runs: ``$VITUTOR_CACHE``, else ``vitutor`` in the user's cache.
+
+    Raises `ResourceError` for a user without a home.
+    """
+    own = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vitutor"
+    try:
+        return Path(os.environ.get("VITUTOR_CACHE") or own).expanduser().absolute()
+    except RuntimeError:
+        raise ResourceError("there is no home folder for a cache; let VITUTOR_CACHE name a folder") from None
 
 
 def locate(path: str) -> Path:

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vitutor_core.data.sources.locate import user_cache
 from vitutor_core.errors import DataError, ResourceError
 from vitutor_core.files import file_sha256
 
@@ -64,9 +65,8 @@ def mapped(shards: Sequence[Path], image: str, label: str, kind: Any) -> Path:
 
 def _cache_of(shards: Path) -> Path:
     beside = shards / ".arrow"
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vitutor"
-    own = beside if os.access(beside if beside.exists() else shards, os.W_OK) else user
-    return Path(os.environ.get("VITUTOR_CACHE") or own).expanduser().absolute()
+    is_chosen = bool(os.environ.get("VITUTOR_CACHE"))
+    return beside if not is_chosen and os.access(beside if beside.exists() else shards, os.W_OK) else user_cache()
 
 
 def _is_whole(path: Path) -> bool:
