@@ -14,7 +14,11 @@ def report(name: str, figures: dict[str, Any]) -> None:
     """Print the figures with their provenance, and write them where --out says."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path)
-    out = parser.parse_args().out
+    write(name, figures, parser.parse_args().out)
+
+
+def write(name: str, figures: dict[str, Any], out: Path | None) -> None:
+    """Print the figures with their provenance, and write them to ``out``."""
     result = {"benchmark": name, **figures, **provenance()}
     text = json.dumps(result, indent=1)
     print(text)

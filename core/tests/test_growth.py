@@ -1,0 +1,34 @@
+"""The benchmark of growth counts what it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks import growth
+
+
+def test_the_slope_is_that_of_the_last_two_points():
+    assert growth.slope((1, 10, 100), [5.0, 7.0, 700.0]) == pytest.approx(2)
+    assert growth.slope((2, 4), [3.0, 3.0]) == 0
+
+
+def test_a_point_measures_every_column_of_its_axis():
+    found = growth.apart(growth.of_classes, (3,))[0]
+    assert set(growth.AXES[2].most) <= found.keys()
+    assert all(found[name] > 0 for name in growth.AXES[2].most)
+
+
+def test_memory_is_the_largest_that_a_process_had_beyond_its_start():
+    def take(mebibytes):
+        np.ones(mebibytes * 2**20, np.uint8).sum()
+        return {}
+
+    few, many = (found[growth.MEMORY] for found in growth.apart(take, (20, 60)))
+    assert few == pytest.approx(20, abs=4)
+    assert many == pytest.approx(60, abs=4)
+
+
+def test_processes_have_a_batch_each():
+    found = growth.of_processes(2)
+    assert found.keys() == growth.AXES[4].most.keys()
