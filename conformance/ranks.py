@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from conformance import forked
 from vitutor_core.data.build import build_data
 from vitutor_core.distributed import Processes
 from vitutor_core.train import optim
@@ -39,7 +39,7 @@ class Found:
 
 def gradients(method: str, config: Any, folder: Path) -> Found:
     """Make two updates of the second epoch, as the loop makes them, and return the gradients of the second."""
-    mp.spawn(_rank, args=(method, config, str(folder)), nprocs=2)
+    forked.together(_rank, method, config, str(folder))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,7 +25,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from conformance import ranks, steps
+from conformance import forked, ranks, steps
 from conformance.cost import cpu_seconds
 from conformance.recipes import RecipeConformance
 from vitutor_core.bench.driven import Driven
@@ -90,14 +89,18 @@ class MethodConformance(RecipeConformance):
         return config
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-c", f"from {self.package}.cli import main; main()", *arguments]
+        return [sys.executable, "-c", self.code, *arguments]
 
-    def train_command(self, out: Path, teachers: Path, *settings: str) -> list[str]:
+    @property
+    def code(self) -> str:
+        return f"from {self.package}.cli import main; main()"
+
+    def train_arguments(self, out: Path, teachers: Path, *settings: str) -> list[str]:
         named = [(path, teacher.recipe) for path, teacher in teachers_of(self.config()) if teacher.recipe is not None]
         given = [setting(f"{path}.weights", str(teachers / recipe)) for path, recipe in named]
         options = [option for setting in (*self.micro, *settings, *given) for option in ("--set", setting)]
         row = [] if self.row is None else ["--row", self.row]
-        return self.command("train", *row, *options, "--out", str(out))
+        return ["train", *row, *options, "--out", str(out)]
 
     @classmethod
     def run(cls, out: Path, teachers: Path, *settings: str) -> dict[str, Any]:
@@ -192,16 +195,13 @@ class MethodConformance(RecipeConformance):
 
     @pytest.mark.slow
     def test_kill_9_then_the_same_command(self, tmp_path: Path, teachers: Path, finished: Path) -> None:
-        command = self.train_command(tmp_path / "run", teachers)
-        python, option, code, *arguments = command
+        arguments = self.train_arguments(tmp_path / "run", teachers)
         kill = KILLED.format(step=json.loads((finished / "metrics.json").read_text())["updates"] // 2)
-        killed = subprocess.run(
-            [python, option, kill + code, *arguments], start_new_session=True, capture_output=True, check=False
-        )
+        killed = forked.run(kill + self.code, *arguments)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         assert list((tmp_path / "run" / "checkpoints").iterdir())
         assert not (tmp_path / "run" / "metrics.json").exists()
-        subprocess.run(command, check=True, capture_output=True)
+        forked.run(self.code, *arguments, check=True)
         assert_equal_weights(finished, tmp_path / "run")
 
     @pytest.mark.slow
@@ -209,11 +209,10 @@ class MethodConformance(RecipeConformance):
     def test_sigterm_saves_and_exits_143(self, tmp_path: Path, teachers: Path, finished: Path, workers: int) -> None:
         loader = "resident" if workers == 0 else "streamed"
         settings = (f"data.loader={loader}", f"runtime.workers={workers}", "train.epochs=1000")
-        command = self.train_command(tmp_path / "run", teachers, *settings)
-        with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+        with forked.Forked(self.code, *self.train_arguments(tmp_path / "run", teachers, *settings)) as process:
             wait_for(tmp_path / "run" / "checkpoints", process)
             os.killpg(process.pid, signal.SIGTERM)
-            _, errors = process.communicate(timeout=300)
+            _, errors = process.communicate()
         assert process.returncode == 143, errors
         assert "Traceback" not in errors
         (stopped,) = re.findall(r"error: stopped (at step|after epoch) (\d+); run it again", errors)
@@ -332,7 +331,7 @@ class MethodConformance(RecipeConformance):
 
     @pytest.mark.slow
     def test_evaluate_in_a_fresh_process_finds_the_model(self, finished: Path) -> None:
-        done = subprocess.run(self.command("evaluate", str(finished)), capture_output=True, text=True, check=True)
+        done = forked.run(self.code, "evaluate", finished, check=True)
         found, trained = json.loads(done.stdout), json.loads((finished / "metrics.json").read_text())["metrics"]
         assert found.get("top1") == trained.get("top1")
         assert found["parameters"] > 0
@@ -351,7 +350,7 @@ def assert_equal_weights(one: Path, other: Path) -> None:
     assert not different
 
 
-def wait_for(path: Path, process: subprocess.Popen[Any], *, seconds: float = 300) -> None:
+def wait_for(path: Path, process: forked.Forked, *, seconds: float = 300) -> None:
     """Wait until ``path`` is there and, if a folder, not empty."""
     deadline = time.monotonic() + seconds
     while not path.exists() or (path.is_dir() and not [p for p in path.iterdir() if ".tmp" not in p.name]):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import nbformat
@@ -14,14 +17,18 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "docs" / "notebooks").glob("*.ipynb"))
 
 
-def execute(path: Path, folder: Path) -> Any:
+def execute(path: Path, folder: Path, *programs: Path, changes: Mapping[str, str] = MappingProxyType({})) -> Any:
     """Run a notebook with ``folder`` as its working directory and return it with its outputs.
 
-    What goes to stderr is left out: progress, and remarks on this machine. Raises nbclient's ``CellExecutionError``.
+    Its commands are found in the folders ``programs``, then in the environment that this runs in; ``changes`` are
+    replaced in its cells. What goes to stderr is left out: progress, and remarks on this machine. Raises nbclient's
+    ``CellExecutionError``.
     """
     book = nbformat.read(path, as_version=4)
-    # The commands of the environment that this runs in, also where it is not activated.
-    environment = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    for cell, (old, new) in itertools.product(book.cells, changes.items()):
+        cell.source = cell.source.replace(old, new)
+    folders = [*map(str, programs), str(Path(sys.executable).parent)]  # also where it is not activated
+    environment = os.environ | {"PATH": os.pathsep.join([*folders, os.environ["PATH"]])}
     client = NotebookClient(book, timeout=900, coalesce_streams=True, resources={"metadata": {"path": str(folder)}})
     client.execute(env=environment)
     for cell in book.cells:

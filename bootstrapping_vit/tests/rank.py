@@ -1,4 +1,4 @@
-"""One of two gloo processes that make an aligned update together: python rank.py RANK FOLDER."""
+"""One of two gloo processes that make an aligned update together. Arguments: rank, folder."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from conformance import forked
 from vitutor_core.train.method import Clock
 
 pytestmark = pytest.mark.slow
@@ -24,9 +23,9 @@ def ranks(pair, batch, config, tmp_path):
     (tmp_path / "config.json").write_text(config(*settings).model_dump_json())
     save_file(method.state_dict(), tmp_path / "weights.safetensors")
     save_file({"images": batch.images, "targets": batch.targets}, tmp_path / "batch.safetensors")
-    script = Path(__file__).with_name("rank.py")
-    running = [subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    code = Path(__file__).with_name("rank.py").read_text()
+    with forked.Forked(code, 0, tmp_path) as first, forked.Forked(code, 1, tmp_path) as second:
+        assert [process.communicate()[1] for process in (first, second) if process.wait()] == []
     modes = ("evaluation", "training")
     found = {mode: [load_file(tmp_path / f"{mode}-{rank}.safetensors") for rank in range(2)] for mode in modes}
     return method, found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,3 @@ def main(rank: str, port: str, folder: str, how: str, moment: str) -> None:
     elif rank == "1":
         session.build_data = lambda *_, **__: fail(how)
     exit_after(lambda: run(Path(folder)))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from conformance import forked
 from core.tests.detection_samples import few_scenes
 from vitutor_core.data.augment.mixing import Normalise
 from vitutor_core.data.detection.annotated import AnnotatedSource, AnnotatedSplit, Category, encode
@@ -215,7 +215,7 @@ def test_two_processes_measure_what_one_does(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_rank, (port, str(tmp_path)), nprocs=2)
+    forked.together(_rank, port, str(tmp_path))
     loader = loader_of(few_scenes(evaluation=7), 96)
     alone = average_precision(stand_in(loader), loader)
     for rank in (0, 1):

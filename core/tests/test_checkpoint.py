@@ -5,12 +5,11 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 
+from conformance import forked
 from vitutor_core import files
 from vitutor_core.errors import CheckpointError, ResourceError
 from vitutor_core.train import checkpoint
@@ -136,7 +135,7 @@ save(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["start", "middle", "before manifest", "before rename"])
 def test_kill_during_a_write_leaves_the_last_good_one(tmp_path, moment):
-    done = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(tmp_path), moment], check=False)
+    done = forked.run(KILLED_WRITER, tmp_path, moment)
     assert done.returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.glob(".step-00000002*")]
     assert checkpoint.latest(tmp_path).step == 1

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 from unittest import mock
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conformance import forked
 from core.tests.detection_samples import few_scenes, tiny_config, write_few
 from vitutor_core.cli.main import vitutor
 from vitutor_core.data.build import build_data
@@ -191,7 +190,7 @@ def test_without_the_optional_package_one_line_says_what_to_install():
         "from vitutor_core.errors import ConfigError\n"
         "try: masks_module()\nexcept ConfigError as error: print(error)"
     )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    printed = forked.run(code, check=True).stdout
     assert printed == "detection needs faster-coco-eval; pip install 'vitutor-core[detect]'\n"
 
 

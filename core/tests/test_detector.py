@@ -7,10 +7,10 @@ from unittest import mock
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torchvision.models.detection.image_list import ImageList
 
+from conformance import forked
 from conformance.suite import Crash
 from core.tests.detection_samples import few_scenes, run, tiny_config
 from core.tests.train_samples import before_update, crash, curves, same, weights
@@ -159,7 +159,7 @@ def test_two_processes_train_one_detector(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_rank, (port, tmp_path), nprocs=2)
+    forked.together(_rank, port, tmp_path)
     record = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert record["processes"] == 2
     assert record["metrics"]["images"] == 6

@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -14,10 +12,10 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from timm.layers import BatchNormAct2d
 
+from conformance import forked
 from conformance.suite import assert_equal_weights
 from core.tests.train_samples import (
     PLAIN_SGD,
@@ -97,7 +95,7 @@ def two(tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_rank, args=(str(folder), port), nprocs=2)
+    forked.together(_rank, str(folder), port)
     return folder
 
 
@@ -172,7 +170,7 @@ def _collect(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_put_together_what_they_have(tmp_path):
-    mp.spawn(_collect, args=(str(tmp_path),), nprocs=2)
+    forked.together(_collect, str(tmp_path))
 
 
 def test_batch_norm_is_synchronised_on_gpus_with_its_activation_and_its_names(monkeypatch):
@@ -222,14 +220,10 @@ def test_the_other_process_points_to_the_one_that_failed(tmp_path, how, moment, 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "core.tests.rank"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    program = "import sys; from core.tests.rank import main; main(*sys.argv[1:])"
     with contextlib.ExitStack() as stack:
         first, second = (
-            stack.enter_context(
-                subprocess.Popen([*command, rank, str(port), str(tmp_path / "run"), how, moment], **pipes)
-            )
-            for rank in "01"
+            stack.enter_context(forked.Forked(program, rank, port, tmp_path / "run", how, moment)) for rank in "01"
         )
         _, own = second.communicate(timeout=120)
         _, errors = first.communicate(timeout=120)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from conformance import forked
 from vitutor_core.errors import ConfigError, DataError, NonFiniteError
 from vitutor_core.evaluate.accuracy import evaluate, measure
 from vitutor_core.evaluate.complexity import complexity, throughput
@@ -162,7 +162,7 @@ def evaluate_share(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_two_processes_count_every_image_once(tmp_path: Path) -> None:
     """Exactly equal, because float64 holds the sum of so few float32 values without rounding."""
-    mp.spawn(evaluate_share, args=(str(tmp_path),), nprocs=2)
+    forked.together(evaluate_share, str(tmp_path))
     metrics = evaluate_logits(*made_up_logits(61))
     assert metrics["images"] == 61
     for rank in (0, 1):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file
 
+from conformance import forked
 from conformance.records import made_up_card
 from core.tests.photo_samples import CLASSES
 from core.tests.train_samples import same, weights
@@ -49,16 +48,8 @@ print(100 * right / len(paths), model.head.in_features)
 def by_plain_timm(folder, photos, tmp_path):
     """Return accuracy and logits of the evaluation photos, by timm in a process that cannot import ViTutor."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PLAIN_TIMM, folder, photos / "val", tmp_path / "logits.safetensors"],
-        env=environment | {"HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    arguments = (folder, photos / "val", tmp_path / "logits.safetensors")
+    done = forked.run(PLAIN_TIMM, *arguments, env=environment, cwd=tmp_path, check=True)
     return float(done.stdout.split()[0]), load_file(tmp_path / "logits.safetensors")["logits"]
 
 

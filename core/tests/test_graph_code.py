@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
+from conformance import forked
 from vitutor_core.graph.code import MEASURING, closure, code_fingerprint, module_fingerprint
 from vitutor_core.graph.stages import _modules, train_code
 from vitutor_core.paper import installed_paper, installed_papers
@@ -139,9 +138,7 @@ SHORT = "train.epochs=1;optim.warmup_epochs=0;data.fraction=1.0;data.per_class=9
 @pytest.mark.slow
 @pytest.mark.parametrize(("package", "row"), [(name, row) for name, rows in ROWS.items() for row in rows])
 def test_no_code_that_runs_escapes_the_closure(tmp_path, package, row):
-    command = [sys.executable, "-c", RUN, package, row, SHORT, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = forked.run(RUN, package, row, SHORT, tmp_path, check=True)
     paper = installed_papers()[package]
     own = [reference.partition(":")[0] for reference in (paper.method, paper.config)]
     trained, evaluated = json.loads(done.stdout.splitlines()[-1])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from conformance import forked
 from core.tests.toy_paper import environment, write_toy_paper
 
 RESULTS = """
@@ -39,7 +40,8 @@ class Place:
     """A folder with a graph of its own, in which the toy paper is installed."""
 
     def __init__(self, folder):
-        toy, tools = write_toy_paper(folder / "toy"), folder / "bin"
+        toy = write_toy_paper(folder / "toy")
+        tools = forked.commands(folder / "bin", {"toypaper": "toypaper.cli", "vitutor": "vitutor_core.cli.main"})
         (toy / "toypaper" / "paper_results.yaml").write_text(RESULTS)
         (toy / "toypaper-0.1.dist-info").mkdir()
         (toy / "toypaper-0.1.dist-info" / "METADATA").write_text(
@@ -47,11 +49,6 @@ class Place:
         )
         entry = "[vitutor.papers]\ntoypaper = toypaper.cli:PAPER\n"
         (toy / "toypaper-0.1.dist-info" / "entry_points.txt").write_text(entry)
-        tools.mkdir()
-        (tools / "toypaper").write_text(
-            f"#!{sys.executable}\nfrom toypaper.cli import main\nif __name__ == '__main__':\n    main()\n"
-        )
-        (tools / "toypaper").chmod(0o755)
         self.recipe = toy / "toypaper" / "recipes" / "digits.yaml"
         self.folder = folder / "graph"
         self.folder.mkdir()

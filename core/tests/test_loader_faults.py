@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from conformance import forked
 from core.tests.loader_samples import LOADERS, assert_same, builder, config, fake_source
 from core.tests.photo_samples import write_photos
 from vitutor_core.data import build
@@ -261,8 +262,7 @@ exit_after(lambda: run(Path(sys.argv[1]), *settings) and 0)
 @pytest.mark.parametrize("free", [0, 6, 12])
 def test_few_file_descriptors_are_one_line(tmp_path, free):
     """Whether they run out for the pool, one of its workers, or the second pool."""
-    command = [sys.executable, "-c", FEW, str(tmp_path / "run"), str(free)]
-    done = subprocess.run(command, capture_output=True, check=False, text=True, timeout=60)
+    done = forked.run(FEW, tmp_path / "run", free)
     assert done.returncode == 6
     assert done.stderr.splitlines()[-1] == (
         "error: too many open files; raise the limit (ulimit -n 1024), or lower runtime.workers"

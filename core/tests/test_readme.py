@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from conformance import forked
 from core.tests.photo_samples import write_photos
 from vitutor_core.data.sources.open import open_source
 from vitutor_core.own import HOLDOUT
@@ -54,6 +55,7 @@ def test_four_commands_lead_from_photos_to_a_model_that_timm_loads(
     for number, path in enumerate(sorted(photos.glob("val/*/*.jpg"))[:3]):
         path.rename(new / f"{number}.jpg")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PATH", str(forked.commands(tmp_path / "bin", {"drloc": "drloc.cli"})), prepend=os.pathsep)
     done = subprocess.run(["bash", "-ec", written], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "images    8 to train on, 4 to evaluate on, held out" in done.stderr
@@ -65,13 +67,7 @@ def test_four_commands_lead_from_photos_to_a_model_that_timm_loads(
     source = open_source(DataConfig(source=f"folder:{tmp_path / 'my_images'}", image_size=32, holdout=HOLDOUT))
     held_out = [source.evaluation.where(index) for index in range(4)]
     predicted = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
-    seen = subprocess.run(
-        [sys.executable, "-c", PLAIN_TIMM, *held_out, *sorted(map(str, new.iterdir()))],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    seen = forked.run(PLAIN_TIMM, *held_out, *sorted(new.iterdir()), cwd=tmp_path, check=True)
     found = json.loads(seen.stdout)
     right = sum(Path(path).parent.name == name for path, (name, _) in zip(held_out, found[:4], strict=True))
     assert 100 * right / 4 == record["metrics"]["top1"]

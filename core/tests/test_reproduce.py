@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from conformance import forked
 from conformance.suite import assert_equal_weights
 from core.tests.toy_paper import COMMAND, environment, write_toy_paper
 from vitutor_core.config import fingerprinted
@@ -19,7 +21,7 @@ from vitutor_core.files import write_json
 from vitutor_core.graph.planned import place_in_plan
 from vitutor_core.jobs import reproduce
 from vitutor_core.jobs.reproduce import Folders, Row, reproduce_row
-from vitutor_core.paper import Paper
+from vitutor_core.paper import Paper, load
 from vitutor_core.recipe import resolve
 from vitutor_core.schema import RunConfig, TeacherConfig
 from vitutor_core.train.progress import RunProgress
@@ -130,37 +132,56 @@ def test_a_seed_that_was_finished_when_its_row_was_interrupted_stays(toy, tmp_pa
     assert not files_below(tmp_path / "work")
 
 
-@pytest.mark.slow
-def test_only_what_changed_is_trained_again(toy, tmp_path):
+@pytest.fixture
+def reproduced(monkeypatch, capsys, toy, tmp_path):
+    """Reproduce a row in this process, the jobs as well, and return what it prints."""
+    monkeypatch.syspath_prepend(toy)
+    monkeypatch.chdir(tmp_path)
+
+    def run_jobs(jobs, *_, done, **__):
+        for job in jobs:
+            load(job.target)(**job.arguments)
+            done(job)
+
+    def run(row, *settings, seeds):
+        reproduce_row(Row(PAPER, row, "digits", None, settings), seeds, Folders(Path("results"), Path("work")))
+        return capsys.readouterr().out.splitlines()
+
+    monkeypatch.setattr(reproduce, "run_jobs", run_jobs)
+    yield run
+    for name in ("toypaper", "toypaper.cli"):
+        sys.modules.pop(name, None)
+
+
+def test_only_what_changed_is_trained_again(reproduced, tmp_path):
     folder = tmp_path / "results" / "runs" / "toypaper" / "plain"
 
     def times():
         return {run.name: (run / "metrics.json").stat().st_mtime_ns for run in folder.iterdir()}
 
-    finish(start(toy, "plain", tmp_path, seeds="0"))
+    reproduced("plain", seeds=(0,))
     first = times()
-    output, _ = finish(start(toy, "plain", tmp_path, seeds="0,1"))
+    output = reproduced("plain", seeds=(0, 1))
     assert output[0] == "plain, seed 0: already in results/runs/toypaper/plain/seed-0"
     assert times()["seed-0"] == first["seed-0"]
     assert times().keys() == {"seed-0", "seed-1"}
-    output, _ = finish(start(toy, "plain", tmp_path, "optim.lr=0.02", seeds="0"))
+    output = reproduced("plain", "optim.lr=0.02", seeds=(0,))
     assert output[0] == "plain, seed 0: trained again, since optim.lr: 0.01 -> 0.02"
     assert times()["seed-0"] > first["seed-0"]
     inputs = json.loads((folder / "seed-1" / "inputs.json").read_text())
     (folder / "seed-1" / "inputs.json").write_text(json.dumps(inputs | {"code": "other"}))
-    output, _ = finish(start(toy, "plain", tmp_path, seeds="1"))
+    output = reproduced("plain", seeds=(1,))
     assert output[0] == f"plain, seed 1: trained again, since code: 'other' -> '{inputs['code']}'"
 
 
 @pytest.mark.slow
-def test_a_row_is_evaluated_from_its_weights_into_records(toy, tmp_path):
-    finish(start(toy, "plain", tmp_path))
-    command = [*COMMAND, "evaluate", "results/runs/toypaper/plain", "--out", "records"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(toy), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    several = subprocess.run(
-        command[:-2], cwd=tmp_path, env=environment(toy), capture_output=True, text=True, check=False
+def test_a_row_is_evaluated_from_its_weights_into_records(toy, reproduced, tmp_path):
+    reproduced("plain", seeds=(0, 1))
+    evaluate = partial(
+        forked.run, COMMAND[-1], "evaluate", "results/runs/toypaper/plain", cwd=tmp_path, env=environment(toy)
     )
+    evaluate("--out", "records", check=True)
+    several = evaluate()
     assert (several.returncode, "holds several runs; name one" in several.stderr) == (2, True)
     for seed in range(2):
         trained, evaluated = (
@@ -186,7 +207,8 @@ def test_two_processes_train_a_run(toy, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_failing_seed_ends_the_row_with_its_code(toy, tmp_path, processes):
-    _, errors = finish(start(toy, "diverging", tmp_path, more=("--processes", processes)), 5)
+    seeds = {"1": "0,1", "2": "0"}[processes]
+    _, errors = finish(start(toy, "diverging", tmp_path, seeds=seeds, more=("--processes", processes)), 5)
     assert any(line.startswith("error: diverging, seed ") and "became NaN or infinite" in line for line in errors)
     assert errors[-1] == "error: a run failed; its message is above"
     assert not list(tmp_path.rglob("seed-*/metrics.json"))

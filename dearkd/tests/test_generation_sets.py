@@ -7,14 +7,13 @@ import itertools
 import json
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from conformance import forked
 from conformance.records import made_up_card
 from dearkd.cli import PAPER, cli
 from dearkd.generation import generate
@@ -121,11 +120,11 @@ def test_kill_9_then_the_same_command(teacher, tmp_path, capsys, monkeypatch):
         return ["generate", "plain", *settings, "--set", f"teacher.weights={teacher}", *paths, *more]
 
     code, one_by_one = "from dearkd.cli import main; main()", arguments(tmp_path / "killed", "--jobs", "1")
-    killed = subprocess.run([sys.executable, "-c", KILLED + code, *one_by_one], capture_output=True, check=False)
+    killed = forked.run(KILLED + code, *one_by_one)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(list((tmp_path / "killed" / "work").rglob("batches/*.json"))) == 1
     assert not (tmp_path / "killed" / "out").exists()
-    subprocess.run([sys.executable, "-c", code, *one_by_one], check=True, capture_output=True)
+    forked.run(code, *one_by_one, check=True)
     # Side by side, in processes of their own: the same bytes.
     whole = arguments(tmp_path / "whole", "--jobs", "2")
     cli.main(whole, standalone_mode=False)

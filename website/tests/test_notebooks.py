@@ -6,14 +6,20 @@ import json
 
 import pytest
 
+from conformance import forked
 from website.notebooks import NOTEBOOKS, execute
+
+SHORTER = {"--scale own": "--scale own --set train.epochs=20"}
+"""The 300 epochs that it takes by itself are those of README's commands, which have a test of their own."""
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Jupyter's own
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_as_it_stands(path, tmp_path):
-    book = execute(path, tmp_path)
+    modules = {"vitutor": "vitutor_core.cli.main", "drloc": "drloc.cli", "dearkd": "dearkd.cli"}
+    (tmp_path / "notebook").mkdir()
+    book = execute(path, tmp_path / "notebook", forked.commands(tmp_path / "bin", modules), changes=SHORTER)
     kept = json.loads(path.read_text())
     for cell, before in zip(book.cells, kept["cells"], strict=True):
         kinds = [[output["output_type"] for output in each.get("outputs", [])] for each in (cell, before)]

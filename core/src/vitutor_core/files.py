@@ -9,9 +9,9 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -109,10 +109,10 @@ def discard(path: Path) -> None:
         _delete(_old(path))
 
 
-def discard_partial(folder: Path, *, older_than: float | None = None) -> None:
-    """Delete what killed writers have left in a folder; with living ones, what is ``older_than`` so many seconds."""
+def discard_partial(folder: Path, *, before: float = math.inf) -> None:
+    """Delete what killed writers have left in a folder; beside living ones, what was last written ``before`` a time."""
     for path in folder.glob(f".*{_PARTIAL}*"):
-        if older_than is None or time.time() - path.stat().st_mtime > older_than:
+        if path.lstat().st_mtime < before:
             _delete(path)
 
 

@@ -49,10 +49,8 @@ def analyse_models(
     loaded = [load_any(path) if path.exists() else load_named(path) for path in models]
     networks = [(label, model.to(chosen)) for label, (model, _) in zip(labels_of(models), loaded, strict=True)]
     cards = [card for _, card in loaded]
-    shuffle = not quirks.released
-    data = _batches(
-        _images(models, source, cards[0].image_size), cards, images=images, batch=batch, seed=seed, shuffle=shuffle
-    )
+    split = _evaluation(models, source, cards[0].image_size)
+    data = _batches(split, cards, images=images, batch=batch, seed=seed, shuffle=not quirks.released)
     found = analyse(networks, (tuple(part.to(chosen) for part in parts) for parts in data), quirks)
     return write_analysis(out, found, draw_analysis(found, out))
 
@@ -97,7 +95,7 @@ def data_of(paths: Sequence[Path]) -> DataConfig:
     raise ConfigError(f"{paths[0]}: no metrics.json says which images it knows; give --source")
 
 
-def _images(models: Sequence[Path], source: str | None, side: int) -> Split:
+def _evaluation(models: Sequence[Path], source: str | None, side: int) -> Split:
     """Return the evaluation images of ``source``, or those of the first run, of whose classes alone they are."""
     config = data_of(models) if source is None else DataConfig(source=source, image_size=side)
     return open_source(config.model_copy(update={"train_from": None})).evaluation

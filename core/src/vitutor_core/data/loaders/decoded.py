@@ -92,7 +92,6 @@ def _write(key: bytes, pixels: NDArray[np.uint8], limit: float) -> None:
     path = _path(key)
     size = pixels.nbytes + _DIGEST
     path.parent.mkdir(parents=True, exist_ok=True)
-    discard_partial(path.parent, older_than=_SECONDS_TO_WRITE)
     others = sorted(path.parent.glob("*.pixels"), key=lambda file: file.stat().st_mtime)
     held = sum(file.stat().st_size for file in others)
     for file in others:
@@ -105,6 +104,7 @@ def _write(key: bytes, pixels: NDArray[np.uint8], limit: float) -> None:
     with atomic(path, shared=True) as partial, partial.open("wb") as whole:
         whole.write(pixels.data)
         whole.write(_digest(key, pixels))
+    discard_partial(path.parent, before=path.stat().st_mtime - _SECONDS_TO_WRITE)
 
 
 def _digest(key: bytes, pixels: NDArray[np.uint8]) -> bytes:
