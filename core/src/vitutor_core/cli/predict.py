@@ -12,7 +12,6 @@ from vitutor_core.cli import options
 from vitutor_core.errors import DataError, ResourceError
 from vitutor_core.jobs.models import predict_files
 from vitutor_core.paper import Paper, load
-from vitutor_core.report.predictions import prediction_line, write_predictions
 from vitutor_core.terminal import printable
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ def predict_command(paper: Paper | None = None) -> click.Command:
         prepared as in its evaluation. Those that cannot be read are named at the end, and the exit code is 3 then.
         """
         from vitutor_core.evaluate.named import named_images
+        from vitutor_core.report.predictions import prediction_line, write_predictions
 
         paths = named_images(images)
         if table is not None:
