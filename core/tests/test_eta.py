@@ -68,6 +68,16 @@ def test_before_the_first_reports_nobody_knows(clock):
     assert found.left_s() == pytest.approx(24 * 10 / 3, rel=0.5)
 
 
+def test_jobs_that_report_several_epochs_at_about_the_same_time(clock):
+    found, done = Eta(50, streams=3), 0
+    for begins, late in itertools.product((160, 320), (0, 0.4, 1.1)):
+        clock.now = 1000 + begins + late
+        found.update(done := done + 2)
+        if begins == 160:
+            assert str(found) == "estimating"  # 2 epochs in 0.4 s are no rate
+    assert found.left_s() == pytest.approx(38 / 6 * 160, rel=0.2)
+
+
 def test_what_was_there_before_does_not_count(clock):
     found = Eta(100, 50)
     for done in range(50, 56):

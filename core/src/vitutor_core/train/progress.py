@@ -24,6 +24,8 @@ _LOG_EVERY_S = 15.0
 _SHOW_EVERY_S = 5.0
 _LEAST_SHARE = 0.01
 """Of the work, before a time is named."""
+_ENOUGH = 0.25
+"""Of the work, after which one is, however many units a report has."""
 
 
 class Eta:
@@ -31,13 +33,14 @@ class Eta:
 
     The rate is the slope of a line through all moments at which something got done (least squares). The start is no
     such moment, so what comes before the first unit, such as imports, does not count. ``streams`` work side by side and
-    may report at the same moments; so nothing is said until each can have reported twice.
+    may report at about the same moments, several units at once; so nothing is said until each can have reported twice.
     """
 
     def __init__(self, total: int, done: int = 0, *, streams: int = 1) -> None:
         self._total, self._begun, self._done, self._streams = total, done, done, streams
         self._start = self._latest = time.monotonic()
         self._points = 0
+        self._step = total  # the fewest units of a report
         self._sums = [0.0] * 4  # of t, n, tt and tn
 
     def update(self, done: int, total: int | None = None) -> None:
@@ -45,6 +48,7 @@ class Eta:
         self._total = self._total if total is None else total
         if done <= self._done:
             return
+        self._step = min(self._step, done - self._done)
         self._done, self._latest = done, time.monotonic()
         t, n = self._latest - self._start, done - self._begun
         self._points += 1
@@ -52,8 +56,9 @@ class Eta:
 
     def left_s(self) -> float | None:
         """Return the seconds that are left; None while nobody can know."""
-        own = self._done - self._begun
-        if self._points < 2 or own < max(2 * self._streams, _LEAST_SHARE * (self._total - self._begun)):
+        own, whole = self._done - self._begun, self._total - self._begun
+        twice = min(2 * self._streams * self._step, max(2 * self._streams, _ENOUGH * whole))
+        if self._points < 2 or own < max(twice, _LEAST_SHARE * whole):
             return None
         t, n, tt, tn = self._sums
         spread = self._points * tt - t * t
