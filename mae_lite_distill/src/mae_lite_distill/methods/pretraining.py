@@ -21,7 +21,10 @@ class Pretraining(Method):
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
         model: Any = student
-        model.get_classifier().requires_grad_(False)
+        heads = model.get_classifier()
+        # Models with a token for a teacher's answers have two.
+        for head in heads if isinstance(heads, tuple) else (heads,):
+            head.requires_grad_(False)
         self.student: Any = student
 
     def no_weight_decay(self) -> set[str]:
