@@ -50,7 +50,7 @@ class DINO(Pretraining):
         student: Any = create_student(config.student, info)
         check_encoder(student, f"student {config.student.name}")
         patch, side = student.patch_embed.patch_size[0], config.dino.local_size
-        if side % patch or side > info.image_size:
+        if config.dino.local_crops and (side % patch or side > info.image_size):
             raise ConfigError(f"dino.local_size: {side}; set a multiple of {patch}, up to {info.image_size}")
         return cls(student, config.dino, info)
 
