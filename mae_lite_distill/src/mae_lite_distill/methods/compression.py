@@ -77,5 +77,7 @@ def _width(model: Any, where: str) -> int:
     """Return how many features a model's classifier reads: in some CNNs more than the last block puts out."""
     width = getattr(model, "head_hidden_size", None)
     if not isinstance(width, int):
-        raise ConfigError(f"{where}: {type(model).__name__} does not say how many features it has; choose another model")
+        raise ConfigError(
+            f"{where}: {type(model).__name__} does not say how many features it has; choose another model"
+        )
     return width
