@@ -16,6 +16,7 @@ from mae_lite_distill.methods.compression import Compression
 from mae_lite_distill.tests.mae_samples import INFO, MICRO_MOCO, resolve, train_row
 from vitutor_core.data.types import Batch
 from vitutor_core.distill import FrozenTeacher
+from vitutor_core.errors import ConfigError
 from vitutor_core.models.weights import save_tensors
 from vitutor_core.train.method import Clock
 
@@ -93,6 +94,27 @@ def test_a_cnn_is_compressed_into_and_fine_tuned(tmp_path):
     fresh = timm.create_model("efficientnet_b0", num_classes=10)
     assert torch.equal(tuned.conv_stem.weight, student.conv_stem.weight)
     assert torch.equal(tuned.classifier.weight, fresh.classifier.weight)
+
+
+# The first reads its features through another layer, the second has two classifiers.
+@pytest.mark.parametrize(
+    ("name", "kwargs", "width"), [("mobilenetv3_small_050", {}, 1024), ("deit_tiny_distilled_patch16_224", SMALL, 16)]
+)
+def test_students_whose_head_is_more_than_a_linear_layer(name, kwargs, width):
+    student = timm.create_model(name, **{"num_classes": 10, **kwargs})
+    method = build(student)
+    assert method.projector[0].in_features == width
+    method(batch(), CLOCK).loss.backward()
+    heads = {"classifier", "head", "head_dist"}
+    without = {key.removeprefix("student.") for key, value in method.named_parameters() if value.grad is None}
+    assert without == {key for key, _ in student.named_parameters() if key.split(".")[0] in heads}
+
+
+def test_a_model_that_does_not_say_its_features_is_refused():
+    student = timm.create_model("vit_tiny_patch16_224", **SMALL)
+    del student.head_hidden_size
+    with pytest.raises(ConfigError, match="student: VisionTransformer does not say how many features"):
+        build(student)
 
 
 def resolve_plain(row, *settings):

@@ -166,3 +166,10 @@ def test_the_loss_is_that_of_all_pairs():
 def test_local_crops_that_do_not_fit(side):
     with pytest.raises(ConfigError, match=rf"dino.local_size: {side}; set a multiple of 4, up to 16"):
         build(f"dino.local_size={side}")
+
+
+def test_without_local_crops_their_size_does_not_matter():
+    method = build("dino.local_crops=0", "dino.local_size=96").train()
+    prepared = method.prepare(batch(), FIRST)
+    assert len(prepared.drawn["views"]) == 2
+    assert method(prepared, FIRST).loss.isfinite()

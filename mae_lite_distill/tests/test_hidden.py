@@ -135,6 +135,11 @@ def test_what_is_for_attention_is_refused(setting):
         resolve("mae_hidden", *MICRO_MAE, "mae.distill_layers=[2]", setting)
 
 
+def test_hidden_states_of_no_block_are_refused():
+    with pytest.raises(ConfigError, match=r"distill_target=hidden: name the blocks in mae\.distill_layers"):
+        resolve("mae", *MICRO_MAE, "mae.distill_target=hidden")
+
+
 def test_a_teacher_of_another_width_teaches(tmp_path):
     short = ("train.epochs=1", "optim.warmup_epochs=0", *MICRO_MAE)
     train_row("mae_teacher", tmp_path / "t", *short, "student.kwargs.embed_dim=24")

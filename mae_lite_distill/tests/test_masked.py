@@ -7,6 +7,7 @@ import timm
 import torch
 
 from mae_lite_distill.losses import patchify, pixel_loss, unpatchify
+from mae_lite_distill.method import MAELite
 from mae_lite_distill.methods.masked import MaskedPretraining, init_encoder
 from mae_lite_distill.models import Decoder, encode, random_masking, sincos_positions
 from mae_lite_distill.models.encoder import check_encoder, masking_of
@@ -176,3 +177,9 @@ def test_pictures_keep_what_was_seen():
 def test_models_that_cannot_be_masked(name, kwargs):
     with pytest.raises(ConfigError, match=r"^student"):
         check_encoder(timm.create_model(name, **kwargs), "student")
+
+
+@pytest.mark.parametrize("row", ["mae", "moco", "dino", "simmim"])
+def test_an_encoder_without_a_norm_behind_its_blocks_is_refused(row):
+    with pytest.raises(ConfigError, match=r"pools its patches before the norm; set student\.kwargs\.global_pool=token"):
+        MAELite.build(resolve(row, "student.kwargs.global_pool=avg"), INFO)

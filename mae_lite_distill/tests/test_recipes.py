@@ -6,11 +6,13 @@ from functools import cache
 
 import pytest
 import timm
+from torch import nn
 
 from mae_lite_distill.cli import PAPER
 from vitutor_core.cli.options import SCALES
 from vitutor_core.recipe import read_recipe, recipe_path
-from vitutor_core.train.optim import peak_lr
+from vitutor_core.train.optim import build_optimizer, peak_lr
+from vitutor_core.train.supervised import Supervised
 
 
 @cache
@@ -85,6 +87,13 @@ def test_the_papers_settings_at_its_scale():
     assert (deit.augment.repeats, deit.teacher.model.name) == (3, "regnety_160.deit_in1k")
     assert configs["supervised_21k"].student.pretrained
     assert configs["supervised_21k"].changed(["student.pretrained=false"]).optim == tuned.optim
+
+
+def test_seed_has_plain_momentum():
+    """SEED trains by SGD without Nesterov's momentum, which timm's "sgd" has."""
+    seed = rows("imagenet")["seed"]
+    groups = build_optimizer(Supervised(nn.Linear(2, 2)), seed.optim, seed.train.batch_size).param_groups
+    assert {(group["nesterov"], group["momentum"], group["lr"]) for group in groups} == {(False, 0.9, 0.12)}
 
 
 def test_weights_of_imagenet_21k_are_a_group():

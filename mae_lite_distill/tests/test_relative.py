@@ -138,7 +138,7 @@ def test_a_detector_reads_its_map_without_windows():
 
 
 def test_what_has_no_fixed_square_grid_is_refused():
-    for kwargs in ({"dynamic_img_size": True}, {"class_token": False}, {"patch_drop_rate": 0.5}):
+    for kwargs in ({"dynamic_img_size": True}, {"class_token": False}, {"patch_drop_rate": 0.5}, {"reg_tokens": 1}):
         with pytest.raises(ValueError, match="fixed grid"):
             RelativeVisionTransformer(**kwargs)
     model = timm.create_model(NAME, **{**MICRO, "img_size": (16, 8)})

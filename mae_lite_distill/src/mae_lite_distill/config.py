@@ -145,6 +145,8 @@ class MAELiteConfig(RunConfig):
             raise ValueError(f"mae.distill_layers: {list(mae.distill_layers)}; name each block once, from 1")
         if mae.decouple_after is not None and len(mae.distill_layers) != 1:
             raise ValueError("mae.decouple_after needs one layer in mae.distill_layers")
+        if mae.distill_target == "hidden" and not mae.distill_layers:
+            raise ValueError("mae.distill_target=hidden: name the blocks in mae.distill_layers")
         if mae.distill_target == "hidden" and (
             (mae.distill_quantity, mae.head_map_init, mae.decouple_after) != ("logits", "random", None)
         ):

@@ -29,7 +29,7 @@ class Compression(Pretraining):
 
     def __init__(self, student: nn.Module, config: CompressionConfig, teacher: FrozenTeacher) -> None:
         super().__init__(student)
-        width, features = self.student.num_features, int(getattr(teacher.model, "num_features", 0))
+        width, features = _width(self.student, "student"), _width(teacher.model, "teacher")
         self.projector = nn.Sequential(
             nn.Linear(width, config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, features)
         )
@@ -71,3 +71,13 @@ class Compression(Pretraining):
 
     def teachers(self) -> dict[str, dict[str, Any]]:
         return {"moco": self._teacher.facts}
+
+
+def _width(model: Any, where: str) -> int:
+    """Return how many features a model's classifier reads: in some CNNs more than the last block puts out."""
+    width = getattr(model, "head_hidden_size", None)
+    if not isinstance(width, int):
+        raise ConfigError(
+            f"{where}: {type(model).__name__} does not say how many features it has; choose another model"
+        )
+    return width

@@ -11,14 +11,12 @@ from torch import Tensor, nn
 from mae_lite_distill.config import MAELiteConfig, MoCoConfig
 from mae_lite_distill.losses import contrastive_loss
 from mae_lite_distill.methods.momentum import follow, momentum
-from mae_lite_distill.methods.pretraining import Pretraining
-from mae_lite_distill.models.encoder import check_encoder
+from mae_lite_distill.methods.pretraining import Pretraining, create_encoder
 from mae_lite_distill.models.heads import mlp_head
 from mae_lite_distill.models.positions import freeze_positions
 from mae_lite_distill.views import TwoViews
 from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.distributed import gather_rows, synchronise_batch_norm, world
-from vitutor_core.models.weights import create_student
 from vitutor_core.train.method import Clock, StepOutput, Traits
 
 
@@ -48,8 +46,7 @@ class ContrastivePretraining(Pretraining):
     @classmethod
     def build(cls, config: MAELiteConfig, info: DataInfo) -> Self:
         """Build the encoder and its heads; raises `ConfigError` for a model that is no plain ViT."""
-        student = create_student(config.student, info)
-        check_encoder(student, f"student {config.student.name}")
+        student = create_encoder(config.student, info)
         init_encoder(student)
         return cls(student, config.moco, info)
 

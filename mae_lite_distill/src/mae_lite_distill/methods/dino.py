@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from mae_lite_distill.config import DINOConfig, MAELiteConfig
 from mae_lite_distill.losses import self_distillation_loss
 from mae_lite_distill.methods.momentum import follow, momentum
-from mae_lite_distill.methods.pretraining import Pretraining
+from mae_lite_distill.methods.pretraining import Pretraining, create_encoder
 from mae_lite_distill.models.crops import class_token
-from mae_lite_distill.models.encoder import check_encoder
 from mae_lite_distill.models.heads import PrototypeHead
 from mae_lite_distill.views import MultiCrop
 from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.distributed import sum_over_processes, synchronise_batch_norm, world
 from vitutor_core.errors import ConfigError
-from vitutor_core.models.weights import create_student
 from vitutor_core.train.method import Clock, StepOutput
 
 
@@ -47,10 +45,9 @@ class DINO(Pretraining):
     @classmethod
     def build(cls, config: MAELiteConfig, info: DataInfo) -> Self:
         """Build the encoder and its head; raises `ConfigError` where model or crops do not fit."""
-        student: Any = create_student(config.student, info)
-        check_encoder(student, f"student {config.student.name}")
+        student = create_encoder(config.student, info)
         patch, side = student.patch_embed.patch_size[0], config.dino.local_size
-        if side % patch or side > info.image_size:
+        if config.dino.local_crops and (side % patch or side > info.image_size):
             raise ConfigError(f"dino.local_size: {side}; set a multiple of {patch}, up to {info.image_size}")
         return cls(student, config.dino, info)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mae_lite_distill.config import MAEConfig, MAELiteConfig
 from mae_lite_distill.losses import attention_loss, hidden_loss, patchify, pixel_loss, unpatchify
 from mae_lite_distill.losses.pixels import patch_statistics
-from mae_lite_distill.methods.pretraining import Pretraining
+from mae_lite_distill.methods.pretraining import Pretraining, create_encoder
 from mae_lite_distill.models.decoder import Decoder, init_masked
 from mae_lite_distill.models.encoder import (
     Encoded,
@@ -33,7 +33,6 @@ from vitutor_core.distill.teacher import load_teacher
 from vitutor_core.distributed import sum_over_processes
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.modes import evaluation_mode
-from vitutor_core.models.weights import create_student
 from vitutor_core.train.method import Clock, Report, StepOutput
 
 _EVALUATION_SEED = 0
@@ -66,8 +65,7 @@ class MaskedPretraining(Pretraining):
     @classmethod
     def build(cls, config: MAELiteConfig, info: DataInfo) -> Self:
         """Build encoder, decoder and, where one is named, the teacher; raises `ConfigError` where they do not fit."""
-        student: Any = create_student(config.student, info)
-        check_encoder(student, f"student {config.student.name}")
+        student = create_encoder(config.student, info)
         named = config.teacher
         teacher = None if named is None else lambda: load_teacher(named, info, reads_logits=False)
         return cls.paired(student, config.mae, info, teacher=teacher)

@@ -7,9 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitutor_core.data.types import EvalLoader
+from mae_lite_distill.models.encoder import check_encoder
+from vitutor_core.data.types import DataInfo, EvalLoader
+from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate.neighbours import neighbour_accuracy
 from vitutor_core.models.modes import evaluation_mode
+from vitutor_core.models.weights import create_student
+from vitutor_core.schema import ModelConfig
 from vitutor_core.train.method import Method, Report, Traits
 
 
@@ -21,7 +25,10 @@ class Pretraining(Method):
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
         model: Any = student
-        model.get_classifier().requires_grad_(False)
+        heads = model.get_classifier()
+        # Models with a token for a teacher's answers have two.
+        for head in heads if isinstance(heads, tuple) else (heads,):
+            head.requires_grad_(False)
         self.student: Any = student
 
     def no_weight_decay(self) -> set[str]:
@@ -42,3 +49,13 @@ class Pretraining(Method):
     def _features(self, images: Tensor) -> Tensor:
         features: Tensor = self.student.forward_head(self.student.forward_features(images), pre_logits=True)
         return features
+
+
+def create_encoder(config: ModelConfig, info: DataInfo) -> Any:
+    """Build a plain ViT to pre-train; raises `ConfigError` for another model, and without a norm behind its blocks."""
+    where = f"student {config.name}"
+    student: Any = create_student(config, info)
+    check_encoder(student, where)
+    if isinstance(student.norm, nn.Identity):
+        raise ConfigError(f"{where}: pools its patches before the norm; set student.kwargs.global_pool=token")
+    return student

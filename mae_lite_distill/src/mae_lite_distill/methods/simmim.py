@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from mae_lite_distill.config import MAELiteConfig, SimMIMConfig
 from mae_lite_distill.losses import masked_l1_loss, patchify
-from mae_lite_distill.methods.pretraining import Pretraining
-from mae_lite_distill.models.encoder import check_encoder, random_masking
+from mae_lite_distill.methods.pretraining import Pretraining, create_encoder
+from mae_lite_distill.models.encoder import random_masking
 from vitutor_core.data.types import Batch, DataInfo
 from vitutor_core.errors import ConfigError
-from vitutor_core.models.weights import create_student
 from vitutor_core.train.method import Clock, StepOutput
 
 
@@ -31,8 +30,7 @@ class SimMIM(Pretraining):
     @classmethod
     def build(cls, config: MAELiteConfig, info: DataInfo) -> Self:
         """Build the encoder and what predicts; raises `ConfigError` where model and masks do not fit."""
-        student: Any = create_student(config.student, info)
-        check_encoder(student, f"student {config.student.name}")
+        student = create_encoder(config.student, info)
         side, patch = config.simmim.mask_patch, student.patch_embed.patch_size[0]
         if side % patch or info.image_size % side:
             fits = f"a multiple of the patch size, {patch}, that divides {info.image_size}"

@@ -61,8 +61,9 @@ class RelativeVisionTransformer(VisionTransformer):  # type: ignore[misc]  # tim
     """timm's ``VisionTransformer`` with `RelativeAttention`; it draws what that draws, so both start as one model."""
 
     def __init__(self, **kwargs: Any) -> None:
-        if kwargs.get("dynamic_img_size") or kwargs.get("patch_drop_rate") or not kwargs.get("class_token", True):
-            raise ValueError("relative positions need a fixed grid and a class token")
+        unfit = any(kwargs.get(name) for name in ("dynamic_img_size", "patch_drop_rate", "reg_tokens"))
+        if unfit or not kwargs.get("class_token", True):
+            raise ValueError("relative positions need a fixed grid, and a class token as the only other token")
         super().__init__(**kwargs, attn_layer=RelativeAttention)
         self._set_grid()
 
