@@ -53,7 +53,7 @@ def test_flat_names_of_nested_and_dotted_values(text, times):
     assert list(flat(parse_yaml(text, where="x"))).count(".train.epochs") == times
 
 
-BY_CHOICE = {"ablation", "generated", "detection"}
+BY_CHOICE = {"ablation", "generated", "detection", "seed"}
 """Groups of rows that lack nothing but the time of whoever runs them, or a task of their own."""
 
 

@@ -96,9 +96,7 @@ def test_seed_has_plain_momentum():
     assert {(group["nesterov"], group["momentum"], group["lr"]) for group in groups} == {(False, 0.9, 0.12)}
 
 
-def test_weights_of_imagenet_21k_are_a_group():
-    recipe = read_recipe(recipe_path("mae_lite_distill", "imagenet"))
-    assert [row for row in recipe.rows if recipe.group_of(row) == "published_weights"] == ["supervised_21k"]
+def test_weights_of_imagenet_21k():
     # 300 epochs on ImageNet-21k, whose head is left out.
     published = timm.get_pretrained_cfg(rows("imagenet")["supervised_21k"].student.name)
     assert "i21k-300ep" in published.url

@@ -12,8 +12,8 @@ from vitutor_core.graph.planned import left_out
 
 
 @click.command("agreement")
-@click.argument("models", nargs=-1, required=True, type=options.PathOption(exists=True))
-@click.option("--beside", multiple=True, type=options.PathOption(exists=True), help="A model that is shown as well.")
+@click.argument("models", nargs=-1, required=True, type=options.PathOption())
+@click.option("--beside", multiple=True, type=options.PathOption(), help="A model that is shown as well.")
 @click.option("--image", "named", multiple=True, help="Show these files, folders or patterns, instead of a choice.")
 @click.option("--source", help="Data source of the images, as data.source.  [default: that of the first run]")
 @click.option("--images", type=click.IntRange(min=1), default=2000, show_default=True, help="Evaluation images.")

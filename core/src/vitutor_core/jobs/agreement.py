@@ -37,6 +37,8 @@ def agreement_of(
     if len(models) < 2 and not named:
         raise ConfigError("agreement: give two models or more, of which some are right where others are not")
     paths = [first_seed(path) for path in (*models, *beside)]
+    if missing := [path for path in paths if not path.exists()]:
+        raise ConfigError(f"{missing[0].absolute()}: there is no such run or file")
     chosen = choose_device(device)
     loaded = [load_any(path) for path in paths]
     classifiers = [
