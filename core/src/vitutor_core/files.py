@@ -112,8 +112,9 @@ def discard(path: Path) -> None:
 def discard_partial(folder: Path, *, older_than: float | None = None) -> None:
     """Delete what killed writers have left in a folder; with living ones, what is ``older_than`` so many seconds."""
     for path in folder.glob(f".*{_PARTIAL}*"):
-        if older_than is None or time.time() - path.stat().st_mtime > older_than:
-            _delete(path)
+        with contextlib.suppress(FileNotFoundError):  # its writer has finished
+            if older_than is None or time.time() - path.stat().st_mtime > older_than:
+                _delete(path)
 
 
 def copy_file(source: Path, target: Path) -> None:
