@@ -145,8 +145,8 @@ def test_no_code_that_runs_escapes_the_closure(tmp_path, package, row):
     paper = installed_papers()[package]
     own = [reference.partition(":")[0] for reference in (paper.method, paper.config)]
     trained, evaluated = json.loads(done.stdout.splitlines()[-1])
-    # What starts a run (commands, plans, announcements, a config's own sizes) computes nothing of it.
-    starting = ("paper", "baseline", "recipe", "own", "sizing", "explain", "terminal")
+    # What starts a run (commands and their lines, plans, announcements, a config's own sizes) computes nothing of it.
+    starting = ("paper", "baseline", "recipe", "own", "sizing", "explain", "terminal", "report", "report.predictions")
     starts = {f"vitutor_core.{name}" for name in starting} | {f"{package}.cli"}
     starts |= {
         name
