@@ -101,6 +101,8 @@ RECIPES = {
     "an analysis as text": b"base: {}\nanalyses: {a: row}",
     "an agreement as text": b"base: {}\nagreements: {a: row}",
     "an agreement without rows": b"base: {}\nagreements: {a: {teachers: [b]}}",
+    "an agreement of one row": b"base: {}\nagreements: {a: {rows: [b]}}",
+    "an agreement of one teacher": b"base: {}\nagreements: {a: {rows: [b, c], teachers: [d]}}",
     "products as a number": b"base: {}\nproducts: 7",
     "a product as a number": b"base: {}\nproducts: [7]",
     "a product of numbers": b"base: {}\nproducts: [{rows: 1, variants: 2}]",

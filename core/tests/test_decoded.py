@@ -211,3 +211,34 @@ def test_writers_side_by_side_do_not_meet_and_what_a_killed_one_left_goes(folder
     batches()
     assert living.exists()
     assert not left.exists()
+
+
+def test_pillow_with_another_libjpeg_decodes_again(folder, monkeypatch):
+    monkeypatch.setattr(decoded, "_decoder", decoded._decoder.__wrapped__)  # each call asks, as a new process does
+
+    def ours(value):
+        return decoded.kept(lambda: [], (600,), 1.0, lambda: np.full(600, value, np.uint8))[0]
+
+    version = decoded.features.version
+    assert [ours(1), ours(2)] == [1, 1]
+    monkeypatch.setattr(decoded.features, "version", lambda name: "9.9" if name == "libjpeg_turbo" else version(name))
+    assert ours(3) == 3
+
+
+def test_what_another_process_deletes_meanwhile_is_no_warning(folder, monkeypatch, recwarn):
+    folder.mkdir(parents=True)
+    for number in range(3):
+        (folder / f"{number}.pixels").write_bytes(bytes(900))
+        (folder / f".{number}.pixels.vitutor.tmp-7").touch()
+    listed = Path.glob
+
+    def glob(self, pattern):
+        found = list(listed(self, pattern))
+        found[0].unlink()
+        return found
+
+    monkeypatch.setattr(Path, "glob", glob)
+    decoded.kept(lambda: [], (600,), 1800e-9, lambda: np.zeros(600, np.uint8))
+    monkeypatch.undo()
+    assert not recwarn.list
+    assert sorted(path.stat().st_size for path in folder.glob("*.pixels")) == [632, 900]

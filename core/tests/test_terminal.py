@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import subprocess
@@ -86,6 +87,16 @@ def test_a_terminal_sees_none_of_them(tmp_path: Path) -> None:
     assert b"\x1b" not in error
     assert b"\x1b[2J" not in text
     assert b"8 .note\\x1b[2j" in text.lower()
+
+
+@pytest.mark.parametrize(("encoding", "name"), [("latin-1", "\u56f3"), ("utf-8", os.fsdecode(b"\xff"))], ids=ascii)
+def test_output_spells_out_what_its_encoding_has_not(encoding: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+    with pytest.raises(SystemExit) as caught:
+        run(click.Command("call", callback=lambda: click.echo(f"written {name}")), [])
+    assert caught.value.code == 0
+    assert written.getvalue() == f"written {name}\n".encode("ascii", "backslashreplace")
 
 
 def test_plain_text_stays() -> None:

@@ -112,8 +112,9 @@ def discard(path: Path) -> None:
 def discard_partial(folder: Path, *, before: float = math.inf) -> None:
     """Delete what killed writers have left in a folder; beside living ones, what was last written ``before`` a time."""
     for path in folder.glob(f".*{_PARTIAL}*"):
-        if path.lstat().st_mtime < before:
-            _delete(path)
+        with contextlib.suppress(FileNotFoundError):  # its writer has finished
+            if path.lstat().st_mtime < before:
+                _delete(path)
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -113,7 +113,10 @@ def _agreement(given: Any, name: str, path: Path) -> Agreement:
     fits = isinstance(given, dict) and "rows" in given and set(given) <= {"rows", "teachers"}
     if not fits or not all(map(_are_names, given.values())):
         raise ConfigError(f"{path}: agreements.{name}: a list of 'rows' is expected, and one of 'teachers' if need be")
-    return Agreement(*(tuple(given.get(part, ())) for part in Agreement._fields))
+    found = Agreement(*(tuple(given.get(part, ())) for part in Agreement._fields))
+    if len(found.teachers or found.rows) < 2:
+        raise ConfigError(f"{path}: agreements.{name}: name two teachers or more, or without teachers, two rows")
+    return found
 
 
 def _shifts(given: Any, rows: Mapping[str, Changes], path: Path) -> Shifts:

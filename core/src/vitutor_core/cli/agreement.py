@@ -22,7 +22,7 @@ from vitutor_core.graph.planned import left_out
 @click.option("--top", type=click.IntRange(1, 10), default=4, show_default=True, help="Classes shown of an image.")
 @options.device
 @options.stage_plan
-@options.out
+@options.analysis_out
 def agreement(models: tuple[Path, ...], plan: Path | None, out: Path, **shown: Any) -> None:
     """Find the images on which MODELS agree or complement each other, and draw what they say of a few.
 

@@ -21,7 +21,7 @@ from vitutor_core.graph.planned import left_out
 @click.option("--released", is_flag=True, help="As released with arXiv 2205.14443: units, epsilon, last norm, images.")
 @click.option("--true-nyquist", is_flag=True, help="Fourier curves up to the highest frequency.")
 @options.stage_plan
-@options.out
+@options.analysis_out
 def analyze(
     models: tuple[Path, ...], released: bool, true_nyquist: bool, plan: Path | None, out: Path, **drawn: Any
 ) -> None:

@@ -21,6 +21,9 @@ def run(group: click.Command, arguments: list[str] | None = None) -> NoReturn:
     if "--debug" in arguments:
         os.environ["VITUTOR_DEBUG"] = "1"
     arguments = [argument for argument in arguments if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding has not is spelt out
     _list_whole_sentences(group)
     exit_after(lambda: _called(group, arguments))
 

@@ -82,6 +82,7 @@ results = folder(
 )
 work = folder("--work", "Folder of unfinished runs.", default=Path("work"), show_default=True)
 out = folder("--out", "Folder of the run; the same command again resumes it.", required=True)
+analysis_out = folder("--out", "Folder of analysis.json and the figures.", required=True)
 
 
 def jobs(text: str) -> Callable[[Any], Any]:

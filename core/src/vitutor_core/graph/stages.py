@@ -148,7 +148,7 @@ def _analyses(paper: Paper, recipe: Recipe) -> Iterable[Stage]:
         out = f"analyses/{paper.package}/{name}"
         runs = " ".join(f"results/runs/{paper.package}/{row}" for row in rows)
         plan = f"results/plan/stages/{paper.package}_analysis-{name}.json"
-        code = code_fingerprint(["vitutor_core.analysis.analyse", "vitutor_core.analysis.figures"])
+        code = code_fingerprint(["vitutor_core.jobs.analyse"])
         yield Stage(
             name=f"{paper.package}_analysis",
             item=name,
@@ -160,7 +160,7 @@ def _analyses(paper: Paper, recipe: Recipe) -> Iterable[Stage]:
 
 
 def _agreements(paper: Paper, recipe: Recipe) -> Iterable[Stage]:
-    code = code_fingerprint(["vitutor_core.analysis.agreement", "vitutor_core.analysis.agreement_figure"])
+    code = code_fingerprint(["vitutor_core.jobs.agreement"])
     for name, of in recipe.agreements.items():
         out = f"analyses/{paper.package}/agreement-{name}"
         runs = [f"results/runs/{paper.package}/{row}" for row in of.rows]

@@ -30,6 +30,8 @@ from vitutor_core.files import atomic, discard_partial, file_sha256
 
 _WORTH = 2**24
 """Bytes of pixels below which decoding takes a fraction of a second."""
+_LIBRARIES = ("jpg", "libjpeg_turbo", "libtiff", "webp", "zlib")
+"""Of Pillow; ``jpg`` is the version of libjpeg's interface alone, which all of libjpeg-turbo share."""
 _DIGEST = hashlib.sha256().digest_size
 _SECONDS_TO_WRITE = 3600.0
 
@@ -65,7 +67,7 @@ def kept(
 def _decoder() -> list[str]:
     """Return what reads and resizes images: our code, Pillow, and the libraries that it was built with."""
     code = [file_sha256(Path(str(module.__file__))) for module in (images, resample)]
-    return [*code, PIL.__version__, *(str(features.version(name)) for name in ("jpg", "libtiff", "webp", "zlib"))]
+    return [*code, PIL.__version__, *(str(features.version(name)) for name in _LIBRARIES)]
 
 
 def _path(key: bytes) -> Path:
@@ -92,13 +94,17 @@ def _write(key: bytes, pixels: NDArray[np.uint8], limit: float) -> None:
     path = _path(key)
     size = pixels.nbytes + _DIGEST
     path.parent.mkdir(parents=True, exist_ok=True)
-    others = sorted(path.parent.glob("*.pixels"), key=lambda file: file.stat().st_mtime)
-    held = sum(file.stat().st_size for file in others)
-    for file in others:
+    others = []
+    for file in path.parent.glob("*.pixels"):
+        with suppress(FileNotFoundError):  # deleted by another process, here and below
+            found = file.stat()
+            others.append((found.st_mtime, found.st_size, file))
+    held = sum(bytes_of for _, bytes_of, _ in others)
+    for _, bytes_of, file in sorted(others):
         if held + size <= limit:
             break
-        held -= file.stat().st_size
-        file.unlink()
+        held -= bytes_of
+        file.unlink(missing_ok=True)
     if shutil.disk_usage(path.parent).free < 2 * size:
         raise ResourceError(f"{path.parent}: less than {2 * size / 2**30:.1f} GiB are free")
     with atomic(path, shared=True) as partial, partial.open("wb") as whole:
