@@ -10,7 +10,7 @@ from core.tests.report_samples import PAPER, write_row, write_run
 from vitutor_core.errors import DataError
 from vitutor_core.report.paper import load_paper_results
 from vitutor_core.report.plots import draw_figures
-from vitutor_core.report.publish import publish_results, replace_block
+from vitutor_core.report.publish import publish_results, replace_block, restore_results
 from vitutor_core.report.results import load_results
 from vitutor_core.report.table import build_table
 
@@ -61,6 +61,27 @@ def test_what_is_published_can_be_read_in_the_repository(tmp_path):
     pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (target / "demo.md").read_text())
     assert len(pictures) == len(list(target.glob("*.svg"))) == 3
     assert all((target / name).exists() for name in pictures)
+
+
+def test_what_was_published_comes_back_beside_other_rows(tmp_path):
+    path = tmp_path / "paper_results.yaml"
+    path.write_text(PAPER)
+    paper, first, later = load_paper_results(path), tmp_path / "first", tmp_path / "later"
+    for row in ("plain", "ours"):
+        write_row(first / "evaluation", row, [90.0, 91.0])
+    rows = load_results(first / "evaluation", "demo")
+    publish_results(build_table(paper, rows), first, tmp_path / "docs", None)
+    write_row(later / "evaluation", "ours", [95.0])  # trained again since
+    restored = restore_results("demo", tmp_path / "docs", later)
+    assert [folder.relative_to(later).as_posix() for folder in restored] == [
+        f"evaluation/demo/plain/seed-{seed}" for seed in (0, 1)
+    ]
+    found = load_results(later / "evaluation", "demo")
+    assert [(run.result, run.curves) for run in found["plain"]] == [(run.result, run.curves) for run in rows["plain"]]
+    assert [run.result.metrics["top1"] for run in found["ours"]] == [95.0]
+    (tmp_path / "docs" / "demo-runs.json").write_text("[")
+    with pytest.raises(DataError, match="no readable runs; publish them first"):
+        restore_results("demo", tmp_path / "docs", later)
 
 
 def test_the_blocks_of_all_papers_are_where_make_writes_them():

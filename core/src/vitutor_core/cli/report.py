@@ -56,6 +56,18 @@ def show(paper: str, results: Path) -> None:
     click.echo(f"report: {(results / 'reports' / paper / 'report.html').absolute()}")
 
 
+@report.command("restore")
+@click.argument("paper")
+@click.option("--from", "published", required=True, type=options.PathOption(exists=True, file_okay=False))
+@options.results
+def restore(paper: str, published: Path, results: Path) -> None:
+    """Bring back evaluated rows that were published, beside those of RESULTS, for a table of all."""
+    from vitutor_core.report.publish import restore_results
+
+    for path in restore_results(paper, published, results):
+        click.echo(str(path))
+
+
 @report.command("publish")
 @click.argument("paper")
 @options.results

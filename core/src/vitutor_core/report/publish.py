@@ -9,11 +9,13 @@ from vitutor_core.errors import DataError
 from vitutor_core.files import copy_file, write_text
 from vitutor_core.report.render import headlines, plain, scope, to_markdown
 from vitutor_core.report.verdict import Json
-from vitutor_core.runs import RunRecord
+from vitutor_core.runs import RunDir, RunRecord
+
+_NO_CURVES = "epoch\n"
 
 
 def publish_results(table: Json, folder: Path, target: Path, readme: Path | None) -> list[Path]:
-    """Copy table, figures and the record of each run from the results ``folder`` to ``target``.
+    """Copy table, figures, and the record and curves of each run from the results ``folder`` to ``target``.
 
     Figures of an earlier publication that are no longer drawn are deleted, and the paper's block of ``readme`` is
     replaced. Returns what was written. Raises `DataError` if the README has no ``<!-- results:PAPER -->`` ...
@@ -22,17 +24,19 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
     paper = table["paper"]
     records = sorted((folder / "evaluation" / paper).glob("*/seed-*/metrics.json"))
     runs = [RunRecord.read(path.parent, error=DataError).model_dump(mode="json") for path in records]
-    written = [target / f"{paper}.json", target / f"{paper}.md", target / f"{paper}-runs.json"]
+    curves = [RunDir(path.parent).curves.read_text() for path in records]
+    written = [target / f"{paper}.json", target / f"{paper}.md", _runs(target, paper), _curves(target, paper)]
     # Where the checkout was is nobody's concern: paths are kept relative to it.
     here = f"{folder.absolute().parent}/"
     write_text(written[0], json.dumps(table, indent=1).replace(here, "") + "\n")
     write_text(written[2], "[\n" + ",\n".join(json.dumps(run).replace(here, "") for run in runs) + "\n]\n")
+    write_text(written[3], "[\n" + ",\n".join(map(json.dumps, curves)) + "\n]\n")
     for figure in _figures(folder / "reports" / paper):
         written.append(target / f"{paper}-{figure.name}")
         copy_file(figure, written[-1])
     for path in set(_figures(target, f"{paper}-")) - set(written):
         path.unlink()
-    shown = [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in written[3:]]
+    shown = [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in written[4:]]
     page = [to_markdown(table).rstrip("\n"), *(["## Figures", *shown] if shown else [])]
     write_text(written[1], "\n\n".join(page) + "\n")
     if readme is not None:
@@ -41,6 +45,41 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
         write_text(readme, replace_block(readme.read_text(encoding="utf-8"), paper, block, where=str(readme)))
         written.append(readme)
     return written
+
+
+def restore_results(paper: str, published: Path, results: Path) -> list[Path]:
+    """Write the evaluated runs of what was ``published`` into ``results``, but for rows that are there already.
+
+    So a table can be made of rows that were trained at different times; their weights are not needed. Returns the
+    folders of runs; raises `DataError` where what was published cannot be read.
+    """
+    path = _runs(published, paper)
+    try:
+        runs = [
+            RunRecord.parse(json.dumps(run), where=str(path), error=DataError, advice="publish it again")
+            for run in json.loads(path.read_text())
+        ]
+        curves = json.loads(_curves(published, paper).read_text()) if _curves(published, paper).exists() else []
+        pairs = list(zip(runs, map(str, curves or [_NO_CURVES] * len(runs)), strict=True))
+    except (OSError, ValueError, TypeError, RecursionError):
+        raise DataError(f"{path.absolute()}: no readable runs; publish them first") from None
+    folder = results / "evaluation" / paper
+    there = {row.name for row in folder.glob("*") if any(row.glob("seed-*"))}
+    restored = []
+    for run, lines in pairs:
+        if run.row not in there:
+            restored.append(folder / run.row / f"seed-{run.seed}")
+            run.write(restored[-1])
+            write_text(RunDir(restored[-1]).curves, lines)
+    return restored
+
+
+def _runs(target: Path, paper: str) -> Path:
+    return target / f"{paper}-runs.json"
+
+
+def _curves(target: Path, paper: str) -> Path:
+    return target / f"{paper}-curves.json"
 
 
 def _figures(folder: Path, prefix: str = "") -> list[Path]:
