@@ -215,6 +215,7 @@ def draw(found: dict[str, Any], base: Path) -> None:
 
     def fill(figure: Any) -> None:
         figure.set_size_inches(8.4, 5.6)
+        # The last of six panels is left for the legend.
         for axes, (name, axis) in zip(figure.subplots(2, 3).flat, found.items(), strict=False):
             for column, values in axis["columns"].items():
                 style = {"color": COLOURS[1 + COLUMNS.index(column)], "marker": "o", "markersize": 4}

@@ -66,7 +66,7 @@ class Case:
         module.to(self.dtype)
         own = {name for name in module.state_dict() if not name.endswith("num_batches_tracked")}
         assert own == weights.keys()
-        module.load_state_dict(weights, strict=False)
+        module.load_state_dict(weights, strict=False)  # all but num_batches_tracked, as asserted above
 
     def check(self, got: Tensor, key: str) -> None:
         expected = self.tensors[key]
@@ -227,6 +227,7 @@ def test_evaluation_takes_the_mean_of_the_logits(load):
     )
     student = CiT(img_size=32, embed_dim=9, num_heads=1, depth=1, num_classes=13).to(case.dtype).eval()
     weights = {case.ours(key.removeprefix("weight.")): case[key] for key in case.tensors if key.startswith("weight.")}
+    # The case has the heads alone.
     assert not student.load_state_dict(weights, strict=False).unexpected_keys
     tokens = torch.stack([case[f"input.feature_{name}"] for name in ("cls", "conv", "inv")], dim=1)
     for name, logits in zip(("cls", "conv", "inv"), student.token_logits(tokens), strict=True):

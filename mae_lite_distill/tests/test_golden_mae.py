@@ -5,8 +5,8 @@ import torch
 
 from mae_lite_distill.config import MAEConfig
 from mae_lite_distill.losses import attention_loss, contrastive_loss, patchify, pixel_loss, unpatchify
-from mae_lite_distill.methods.contrastive import momentum
 from mae_lite_distill.methods.masked import MaskedPretraining
+from mae_lite_distill.methods.momentum import momentum
 from mae_lite_distill.models import Decoder, LogitBlock, encode, encode_logits, sincos_positions
 from mae_lite_distill.models.encoder import masking_of
 from mae_lite_distill.tests.mae_samples import PRECISIONS, assert_agrees, load, small_vit, weights_of

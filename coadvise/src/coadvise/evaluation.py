@@ -53,4 +53,5 @@ def token_metrics(
             add("images", torch.tensor(len(images), device=device))
     totals = sum_over_processes(torch.stack(list(sums.values())))
     *values, images_seen = totals.tolist()
+    # The last sum, the number of images, has no mean.
     return {name: value / images_seen for name, value in zip(sums, values, strict=False)}

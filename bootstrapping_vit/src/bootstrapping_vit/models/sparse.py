@@ -24,7 +24,7 @@ class EntmaxAttention(Attention):  # type: ignore[misc]  # timm has no type info
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
-            from entmax import entmax_bisect  # type: ignore[import-untyped]
+            from entmax import entmax_bisect  # type: ignore[import-untyped]  # it has no type information
         except ImportError:
             raise ConfigError("attention=entmax needs a package: pip install entmax") from None
         super().__init__(*args, **kwargs)

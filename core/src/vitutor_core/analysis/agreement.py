@@ -136,19 +136,20 @@ def probabilities(
     `NonFiniteError` for logits that are NaN or infinite.
     """
     names = classifiers[0].card.class_names
+    orders = [[card.class_names.index(name) for name in names] for _, _, card in classifiers]
     found: list[list[Tensor]] = [[] for _ in classifiers]
-    for batch in _read_ahead(read, images):
-        for own, (label, model, card) in zip(found, classifiers, strict=True):
+    for batch in _batches(read, images):
+        for own, order, (label, model, card) in zip(found, orders, classifiers, strict=True):
             pixels = torch.stack([eval_transform(card)(image) for image in batch]).to(device)
             with evaluation_mode(model):
                 logits = model(Normalise(card.mean, card.std, device)(pixels)).float().cpu()
             if not logits.isfinite().all():
                 raise NonFiniteError(f"{label}: NaN or infinite logits; the weights have diverged")
-            own.append(logits.softmax(1)[:, [card.class_names.index(name) for name in names]])
+            own.append(logits.softmax(1)[:, order])
     return torch.stack([torch.cat(own) for own in found])
 
 
-def _read_ahead(read: Callable[[int], Image.Image], images: Sequence[int]) -> Iterator[list[Image.Image]]:
+def _batches(read: Callable[[int], Image.Image], images: Sequence[int]) -> Iterator[list[Image.Image]]:
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(images), _BATCH):
             yield list(pool.map(read, images[start : start + _BATCH]))

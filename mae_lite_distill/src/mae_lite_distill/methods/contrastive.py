@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from mae_lite_distill.config import MAELiteConfig, MoCoConfig
 from mae_lite_distill.losses import contrastive_loss
-from mae_lite_distill.methods.momentum import follow, momentum
+from mae_lite_distill.methods.momentum import Following
 from mae_lite_distill.methods.pretraining import Pretraining, create_encoder
 from mae_lite_distill.models.heads import mlp_head
+from mae_lite_distill.models.initial import init_linear
 from mae_lite_distill.models.positions import freeze_positions
 from mae_lite_distill.views import TwoViews
 from vitutor_core.data.types import Batch, DataInfo
@@ -35,13 +36,13 @@ class ContrastivePretraining(Pretraining):
         self.projector = mlp_head((width, config.hidden, config.hidden, config.features))
         self.predictor = mlp_head((config.features, config.hidden, config.features))
         for part in (self.projector, self.predictor):
-            _init_linear(part)
+            init_linear(part)
         self.projector, self.predictor = map(synchronise_batch_norm, (self.projector, self.predictor))
         self.key_student: Any = copy.deepcopy(student).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self._config = config
         self._views = TwoViews(config, info)
-        self._followed = -1
+        self._follow = Following(config.momentum)
 
     @classmethod
     def build(cls, config: MAELiteConfig, info: DataInfo) -> Self:
@@ -51,12 +52,7 @@ class ContrastivePretraining(Pretraining):
         return cls(student, config.moco, info)
 
     def prepare(self, batch: Batch, clock: Clock) -> Batch:
-        # An update of several micro-batches calls this several times; the key encoder follows once.
-        if clock.step != self._followed:
-            self._followed = clock.step
-            share = momentum(clock.fraction, self._config.momentum)
-            follow(self.key_student, self.student, share)
-            follow(self.key_projector, self.projector, share)
+        self._follow(clock, (self.key_student, self.student), (self.key_projector, self.projector))
         return batch._replace(drawn={"views": self._views(batch.images)})
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
@@ -80,7 +76,7 @@ class ContrastivePretraining(Pretraining):
 def init_encoder(vit: Any) -> None:
     """Initialise an encoder as MoCo-v3 does: q, k and v as matrices of their own, fixed positions, row first."""
     width = vit.embed_dim
-    _init_linear(vit.blocks)
+    init_linear(vit.blocks)
     for block in vit.blocks:
         nn.init.uniform_(block.attn.qkv.weight, -((6 / (2 * width)) ** 0.5), (6 / (2 * width)) ** 0.5)
     kernel = vit.patch_embed.proj.weight
@@ -89,11 +85,3 @@ def init_encoder(vit: Any) -> None:
     nn.init.zeros_(vit.patch_embed.proj.bias)
     nn.init.normal_(vit.cls_token, std=1e-6)
     freeze_positions(vit, first="row")
-
-
-def _init_linear(module: nn.Module) -> None:
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)

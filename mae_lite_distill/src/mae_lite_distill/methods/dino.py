@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mae_lite_distill.config import DINOConfig, MAELiteConfig
 from mae_lite_distill.losses import self_distillation_loss
-from mae_lite_distill.methods.momentum import follow, momentum
+from mae_lite_distill.methods.momentum import Following
 from mae_lite_distill.methods.pretraining import Pretraining, create_encoder
 from mae_lite_distill.models.crops import class_token
 from mae_lite_distill.models.heads import PrototypeHead
@@ -40,7 +40,7 @@ class DINO(Pretraining):
         self.register_buffer("centre", torch.zeros(config.prototypes))
         self._config = config
         self._views = MultiCrop(config, info)
-        self._followed = -1
+        self._follow = Following(config.momentum)
 
     @classmethod
     def build(cls, config: MAELiteConfig, info: DataInfo) -> Self:
@@ -58,12 +58,7 @@ class DINO(Pretraining):
         return self
 
     def prepare(self, batch: Batch, clock: Clock) -> Batch:
-        # An update of several micro-batches calls this several times; the teacher follows once.
-        if clock.step != self._followed:
-            self._followed = clock.step
-            share = momentum(clock.fraction, self._config.momentum)
-            follow(self.teacher, self.student, share)
-            follow(self.teacher_head, self.head, share)
+        self._follow(clock, (self.teacher, self.student), (self.teacher_head, self.head))
         trained = batch.images.new_full((), float(clock.epoch >= self._config.frozen_epochs))
         return batch._replace(drawn={"views": self._views(batch.images), "trained": (trained,)})
 

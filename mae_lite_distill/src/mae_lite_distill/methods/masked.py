@@ -15,7 +15,7 @@ from mae_lite_distill.config import MAEConfig, MAELiteConfig
 from mae_lite_distill.losses import attention_loss, hidden_loss, patchify, pixel_loss, unpatchify
 from mae_lite_distill.losses.pixels import patch_statistics
 from mae_lite_distill.methods.pretraining import Pretraining, create_encoder
-from mae_lite_distill.models.decoder import Decoder, init_masked
+from mae_lite_distill.models.decoder import Decoder
 from mae_lite_distill.models.encoder import (
     Encoded,
     Masking,
@@ -26,6 +26,7 @@ from mae_lite_distill.models.encoder import (
     random_masking,
 )
 from mae_lite_distill.models.heads import LogitBlock, head_map, projection
+from mae_lite_distill.models.initial import init_linear
 from mae_lite_distill.models.positions import freeze_positions
 from vitutor_core.data.types import Batch, DataInfo, EvalLoader
 from vitutor_core.distill import FrozenTeacher
@@ -97,7 +98,7 @@ class MaskedPretraining(Pretraining):
         extra = None
         if mae.decouple_after is not None:
             extra = LogitBlock(student.embed_dim, student.blocks[-1].attn.num_heads)
-            init_masked(extra)
+            init_linear(extra)
         maps = nn.ParameterList(_map(student, known.model, layer, mae) for layer in mae.distill_layers)
         return cls(student, decoder, mae, info, teacher=known, maps=maps, extra_block=extra)
 
@@ -201,7 +202,7 @@ class MaskedPretraining(Pretraining):
 
 def init_encoder(vit: Any) -> None:
     """Initialise an encoder as MAE does, with fixed positions; the bias of the patch embedding is left as it is."""
-    init_masked(vit.blocks)
+    init_linear(vit.blocks)
     nn.init.xavier_uniform_(vit.patch_embed.proj.weight.view(vit.embed_dim, -1))
     nn.init.normal_(vit.cls_token, std=0.02)
     freeze_positions(vit, first="column")

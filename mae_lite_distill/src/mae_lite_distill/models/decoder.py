@@ -8,6 +8,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mae_lite_distill.models.encoder import Masking
+from mae_lite_distill.models.initial import init_linear
 from mae_lite_distill.models.positions import sincos_positions
 
 
@@ -32,7 +33,7 @@ class Decoder(nn.Module):
         )
         self.norm = LayerNorm(width)
         self.predict = nn.Linear(width, pixels)
-        init_masked(self)
+        init_linear(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, masking: Masking) -> Tensor:
@@ -44,12 +45,3 @@ class Decoder(nn.Module):
         x = torch.cat([x[:, :1], x_all], dim=1) + self.positions
         predictions: Tensor = self.predict(self.norm(self.blocks(x)))[:, 1:]
         return predictions
-
-
-def init_masked(module: nn.Module) -> None:
-    """Initialise as MAE does: Xavier-uniform matrices, zero biases. The fused qkv counts as one matrix, as released."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
