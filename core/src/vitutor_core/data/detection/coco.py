@@ -70,7 +70,7 @@ def _annotation_file(folder: Path, kind: str) -> Path:
 def _read(folder: Path, file: Path) -> tuple[AnnotatedSplit, tuple[Category, ...]]:
     loaded = _load(file)
     images = _table(file, loaded, "images", _image)
-    categories = _table(file, loaded, "categories", _category)
+    categories = _table(file, loaded, "categories", lambda entry: isinstance(entry.get("name"), str))
     if not images or not categories:
         raise DataError(f"{file}: it has {len(images)} images and {len(categories)} categories; both are needed")
     of_image: dict[int, list[Annotation]] = {number: [] for number in images}
@@ -129,10 +129,6 @@ def _image(entry: dict[str, Any]) -> bool:
     is_inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
     limit = Image.MAX_IMAGE_PIXELS
     return is_inside and (limit is None or math.prod(side for side in sides if side is not None) <= limit)
-
-
-def _category(entry: dict[str, Any]) -> bool:
-    return isinstance(entry.get("name"), str)
 
 
 def _annotation(entry: dict[str, Any], image: dict[str, Any], where: str) -> Annotation:

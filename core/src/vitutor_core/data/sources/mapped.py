@@ -44,23 +44,17 @@ def mapped(shards: Sequence[Path], image: str, label: str, kind: Any) -> Path:
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
     if _is_whole(path):
         return path
-    size = sum(stat.st_size for _, stat in stats)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # those that wait find the file made
-            if _is_whole(path):
-                return path
-            if size > shutil.disk_usage(folder).free:
-                raise OSError(f"less than {size / 2**30:.1f} GiB are free")
-            if size > _LARGE:
-                warnings.warn(f"{shards[0].parent}: copied once to {path}, {size / 2**30:.1f} GiB", stacklevel=2)
-            _write(path, shards, image, label, kind)
+            if not _is_whole(path):
+                _write(path, shards, image, label, kind)
     except (OSError, ResourceError) as error:
         problem = getattr(error, "strerror", None) or error
         raise ResourceError(
-            f"{folder}: cannot write a copy of {shards[0].parent} there: {problem}; let VITUTOR_CACHE name a folder with "
-            "room for it"
+            f"{folder}: cannot write a copy of {shards[0].parent} there: {problem}; let VITUTOR_CACHE name a folder "
+            "with room for it"
         ) from None
     return path
 
@@ -93,6 +87,11 @@ def open_mapped(path: Path) -> Any:
 def _write(path: Path, shards: Sequence[Path], image: str, label: str, kind: Any) -> None:
     import pyarrow as pa
 
+    size = sum(shard.stat().st_size for shard in shards)
+    if size > shutil.disk_usage(path.parent).free:
+        raise OSError(f"less than {size / 2**30:.1f} GiB are free")
+    if size > _LARGE:
+        warnings.warn(f"{shards[0].parent}: copied once to {path}, {size / 2**30:.1f} GiB", stacklevel=3)
     digest = hashlib.sha256()
     for shard in shards:
         digest.update(bytes.fromhex(file_sha256(shard)))
