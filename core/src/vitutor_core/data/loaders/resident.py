@@ -113,12 +113,7 @@ def load_train(
 
 
 def load_eval(
-    split: Split,
-    indices: NDArray[np.int64],
-    config: DataConfig,
-    *,
-    device: torch.device,
-    contents: str | None = None,
+    split: Split, indices: NDArray[np.int64], config: DataConfig, *, device: torch.device, contents: str | None = None
 ) -> Tensor:
     """Decode the evaluation images ``indices`` of ``split`` to (M, 3, image_size, image_size) uint8 on ``device``."""
     side, fit, gigabytes = config.image_size, eval_fit(config), config.decoded_gb
