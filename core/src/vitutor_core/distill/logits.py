@@ -48,7 +48,8 @@ class LogitStore:
     def write(self, epoch: int, tensors: dict[str, Tensor], divergence: float) -> bool:
         """Store an epoch by one rename; return False where it would make the cache larger than ``cache.max_gb``."""
         size = sum(tensor.nbytes for tensor in tensors.values())
-        if _bytes_below(self._root) + size > self.config.max_gb * 1e9:
+        held = sum(path.stat().st_size for path in self._root.glob("*/*.safetensors"))
+        if held + size > self.config.max_gb * 1e9:
             return False
         content = save(tensors, {"sha256": weights_sha256(tensors), "divergence": repr(divergence)})
         try:
@@ -93,7 +94,3 @@ def decode(stored: Mapping[str, Tensor], num_classes: int) -> Tensor:
         return stored["logits"].float()
     rest = stored["rest"].float()[:, None].expand(-1, num_classes)
     return rest.scatter(1, stored["classes"].long(), stored["values"].float())
-
-
-def _bytes_below(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*/*.safetensors")) if folder.is_dir() else 0

@@ -103,15 +103,16 @@ def streamed_train(
 
     `Augment` runs on the device or, ``in_workers``, there; the pixels are the same.
     """
-    fetch: Callable[[SampleKeys], Tensor] = partial(_cut, split, subset, config)
-    if in_workers:
-        fetch = partial(_augmented, fetch, augment)
 
-    def finished(images: Tensor, keys: SampleKeys, position: Position) -> Batch:
+    def fetch(keys: SampleKeys) -> Tensor:
+        images = _cut(split, subset, config, keys)
+        return augment(images, keys).to(torch.uint8) if in_workers else images
+
+    def finish_batch(images: Tensor, keys: SampleKeys, position: Position) -> Batch:
         pixels = finish.pixels(images if in_workers else augment(images, keys), keys)
         return finish.batch(pixels, to_device(keys.indices, device), position)
 
-    return StreamedTrainLoader(fetch, finished, sampler, config.data.image_size, config.runtime, device)
+    return StreamedTrainLoader(fetch, finish_batch, sampler, config.data.image_size, config.runtime, device)
 
 
 def decode_whole(split: Split, transform: Transform, indices: NDArray[np.int64]) -> Tensor:
@@ -155,7 +156,3 @@ def _decoded(split: Split, indices: NDArray[np.int64]) -> Iterator[tuple[int, li
         if num_pixels >= _PIXELS_AT_ONCE or position + 1 == len(indices):
             yield position + 1 - len(images), images
             images, num_pixels = [], 0
-
-
-def _augmented(cut: Callable[[SampleKeys], Tensor], augment: Augment, keys: SampleKeys) -> Tensor:
-    return augment(cut(keys), keys).to(torch.uint8)

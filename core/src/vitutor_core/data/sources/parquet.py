@@ -256,13 +256,11 @@ def _classes(train: _Read) -> tuple[tuple[str, ...], int]:
 
 
 def _split(found: _Read, class_names: tuple[str, ...], offset: int) -> Split:
-    labels = found.labels - offset if found.labels.dtype != object else _positions(found, class_names)
-    return Split(labels, found.images.read, found.images.where, found.content_hash)
-
-
-def _positions(found: _Read, class_names: tuple[str, ...]) -> NDArray[np.int64]:
-    ids = {name: label for label, name in enumerate(class_names)}
-    unknown = next((index for index, name in enumerate(found.labels) if name not in ids), None)
-    if unknown is not None:
-        raise DataError(f"{found.images.where(unknown)}: class '{found.labels[unknown]}', which train does not have")
-    return np.array([ids[name] for name in found.labels], dtype=np.int64)
+    labels = found.labels
+    if labels.dtype == object:
+        ids = {name: label for label, name in enumerate(class_names)}
+        unknown = next((index for index, name in enumerate(labels) if name not in ids), None)
+        if unknown is not None:
+            raise DataError(f"{found.images.where(unknown)}: class '{labels[unknown]}', which train does not have")
+        labels = np.array([ids[name] for name in labels], dtype=np.int64)
+    return Split(labels - offset, found.images.read, found.images.where, found.content_hash)
