@@ -159,17 +159,12 @@ def _are_numbers(values: Any) -> bool:
 
 
 def _are_polygons(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            _are_numbers(polygon)
-            and len(polygon) >= 6
-            and len(polygon) % 2 == 0
-            and all(abs(corner) <= _FARTHEST for corner in polygon)
-            for polygon in value
-        )
-    )
+    return isinstance(value, list) and bool(value) and all(map(_is_polygon, value))
+
+
+def _is_polygon(corners: Any) -> bool:
+    is_closed = _are_numbers(corners) and len(corners) >= 6 and len(corners) % 2 == 0
+    return is_closed and all(abs(corner) <= _FARTHEST for corner in corners)
 
 
 def _image_folder(folder: Path, file: Path) -> Path:
