@@ -175,7 +175,7 @@ def test_what_killed_writers_left_is_removed_and_what_is_being_written_is_not(tm
     pupil(tmp_path / "first", folder)
     (first, second) = stored(tmp_path)
     first.unlink()
-    old, new = (first.with_suffix(f".{number}.tmp") for number in (1, 2))
+    old, new = (first.with_name(f".{first.name}.vitutor.tmp-{number}") for number in (1, 2))
     for partial in (old, new):
         partial.touch()
     os.utime(old, (0, 0))

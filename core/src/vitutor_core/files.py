@@ -22,6 +22,8 @@ from vitutor_core.errors import ConfigError, ResourceError
 _PARTIAL, _OLD = ".vitutor.tmp", ".vitutor.tmp-old"
 """What a killed process may leave beside its target: only names that nobody else gives are ever deleted."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SECONDS_TO_WRITE = 3600.0
+"""What has not grown for so long is written by nobody."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -40,7 +42,8 @@ def atomic(target: Path, *, shared: bool = False) -> Iterator[Path]:
     """Yield a path to write a file or to make a folder at, which replaces ``target`` when it is whole.
 
     It lies beside the target, is flushed to disk and then renamed. Where anything fails, the target stays as it was.
-    With ``shared``, other processes may be writing the same target; the last one wins.
+    With ``shared``, other processes may be writing the same target; the last one wins, and what killed ones have left
+    beside it is deleted.
 
     Raises:
         ResourceError: it cannot be written.
@@ -67,6 +70,8 @@ def atomic(target: Path, *, shared: bool = False) -> Iterator[Path]:
         raise
     with contextlib.suppress(OSError):
         _delete(_old(target))
+        if shared:
+            discard_partial(target.parent, before=target.stat().st_mtime - _SECONDS_TO_WRITE)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -68,18 +67,13 @@ def _read_vit(model: Any, images: Tensor, *, untrained_norm: bool) -> Layers:
         for module in (*(block.norm1 for block in model.blocks), model.norm):
             stack.callback(module.register_forward_hook(hook).remove)
         attentions = read_intermediates(model, images, attentions=range(len(model.blocks))).attentions
-    normed[-1] = (
-        F.layer_norm(streams[-1], streams[-1].shape[-1:], eps=1e-6) if untrained_norm else _final(model, normed)
-    )
+    if untrained_norm:
+        normed[-1] = F.layer_norm(streams[-1], streams[-1].shape[-1:], eps=1e-6)
+    else:
+        normed[-1] = model.fc_norm(normed[-1])  # models that pool first have their final norm behind the pooling
     prefix, (height, width) = model.num_prefix_tokens, model.patch_embed.grid_size
     names = ("embedding", *(f"block {index}" for index in range(1, len(streams))))
     features = tuple(tokens[:, prefix:] for tokens in normed)
     contents = [tokens[:, prefix:] for tokens in streams]
     maps = tuple(x.transpose(1, 2).reshape(len(x), -1, height, width) for x in contents)
     return Layers(names, features, maps, attentions, (height, width), prefix)
-
-
-def _final(model: Any, normed: Sequence[Tensor]) -> Tensor:
-    """Return the last tokens behind the final norm, which models that pool first have behind the pooling."""
-    final: Tensor = model.fc_norm(normed[-1])
-    return final

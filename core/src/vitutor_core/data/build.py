@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 from vitutor_core.data.augment import randaugment
 from vitutor_core.data.augment.mixing import Finish, Normalise
 from vitutor_core.data.augment.pipeline import Augment
+from vitutor_core.data.augment.resample import eval_transform
 from vitutor_core.data.detection.load import build_annotated_data
 from vitutor_core.data.detection.open import is_annotated
-from vitutor_core.data.loaders.resident import Progress, ResidentEvalLoader, ResidentTrainLoader, load_eval, load_train
-from vitutor_core.data.loaders.streamed import StreamedEvalLoader, StreamedTrainLoader
+from vitutor_core.data.loaders.resident import ResidentEvalLoader, ResidentTrainLoader, load_eval, load_train
+from vitutor_core.data.loaders.streamed import StreamedEvalLoader, decode_whole, streamed_train
 from vitutor_core.data.sampler import KeyedSampler
 from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.sources.subsets import fingerprint, subset_indices
@@ -68,17 +70,9 @@ def plan_data(config: RunConfig, *, rank: int = 0, world_size: int = 1) -> Plann
     return Planned(source, indices, sampler, info)
 
 
-def build_data(
-    config: RunConfig,
-    *,
-    device: torch.device,
-    rank: int = 0,
-    world_size: int = 1,
-    progress: Progress | None = None,
-) -> Data:
+def build_data(config: RunConfig, *, device: torch.device, rank: int = 0, world_size: int = 1) -> Data:
     """Open the source, choose the subset and make the loaders of process ``rank`` of ``world_size``.
 
-    ``progress`` is called with the numbers of decoded and of all images while the resident loader fills.
     Raises ConfigError for settings that cannot work together, DataError for bad data, and ResourceError if the
     resident images do not fit into memory.
     """
@@ -87,7 +81,6 @@ def build_data(
     source, indices, sampler, info = plan_data(config, rank=rank, world_size=world_size)
     labels = torch.from_numpy(source.train.labels[indices]).to(device)
     finish = Finish(config, info, labels, rank)
-    normalise = Normalise(info.mean, info.std, device)
     own = np.arange(rank, info.num_eval, world_size)
     train: TrainLoader
     contents = ("", "")
@@ -95,25 +88,17 @@ def build_data(
     augment = Augment(config.data, config.augment, source.mean, device, crops=is_resident)
     if is_resident:
         contents = (source.train.contents(indices), source.evaluation.contents(np.arange(info.num_eval)))
-        images = load_train(
-            source.train,
-            indices,
-            config.data,
-            cropped=config.augment.crop_scale is not None,
-            device=device,
-            contents=contents[0],
-            progress=progress,
-        )
+        cropped = config.augment.crop_scale is not None
+        images = load_train(source.train, indices, config.data, cropped=cropped, device=device, contents=contents[0])
         train = ResidentTrainLoader(images, sampler, augment, finish)
     else:
-        train = StreamedTrainLoader(
+        train = streamed_train(
             source.train,
             indices,
-            (config.data, config.augment),
+            config,
             sampler=sampler,
             augment=augment,
             finish=finish,
-            runtime=config.runtime,
             device=device,
             in_workers=device.type == "cpu",
         )
@@ -122,10 +107,9 @@ def build_data(
         own,
         config.data,
         config.runtime,
-        normalise=normalise,
+        normalise=Normalise(info.mean, info.std, device),
         device=device,
         contents=contents[1],
-        progress=progress,
     )
     return Data(info, train, evaluation, "".join(contents))
 
@@ -139,12 +123,12 @@ def eval_loader(
     normalise: Normalise,
     device: torch.device,
     contents: str | None = None,
-    progress: Progress | None = None,
 ) -> EvalLoader:
-    """Make the loader of the images ``indices`` of ``split`` as they are evaluated; ``contents``: see `load_train`."""
+    """Make the loader of the images ``indices`` of ``split`` as they are evaluated; ``contents``: see `decode`."""
     if config.loader == "streamed":
-        return StreamedEvalLoader(split, indices, config, normalise=normalise, runtime=runtime, device=device)
-    images = load_eval(split, indices, config, device=device, contents=contents, progress=progress)
+        fetch = partial(decode_whole, split, eval_transform(config))
+        return StreamedEvalLoader(fetch, indices, split.labels, config.image_size, normalise, runtime, device)
+    images = load_eval(split, indices, config, device=device, contents=contents)
     labels = torch.from_numpy(split.labels[indices]).to(device)
     return ResidentEvalLoader(images, labels, runtime.eval_batch_size, normalise)
 

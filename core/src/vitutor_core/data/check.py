@@ -1,19 +1,20 @@
-"""Read every image once, before a run depends on it."""
+"""Read every image, and every mask of one, once, before a run depends on it."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitutor_core.data.detection.check import check_annotated
-from vitutor_core.data.detection.open import is_annotated, open_annotated
+from vitutor_core.data.detection import open as detection
+from vitutor_core.data.detection.annotated import AnnotatedSource, AnnotatedSplit
 from vitutor_core.data.sources.locate import listed
 from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.sources.subsets import fingerprint, subset_indices
@@ -24,6 +25,10 @@ from vitutor_core.schema import DataConfig
 
 _CHUNK = 256
 """Images per task of the pool: one future per image would cost more memory than the images' paths."""
+
+Progress = Callable[[int, int], None]
+"""Gets the number of images that are done, and their total."""
+FactsT = TypeVar("FactsT")
 
 
 class _Facts(NamedTuple):
@@ -38,22 +43,14 @@ class _Found:
     """Of the images of a split; no more than their hashes is kept of each."""
 
     def __init__(self) -> None:
-        self.count = 0
         self.sizes: set[tuple[int, int]] = set()
         self.modes: Counter[str] = Counter()
         self.pixels: list[bytes] = []
-        self.problems: list[str] = []
 
-    def add(self, facts: list[_Facts | str]) -> None:
-        """Take in the facts of further images; of one that cannot be read, it is the reason."""
-        self.count += len(facts)
-        for fact in facts:
-            if isinstance(fact, str):
-                self.problems.append(fact)
-            else:
-                self.sizes.add(fact.size)
-                self.modes[fact.mode] += 1
-                self.pixels.append(fact.pixels)
+    def add(self, facts: list[_Facts]) -> None:
+        self.sizes.update(fact.size for fact in facts)
+        self.modes.update(fact.mode for fact in facts)
+        self.pixels += [fact.pixels for fact in facts]
 
     def described(self) -> dict[str, Any]:
         widths, heights = zip(*self.sizes, strict=True)
@@ -68,30 +65,22 @@ class _Found:
         }
 
 
-def check_source(config: DataConfig, *, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def check_source(config: DataConfig, *, progress: Progress) -> dict[str, Any]:
     """Decode all images of both splits and return a manifest that can be written as JSON.
 
     Its ``notes`` say what does not stop a run: files that were passed over, and equal images in both splits or of two
-    classes. ``progress`` is called with the number of images done and their total.
+    classes.
 
     Raises what `open_source` raises, and `DataError` naming the images that cannot be read.
     """
-    if is_annotated(config.source):
-        return check_annotated(open_annotated(config.source), progress=progress)
+    if detection.is_annotated(config.source):
+        return check_annotated(detection.open_annotated(config.source), progress=progress)
     source = open_source(config)
-    splits = (source.train, source.evaluation)
-    total = sum(len(split.labels) for split in splits)
     kept = subset_indices(source.train.labels, config)
-    found = (_Found(), _Found())
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        for split, images in zip(splits, found, strict=True):
-            for facts in pool.map(partial(_look, split), _chunks(len(split.labels))):
-                images.add(facts)
-                progress(sum(images.count for images in found), total)
-    problems = [problem for images in found for problem in images.problems]
-    if problems:
-        raise DataError(listed(problems))
-    train, evaluation = found
+    train, evaluation = found = (_Found(), _Found())
+    looks = [(len(split.labels), partial(_look, split)) for split in (source.train, source.evaluation)]
+    for split, facts in _look_at_all(looks, progress):
+        found[split].add(facts)
     return {
         "name": source.name,
         "classes": list(source.class_names),
@@ -104,22 +93,81 @@ def check_source(config: DataConfig, *, progress: Callable[[int, int], None]) ->
     }
 
 
-def _chunks(count: int) -> Iterator[range]:
-    return (range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
+def check_annotated(source: AnnotatedSource, *, progress: Progress) -> dict[str, Any]:
+    """Decode all images and masks of a source and return a manifest, as `check_source` does."""
+    splits = {"training": source.train, "evaluation": source.evaluation}
+    outside = [0, 0]
+    looks = [(len(split), partial(_unseen, split)) for split in splits.values()]
+    for number, unseen in _look_at_all(looks, progress):
+        outside[number] += sum(unseen)
+    label_of = {category.id: label for label, category in enumerate(source.categories)}
+    notes, counts = [], []
+    for (title, split), count in zip(splits.items(), outside, strict=True):
+        objects = list(chain.from_iterable(split.annotations))
+        labels = np.array([label_of[one["category_id"]] for one in objects], dtype=np.int64)
+        counts.append(_counts(source, labels) | {"images": len(split)})
+        kinds = {
+            "images without an object": sum(not own for own in split.annotations),
+            "crowd regions, which are not trained on": sum(one["iscrowd"] for one in objects),
+            "objects without a pixel in their image, which are not trained on": count,
+        }
+        notes += [f"{title}: {number} {kind}" for kind, number in kinds.items() if number]
+    return {
+        "name": source.name,
+        "classes": list(source.class_names),
+        "evaluated_on": None,
+        "train": counts[0],
+        "evaluation": counts[1],
+        "fingerprint": detection.fingerprint(source),
+        "subset": {"images": len(detection.usable(source.train))},
+        "notes": notes,
+    }
 
 
-def _look(split: Split, indices: range) -> list[_Facts | str]:
-    found: list[_Facts | str] = []
+def _look_at_all(
+    looks: Sequence[tuple[int, Callable[[int], FactsT]]], progress: Progress
+) -> Iterator[tuple[int, list[FactsT]]]:
+    """Yield the position of a split and the facts of further images of it, in their order, until all are seen.
+
+    ``looks`` has of each split the number of its images, and what returns the facts of one. Raises `DataError` at the
+    end, naming all images of which that raised it.
+    """
+    total, done = sum(count for count, _ in looks), 0
+    problems: list[str] = []
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for split, (count, look) in enumerate(looks):
+            chunks = (range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
+            for facts, unread in pool.map(partial(_look_at, look), chunks):
+                done += len(facts) + len(unread)
+                progress(done, total)
+                problems += unread
+                yield split, facts
+    if problems:
+        raise DataError(listed(problems))
+
+
+def _look_at(look: Callable[[int], FactsT], indices: range) -> tuple[list[FactsT], list[str]]:
+    facts, unread = [], []
     for index in indices:
         try:
-            image = split.read(index)
+            facts.append(look(index))
         except DataError as error:
-            found.append(str(error))
-            continue
-        pixels = hashlib.blake2b(f"{image.size}".encode(), digest_size=16)
-        pixels.update(image.tobytes())
-        found.append(_Facts(image.size, image.info.get("mode", image.mode), pixels.digest()))
-    return found
+            unread.append(str(error))
+    return facts, unread
+
+
+def _look(split: Split, index: int) -> _Facts:
+    image = split.read(index)
+    pixels = hashlib.blake2b(f"{image.size}".encode(), digest_size=16)
+    pixels.update(image.tobytes())
+    return _Facts(image.size, image.info.get("mode", image.mode), pixels.digest())
+
+
+def _unseen(split: AnnotatedSplit, index: int) -> int:
+    """Return how many objects of an image have no pixel in it."""
+    split.read(index)
+    wanted = sum(not one["iscrowd"] for one in split.annotations[index])
+    return wanted - sum(1 for _ in split.objects(index))
 
 
 def _doubles(source: Source, pixels: list[bytes]) -> Iterator[str]:
@@ -144,6 +192,6 @@ def _doubles(source: Source, pixels: list[bytes]) -> Iterator[str]:
         yield f"equal images of different classes: {listed(of_two_classes, limit=3)}"
 
 
-def _counts(source: Source, labels: NDArray[np.int64]) -> dict[str, Any]:
+def _counts(source: Source | AnnotatedSource, labels: NDArray[np.int64]) -> dict[str, Any]:
     per_class = np.bincount(labels, minlength=len(source.class_names))
     return {"images": len(labels), "per_class": {"min": int(per_class.min()), "max": int(per_class.max())}}

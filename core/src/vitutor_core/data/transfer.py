@@ -1,4 +1,4 @@
-"""Moving small host arrays to the device without waiting for it."""
+"""Moving host arrays to the device without waiting for it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+def to_device(array: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
     """Return ``array`` as a tensor on ``device``; on CUDA the copy is asynchronous, from pinned memory."""
-    tensor = torch.from_numpy(array)
+    tensor = torch.as_tensor(array)
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

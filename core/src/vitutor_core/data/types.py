@@ -107,6 +107,10 @@ class Batch(NamedTuple):
     drawn: Mapping[str, tuple[Any, ...]] = _NOTHING
 
 
+Position = tuple[int, int, int]
+"""Of a micro-batch: epoch, step and its number in the update."""
+
+
 class WaitGivenUp(Exception):
     """A batch was not there yet, and nobody wants to wait for it."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vitutor_core.errors import ResourceError
+from vitutor_core.files import atomic
 from vitutor_core.models.weights import weights_sha256
 from vitutor_core.schema import CacheConfig
-
-_SECONDS_TO_WRITE = 3600.0
 
 
 class LogitStore:
@@ -50,33 +48,18 @@ class LogitStore:
     def write(self, epoch: int, tensors: dict[str, Tensor], divergence: float) -> bool:
         """Store an epoch by one rename; return False where it would make the cache larger than ``cache.max_gb``."""
         size = sum(tensor.nbytes for tensor in tensors.values())
-        if _bytes_below(self._root) + size > self.config.max_gb * 1e9:
+        held = sum(path.stat().st_size for path in self._root.glob("*/*.safetensors"))
+        if held + size > self.config.max_gb * 1e9:
             return False
         content = save(tensors, {"sha256": weights_sha256(tensors), "divergence": repr(divergence)})
-        # Unlike `files.atomic`, with a name of its own: runs side by side may store the same epoch at once.
-        path, partial = self._path(epoch), self._path(epoch).with_suffix(f".{os.getpid()}.tmp")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / "key.json").write_text(self._key + "\n")
-            self._remove_leftovers((self._folder / "key.json").stat().st_mtime)
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise ResourceError(
-                f"{path.absolute()}: cannot write ({error.strerror}); free some space, lower cache.max_gb, or set "
-                "cache.folder=null"
-            ) from None
+            # Runs side by side may store the same epoch at once.
+            for path, data in ((self._folder / "key.json", f"{self._key}\n".encode()), (self._path(epoch), content)):
+                with atomic(path, shared=True) as partial:
+                    partial.write_bytes(data)
+        except ResourceError as error:
+            raise ResourceError(f"{error}; or lower cache.max_gb, or set cache.folder=null") from None
         return True
-
-    def _remove_leftovers(self, now: float) -> None:
-        """Delete what killed processes left: a file that has not grown for so long is written by nobody."""
-        for partial in self._folder.glob("*.tmp"):
-            if now - partial.stat().st_mtime > _SECONDS_TO_WRITE:
-                partial.unlink(missing_ok=True)
 
     def _path(self, epoch: int) -> Path:
         return self._folder / f"epoch-{epoch:05d}.safetensors"
@@ -111,7 +94,3 @@ def decode(stored: Mapping[str, Tensor], num_classes: int) -> Tensor:
         return stored["logits"].float()
     rest = stored["rest"].float()[:, None].expand(-1, num_classes)
     return rest.scatter(1, stored["classes"].long(), stored["values"].float())
-
-
-def _bytes_below(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*/*.safetensors")) if folder.is_dir() else 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import Literal
 
 import torch
 from torch import nn
@@ -29,23 +28,15 @@ def complexity(model: nn.Module, image_size: int, channels: int = 3) -> dict[str
 
 
 def throughput(
-    model: nn.Module,
-    image_size: int,
-    *,
-    device: torch.device | str,
-    batch_size: int,
-    channels: int = 3,
-    precision: Literal["fp32", "bf16"] = "fp32",
-    seconds: float = 2.0,
+    model: nn.Module, image_size: int, *, device: torch.device | str, batch_size: int, seconds: float = 2.0
 ) -> float:
-    """Return the images per second of inference on ``device``, over at least ``seconds`` after a warm-up.
+    """Return the images per second of inference on ``device`` in float32, over at least ``seconds`` after a warm-up.
 
     The model must be on ``device``, where its input stays; it runs in evaluation mode.
     """
     device = torch.device(device)
-    images = torch.zeros(batch_size, channels, image_size, image_size, device=device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-    with evaluation_mode(model), torch.inference_mode(), autocast:
+    images = torch.zeros(batch_size, 3, image_size, image_size, device=device)
+    with evaluation_mode(model), torch.inference_mode():
         _rate(model, images, seconds / 4)
         return _rate(model, images, seconds)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -86,14 +85,10 @@ def coco_metrics(source: AnnotatedSource, results: Sequence[Annotation]) -> dict
         known = coco.COCO(json.loads(json.dumps(data)))
         # Without the other: the size of an object is the area of what is compared.
         kept = [{key: value for key, value in one.items() if key != other} for one in results]
-        evaluation = coco.COCOeval_faster(known, known.loadRes(kept), kind, print_function=_silent)
+        evaluation = coco.COCOeval_faster(known, known.loadRes(kept), kind, print_function=lambda *_: None)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
         figures = zip(_NAMES, evaluation.stats, strict=False)
         metrics |= {f"{name}_{of}": 100 * float(figure) for of, figure in figures if figure >= 0}
     return metrics | {"images": float(len(split))}
-
-
-def _silent(*_: Any) -> None:
-    """Print nothing."""

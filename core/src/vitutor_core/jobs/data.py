@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitutor_core.data.check import check_source
-from vitutor_core.data.detection.check import check_annotated
+from vitutor_core.data.check import check_annotated, check_source
 from vitutor_core.data.detection.coco import write_coco
 from vitutor_core.data.detection.open import open_annotated
 from vitutor_core.files import write_json

@@ -7,11 +7,14 @@ Recognition" (arXiv 1512.03385, section 4.2): a 3x3 convolution of stride 1 and 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
+
+from vitutor_core.models.variants import build_resnet_variant, small_cnn_cfg
 
 
 def _small_image_resnet(
@@ -45,32 +48,12 @@ def _small_image_resnet(
     return model
 
 
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> ResNet:
-    return build_model_with_cfg(
-        _small_image_resnet,
-        variant,
-        pretrained,
-        feature_cfg={"out_indices": tuple(range(1 + len(kwargs["layers"])))},
-        **kwargs,
-    )
-
-
-def _cfg(side: int) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 10,
-        "input_size": (3, side, side),
-        "pool_size": (4, 4),
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "first_conv": "conv1",
-        "classifier": "fc",
-    }
-
+_create = partial(build_resnet_variant, _small_image_resnet)
+_CFG = {"interpolation": "bilinear", "first_conv": "conv1", "classifier": "fc"}
 
 default_cfgs = generate_default_cfgs(
-    dict.fromkeys(("resnet10_cifar", "resnet18_cifar", "resnet34_cifar", "resnet50_cifar"), _cfg(32))
-    | {"resnet8_tiny": _cfg(16)}
+    dict.fromkeys(("resnet10_cifar", "resnet18_cifar", "resnet34_cifar", "resnet50_cifar"), small_cnn_cfg(32, **_CFG))
+    | {"resnet8_tiny": small_cnn_cfg(16, **_CFG)}
 )
 
 

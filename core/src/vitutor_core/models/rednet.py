@@ -7,13 +7,15 @@ named ``layer1``, ``layer2``, ... Inputs must be divisible by the network's stri
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
 from vitutor_core.models.involution import Involution
+from vitutor_core.models.variants import build_resnet_variant, imagenet_cfg, small_cnn_cfg
 
 KERNEL_SIZE, STEM_KERNEL_SIZE = 7, 3
 
@@ -77,32 +79,12 @@ def _rednet(
     return model
 
 
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> ResNet:
-    return build_model_with_cfg(
-        _rednet,
-        variant,
-        pretrained,
-        feature_cfg={"out_indices": tuple(range(1 + len(kwargs["layers"])))},
-        **kwargs,
-    )
-
-
-def _cfg(side: int, pool: int, classes: int) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": classes,
-        "input_size": (3, side, side),
-        "pool_size": (pool, pool),
-        "crop_pct": 0.875 if side == 224 else 1.0,
-        "interpolation": "bilinear",
-        "first_conv": "conv1.0",
-        "classifier": "fc",
-    }
-
+_create = partial(build_resnet_variant, _rednet)
+_CFG = {"interpolation": "bilinear", "first_conv": "conv1.0", "classifier": "fc"}
 
 default_cfgs = generate_default_cfgs(
-    {f"rednet{depth}": _cfg(224, 7, 1000) for depth in (26, 38, 50, 101, 152)}
-    | {"rednet26_cifar": _cfg(32, 4, 10), "rednet_tiny": _cfg(16, 4, 10)}
+    {f"rednet{depth}": imagenet_cfg(pool_size=(7, 7), **_CFG) for depth in (26, 38, 50, 101, 152)}
+    | {"rednet26_cifar": small_cnn_cfg(32, **_CFG), "rednet_tiny": small_cnn_cfg(16, **_CFG)}
 )
 
 

@@ -34,3 +34,15 @@ def build_vit_variant(builder: Callable[..., Any], variant: str, pretrained: boo
         feature_cfg={"out_indices": 3, "feature_cls": "getter"},
         **kwargs,
     )
+
+
+def small_cnn_cfg(side: int, **changes: Any) -> dict[str, Any]:
+    """Return the same of a ResNet for ten classes and images of ``side`` pixels."""
+    of_images = {"num_classes": 10, "input_size": (3, side, side), "pool_size": (4, 4), "crop_pct": 1.0}
+    return imagenet_cfg(**of_images, **changes)
+
+
+def build_resnet_variant(builder: Callable[..., Any], variant: str, pretrained: bool, **kwargs: Any) -> Any:
+    """Build a relative of timm's ``ResNet`` whose stages have ``kwargs["layers"]`` blocks."""
+    stages = tuple(range(1 + len(kwargs["layers"])))
+    return build_model_with_cfg(builder, variant, pretrained, feature_cfg={"out_indices": stages}, **kwargs)

@@ -7,18 +7,17 @@ from typing import Any
 
 import torch
 
-from vitutor_core.data.build import build_data
-from vitutor_core.data.types import DataInfo
-from vitutor_core.distill.taught import TaughtLoader, expected_bytes, with_stored_logits
+from vitutor_core.distill.taught import TaughtLoader, expected_bytes
 from vitutor_core.distributed import processes
 from vitutor_core.errors import ConfigError
 from vitutor_core.schema import RunConfig
-from vitutor_core.train.method import Clock, Method
+from vitutor_core.train.method import Clock
+from vitutor_core.train.session import BuildMethod, opened
 
 
 def store_logits(
     config: RunConfig,
-    build_method: Callable[[Any, DataInfo], Method],
+    build_method: BuildMethod,
     *,
     starting: Callable[[int, float], None],
     epoch_done: Callable[[int], None],
@@ -30,24 +29,17 @@ def store_logits(
     """
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
-    with processes(config.runtime.device) as group:
-        data = build_data(config, device=group.device, rank=group.rank, world_size=group.world_size)
-        try:
-            torch.manual_seed(config.seed)
-            method = build_method(config, data.info)
-            data = with_stored_logits(data, method.logit_teachers, config, group)
-            if not isinstance(data.train, TaughtLoader):
-                raise ConfigError("nothing to store: set cache.folder, and choose a row with a teacher of logits")
-            updates = data.train.steps_per_epoch
-            size = expected_bytes(config, updates, group.world_size, data.info.num_classes) * group.world_size
-            starting(config.train.epochs, size * len(method.logit_teachers()) / 1e9)
-            for epoch in range(config.train.epochs):
-                method.on_epoch(Clock(epoch * updates, updates, config.train.epochs * updates))
-                if not method.logit_teachers():
-                    break
-                for _ in data.train.epoch(epoch):
-                    pass
-                epoch_done(epoch)
-            return data.train.facts
-        finally:
-            data.train.close()
+    with processes(config.runtime.device) as group, opened(config, build_method, group) as (data, method):
+        if not isinstance(data.train, TaughtLoader):
+            raise ConfigError("nothing to store: set cache.folder, and choose a row with a teacher of logits")
+        updates = data.train.steps_per_epoch
+        size = expected_bytes(config, updates, group.world_size, data.info.num_classes) * group.world_size
+        starting(config.train.epochs, size * len(method.logit_teachers()) / 1e9)
+        for epoch in range(config.train.epochs):
+            method.on_epoch(Clock(epoch * updates, updates, config.train.epochs * updates))
+            if not method.logit_teachers():
+                break
+            for _ in data.train.epoch(epoch):
+                pass
+            epoch_done(epoch)
+        return data.train.facts

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from vitutor_core.data.build import build_data
-from vitutor_core.data.types import Data, DataInfo
+from vitutor_core.data.types import Data
 from vitutor_core.distributed import choose_device, effective_precision
 from vitutor_core.evaluate.accuracy import Measured, measure
 from vitutor_core.evaluate.complexity import complexity, throughput
@@ -21,7 +20,8 @@ from vitutor_core.schema import RunConfig
 from vitutor_core.train.memory import advise_for_evaluation
 from vitutor_core.train.method import Clock, Method
 
-BuildMethod = Callable[[Any, DataInfo], Method]
+if TYPE_CHECKING:
+    from vitutor_core.train.session import BuildMethod  # a change of how runs train leaves evaluations as they are
 
 
 def evaluate_run(

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from vitutor_core.data.build import build_data, plan_data
+from vitutor_core.data.build import plan_data
 from vitutor_core.data.detection.open import is_annotated, open_annotated, usable
 from vitutor_core.data.types import Batch, TrainLoader
-from vitutor_core.distill.taught import with_stored_logits
 from vitutor_core.distributed import Processes, processes
 from vitutor_core.errors import ConfigError
 from vitutor_core.schema import RunConfig
@@ -23,7 +22,7 @@ from vitutor_core.train.method import Clock, Method, StepOutput
 from vitutor_core.train.origin import AS_MADE, Origin
 from vitutor_core.train.progress import RunProgress
 from vitutor_core.train.run_folder import check_same
-from vitutor_core.train.session import BuildMethod, circumstances, identity_of
+from vitutor_core.train.session import BuildMethod, circumstances, identity_of, opened
 from vitutor_core.train.state import TrainState
 from vitutor_core.train.update import Updater
 
@@ -85,11 +84,7 @@ def replay(origin: Origin, config: RunConfig, build: BuildMethod, step: int, *, 
     if threads is not None:
         torch.set_num_threads(threads)
     with processes(config.runtime.device) as group:
-        data = build_data(config, device=group.device, rank=group.rank, world_size=group.world_size)
-        try:
-            torch.manual_seed(config.seed)
-            method = build(config, data.info)
-            data = with_stored_logits(data, method.logit_teachers, config, group)
+        with opened(config, build, group) as (data, method):
             identity = identity_of(config, origin.package, data, method)
             origin.check(identity)
             updates = data.train.steps_per_epoch
@@ -103,8 +98,6 @@ def replay(origin: Origin, config: RunConfig, build: BuildMethod, step: int, *, 
                 method.to(group.device)
                 run = _Run(method, config, group, TrainState.build(method, config, found, clock, identity), updates)
                 seen = run.until(step, data.train, whole_epoch=whole_epoch)
-        finally:
-            data.train.close()
         here = circumstances(origin.package, group)
         seen = replace(seen, images=_pixels(seen.images, data.info.mean, data.info.std))
         seen.names = _names(config, run.indices)

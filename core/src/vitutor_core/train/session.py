@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,15 +72,10 @@ def train(
         torch.set_num_threads(config.runtime.threads)
     started = time.monotonic()
     with processes(config.runtime.device) as group, RunFolder(out, owner=group.is_main) as run:
-        data = build_data(config, device=group.device, rank=group.rank, world_size=group.world_size)
-        try:
-            torch.manual_seed(config.seed)
-            method = build_method(config, data.info)
+        with closing(tracking), opened(config, build_method, group) as (data, built):
             if not run.is_finished:
-                check_first_step(method, config, data.info)
-            if config.runtime.sync_batch_norm:
-                method = synchronise_batch_norm(method)
-            data = with_stored_logits(data, method.logit_teachers, config, group)
+                check_first_step(built, config, data.info)
+            method = synchronise_batch_norm(built) if config.runtime.sync_batch_norm else built
             if method.traits.classifies and data.info.num_classes < 2:
                 raise DataError(f"{data.info.name}: its one class is {data.info.class_names[0]}; to classify takes two")
             identity = identity_of(config, label.paper, data, method)
@@ -101,9 +97,6 @@ def train(
             if measure and method.traits.measures:
                 with advise_for_evaluation(config):
                     metrics = metrics | method.report(evaluation=data.evaluation).metrics
-        finally:
-            data.train.close()
-            tracking.close()
         if group.is_main:
             card = model_card(config, data.info, label.paper, metrics)
             save_model(run.files.weights, method.inference_model(), card)
@@ -118,6 +111,18 @@ def train(
             RunRecord.of(**record, correct=correct).write(run.path)
         group.barrier()
         return RunRecord.read(run.path)
+
+
+@contextmanager
+def opened(config: RunConfig, build: BuildMethod, group: Processes) -> Iterator[tuple[Data, Method]]:
+    """Yield the data of a run, with the logits that are stored, and its method as it begins; close the loaders."""
+    data = build_data(config, device=group.device, rank=group.rank, world_size=group.world_size)
+    try:
+        torch.manual_seed(config.seed)
+        method = build(config, data.info)
+        yield with_stored_logits(data, method.logit_teachers, config, group), method
+    finally:
+        data.train.close()
 
 
 def identity_of(config: RunConfig, package: str, data: Data, method: Method) -> dict[str, Any]:

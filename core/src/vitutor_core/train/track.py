@@ -65,7 +65,6 @@ class Tracking:
 
     classes: Mapping[str, Callable[[Facts], Tracker]]
     callbacks: Sequence[Callback] = ()
-    enabled: bool = True
     _open: dict[str, Tracker] = field(default_factory=dict)
 
     @classmethod

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitutor_core.data import keyed
 from vitutor_core.data.augment.erasing import RandomErasing
 from vitutor_core.data.sampler import SampleKeys
-from vitutor_core.data.types import Batch, DataInfo
+from vitutor_core.data.types import Batch, DataInfo, Position
 from vitutor_core.schema import AugmentConfig, RunConfig
 
 
@@ -46,8 +46,8 @@ class Finish:
         images = self._normalise(images)
         return images if self._erase is None else self._erase(images, keys)
 
-    def batch(self, images: Tensor, indices: Tensor, position: tuple[int, int, int]) -> Batch:
-        """Mix the `pixels` of one micro-batch, in place; (B,) ``indices``; ``position``: epoch, step, micro-batch."""
+    def batch(self, images: Tensor, indices: Tensor, position: Position) -> Batch:
+        """Mix the `pixels` of one micro-batch, in place; (B,) ``indices``."""
         targets = self._labels.index_select(0, indices)
         if self._mix is not None:
             images, targets = self._mix(images, targets, position)
@@ -74,10 +74,10 @@ class Mix:
             )
         self._soften = partial(mixup_target, num_classes=num_classes, smoothing=config.label_smoothing)
 
-    def __call__(self, images: Tensor, labels: Tensor, position: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, position: Position) -> tuple[Tensor, Tensor]:
         """Mix (B, 3, H, W) images, in place; return them and the (B, num_classes) float32 targets.
 
-        ``position``: epoch, step and micro-batch, which are the key of the draw together with seed and rank.
+        The position is the key of the draw, together with seed and rank.
         """
         if self._mixup is None:
             return images, self._soften(labels)

@@ -70,7 +70,7 @@ def _annotation_file(folder: Path, kind: str) -> Path:
 def _read(folder: Path, file: Path) -> tuple[AnnotatedSplit, tuple[Category, ...]]:
     loaded = _load(file)
     images = _table(file, loaded, "images", _image)
-    categories = _table(file, loaded, "categories", _category)
+    categories = _table(file, loaded, "categories", lambda entry: isinstance(entry.get("name"), str))
     if not images or not categories:
         raise DataError(f"{file}: it has {len(images)} images and {len(categories)} categories; both are needed")
     of_image: dict[int, list[Annotation]] = {number: [] for number in images}
@@ -131,10 +131,6 @@ def _image(entry: dict[str, Any]) -> bool:
     return is_inside and (limit is None or math.prod(side for side in sides if side is not None) <= limit)
 
 
-def _category(entry: dict[str, Any]) -> bool:
-    return isinstance(entry.get("name"), str)
-
-
 def _annotation(entry: dict[str, Any], image: dict[str, Any], where: str) -> Annotation:
     """Check an annotation and return what is used of it."""
     box: Any = entry.get("bbox")
@@ -163,17 +159,12 @@ def _are_numbers(values: Any) -> bool:
 
 
 def _are_polygons(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            _are_numbers(polygon)
-            and len(polygon) >= 6
-            and len(polygon) % 2 == 0
-            and all(abs(corner) <= _FARTHEST for corner in polygon)
-            for polygon in value
-        )
-    )
+    return isinstance(value, list) and bool(value) and all(map(_is_polygon, value))
+
+
+def _is_polygon(corners: Any) -> bool:
+    is_closed = _are_numbers(corners) and len(corners) >= 6 and len(corners) % 2 == 0
+    return is_closed and all(abs(corner) <= _FARTHEST for corner in corners)
 
 
 def _image_folder(folder: Path, file: Path) -> Path:

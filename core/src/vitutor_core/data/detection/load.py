@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -14,11 +14,11 @@ from vitutor_core.data.augment.mixing import Normalise
 from vitutor_core.data.detection.annotated import AnnotatedSource, box_of
 from vitutor_core.data.detection.open import fingerprint, open_annotated, usable
 from vitutor_core.data.detection.view import View, draw_views, see, see_mask, whole
-from vitutor_core.data.loaders.workers import Stream
+from vitutor_core.data.loaders.streamed import StreamedEvalLoader, StreamedTrainLoader
 from vitutor_core.data.sampler import KeyedSampler, SampleKeys
 from vitutor_core.data.sources.statistics import IMAGENET
 from vitutor_core.data.transfer import to_device
-from vitutor_core.data.types import Batch, Data, DataInfo, Objects, never
+from vitutor_core.data.types import Batch, Data, DataInfo, Objects, Position
 from vitutor_core.errors import ConfigError
 from vitutor_core.schema import DetectionConfig, RunConfig, RuntimeConfig
 
@@ -56,61 +56,46 @@ def build_annotated_data(config: RunConfig, *, device: torch.device, rank: int =
     runtime = config.runtime.model_copy(update={"workers": workers})
     side, normalise = info.image_size, Normalise(info.mean, info.std, device)
     draw = partial(draw_views, side=side, scale=detect.scale, flip=config.augment.flip)
+    seen = _Seen(source, trained_on, draw, side, normalise)
     own = np.arange(rank, info.num_eval, world_size)
     return Data(
         info,
-        AnnotatedTrainLoader(source, trained_on, sampler, draw, side, normalise, runtime, device),
+        StreamedTrainLoader(seen.images, seen.batch, sampler, side, runtime, device),
         AnnotatedEvalLoader(source, own, side, normalise, runtime, device),
     )
 
 
-class AnnotatedTrainLoader:
-    """Training batches with large-scale jitter and flips; see `TrainLoader`. The workers make the images."""
+class _Seen:
+    """What training shows of the images of a source: large-scale jitter and flips, the objects with the pixels."""
 
     def __init__(
         self,
         source: AnnotatedSource,
         subset: NDArray[np.int64],
-        sampler: KeyedSampler,
         draw: Callable[[SampleKeys, NDArray[np.int64]], list[View]],
         side: int,
         normalise: Normalise,
-        runtime: RuntimeConfig,
-        device: torch.device,
     ) -> None:
-        self.steps_per_epoch = sampler.steps_per_epoch
-        self._split, self._subset, self._sampler, self._draw = source.train, subset, sampler, draw
+        self._split, self._subset, self._draw = source.train, subset, draw
         self._labels = {category.id: label for label, category in enumerate(source.categories)}
-        self._side, self._normalise, self._device = side, normalise, device
-        largest = (sampler.micro_batch_size, 3, side, side)
-        self._stream = Stream(self._images, largest, runtime, pin=device.type == "cuda")
+        self._side, self._normalise = side, normalise
 
-    def epoch(
-        self, epoch: int, *, start_step: int = 0, give_up: Callable[[], bool] = never
-    ) -> Iterator[tuple[Batch, ...]]:
-        steps = list(self._sampler.steps(epoch, start_step))
-        images = self._stream([keys for _, micro_batches in steps for keys in micro_batches], give_up)
-        for _, micro_batches in steps:
-            yield tuple(self._batch(next(images), keys) for keys in micro_batches)
+    def images(self, keys: SampleKeys) -> Tensor:
+        """Decode the views of a micro-batch: (B, 3, S, S) uint8."""
+        return _stacked([see(self._split.read(index), view, self._side, _FILL) for index, view in self._views(keys)])
 
-    def close(self) -> None:
-        self._stream.close()
+    def batch(self, images: Tensor, keys: SampleKeys, _: Position) -> Batch:
+        """Add to these images, on their device, what they show."""
+        objects = tuple(self._objects(index, view, images.device) for index, view in self._views(keys))
+        indices = to_device(keys.indices, images.device)
+        return Batch(self._normalise(images), torch.zeros_like(indices), indices, objects=objects)
 
     def _views(self, keys: SampleKeys) -> list[tuple[int, View]]:
         """Return which images a micro-batch shows, by their numbers in the split, and what of each."""
         chosen = self._subset[keys.indices]
         return list(zip(chosen.tolist(), self._draw(keys, self._split.sizes[chosen]), strict=True))
 
-    def _images(self, keys: SampleKeys) -> Tensor:
-        return _stacked([see(self._split.read(index), view, self._side, _FILL) for index, view in self._views(keys)])
-
-    def _batch(self, images: Tensor, keys: SampleKeys) -> Batch:
-        pixels = self._normalise(images.to(self._device, non_blocking=images.is_pinned()))
-        objects = tuple(self._objects(index, view) for index, view in self._views(keys))
-        indices = to_device(keys.indices, self._device)
-        return Batch(pixels, torch.zeros_like(indices), indices, objects=objects)
-
-    def _objects(self, index: int, view: View) -> Objects:
+    def _objects(self, index: int, view: View, device: torch.device) -> Objects:
         found = [
             (self._labels[annotation["category_id"]], seen)
             for annotation, mask in self._split.objects(index)
@@ -119,10 +104,10 @@ class AnnotatedTrainLoader:
         boxes = np.array([box_of(mask) for _, mask in found], dtype=np.float32).reshape(-1, 4)
         masks = np.array([mask for _, mask in found], dtype=np.uint8).reshape(-1, self._side, self._side)
         labels = np.array([label for label, _ in found], dtype=np.int64)
-        return Objects(*(torch.from_numpy(part).to(self._device) for part in (boxes, labels, masks)))
+        return Objects(*(torch.from_numpy(part).to(device) for part in (boxes, labels, masks)))
 
 
-class AnnotatedEvalLoader:
+class AnnotatedEvalLoader(StreamedEvalLoader):
     """Evaluation batches: whole images, and their numbers in the split instead of class ids; see `EvalLoader`."""
 
     def __init__(
@@ -134,29 +119,17 @@ class AnnotatedEvalLoader:
         runtime: RuntimeConfig,
         device: torch.device,
     ) -> None:
-        self.source, self.side, self.device = source, side, device
-        size = runtime.eval_batch_size
-        self._keys = [indices[start : start + size] for start in range(0, len(indices), size)]
-        self._normalise, self._runtime = normalise, runtime
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        largest = (max(map(len, self._keys), default=0), 3, self.side, self.side)
-        stream = Stream(self._images, largest, self._runtime, pin=self.device.type == "cuda")
-        try:
-            for indices, images in zip(self._keys, stream(self._keys), strict=True):
-                pixels = self._normalise(images.to(self.device, non_blocking=images.is_pinned()))
-                yield pixels, to_device(indices, self.device)
-        finally:
-            stream.close()
+        super().__init__(self._images, indices, np.arange(len(source.evaluation)), side, normalise, runtime, device)
+        self.source, self._side = source, side
 
     def view(self, index: int) -> View:
         """Return how an image is seen."""
         width, height = self.source.evaluation.sizes[index].tolist()
-        return whole(width, height, self.side)
+        return whole(width, height, self._side)
 
     def _images(self, indices: NDArray[np.int64]) -> Tensor:
         split = self.source.evaluation
-        return _stacked([see(split.read(index), self.view(index), self.side, _FILL) for index in indices.tolist()])
+        return _stacked([see(split.read(index), self.view(index), self._side, _FILL) for index in indices.tolist()])
 
 
 def _stacked(squares: list[NDArray[np.uint8]]) -> Tensor:

@@ -5,7 +5,7 @@ An image is enlarged by a ratio, a square is cut out, and what lies beyond the i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +47,7 @@ def see(image: Image.Image, view: View, side: int, fill: tuple[int, int, int]) -
     across, down = image.width / view.size[0], image.height / view.size[1]
     box = (view.left * across, view.top * down, (view.left + width) * across, (view.top + height) * down)
     seen = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
-    square = np.empty((side, side, 3), dtype=np.uint8)
-    square[:] = fill
-    square[:height, :width] = seen[:, ::-1] if view.flip else seen
-    return square
+    return _pasted(seen, np.full((side, side, 3), fill, dtype=np.uint8), view)
 
 
 def see_mask(mask: NDArray[np.bool_], view: View, side: int) -> NDArray[np.bool_]:
@@ -59,8 +56,11 @@ def see_mask(mask: NDArray[np.bool_], view: View, side: int) -> NDArray[np.bool_
     columns = (view.left + np.arange(width) + 0.5) * mask.shape[1] / view.size[0]
     rows = (view.top + np.arange(height) + 0.5) * mask.shape[0] / view.size[1]
     seen = mask[np.ix_(rows.astype(np.int64), columns.astype(np.int64))]
-    square = np.zeros((side, side), dtype=np.bool_)
-    square[:height, :width] = seen[:, ::-1] if view.flip else seen
+    return _pasted(seen, np.zeros((side, side), dtype=np.bool_), view)
+
+
+def _pasted(seen: NDArray[Any], square: NDArray[Any], view: View) -> NDArray[Any]:
+    square[: seen.shape[0], : seen.shape[1]] = seen[:, ::-1] if view.flip else seen
     return square
 
 

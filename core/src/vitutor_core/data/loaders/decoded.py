@@ -26,14 +26,13 @@ from vitutor_core.data.augment import resample
 from vitutor_core.data.sources import images
 from vitutor_core.data.sources.locate import user_cache
 from vitutor_core.errors import ResourceError
-from vitutor_core.files import atomic, discard_partial, file_sha256
+from vitutor_core.files import atomic, file_sha256
 
 _WORTH = 2**24
 """Bytes of pixels below which decoding takes a fraction of a second."""
 _LIBRARIES = ("jpg", "libjpeg_turbo", "libtiff", "webp", "zlib")
 """Of Pillow; ``jpg`` is the version of libjpeg's interface alone, which all of libjpeg-turbo share."""
 _DIGEST = hashlib.sha256().digest_size
-_SECONDS_TO_WRITE = 3600.0
 
 
 def kept(
@@ -110,7 +109,6 @@ def _write(key: bytes, pixels: NDArray[np.uint8], limit: float) -> None:
     with atomic(path, shared=True) as partial, partial.open("wb") as whole:
         whole.write(pixels.data)
         whole.write(_digest(key, pixels))
-    discard_partial(path.parent, before=path.stat().st_mtime - _SECONDS_TO_WRITE)
 
 
 def _digest(key: bytes, pixels: NDArray[np.uint8]) -> bytes:

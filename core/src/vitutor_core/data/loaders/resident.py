@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,8 +25,6 @@ from vitutor_core.data.transfer import to_device
 from vitutor_core.data.types import Batch, Split, never
 from vitutor_core.errors import ResourceError
 from vitutor_core.schema import DataConfig
-
-Progress = Callable[[int, int], None]
 
 _CHUNK = 256
 _PIXELS_AT_ONCE = 2**19
@@ -93,17 +92,14 @@ def load_train(
     cropped: bool,
     device: torch.device,
     contents: str | None = None,
-    progress: Progress | None = None,
 ) -> Tensor:
     """Decode the training subset ``indices`` of ``split`` to (N, 3, S, S) uint8 on ``device``.
 
     S is ``image_size`` (shorter side resized, centre cropped). Where random resized crops follow (``cropped``), images
     that share one square size keep it; others are brought to ``image_size / 0.875``, so that crops have detail to cut.
-    ``contents`` is that of the split, where it is known.
+    For ``contents`` see `decode`.
     """
-    to_pixels = partial(
-        decode, split, indices, gigabytes=config.decoded_gb, device=device, contents=contents, progress=progress
-    )
+    to_pixels = partial(decode, split, indices, gigabytes=config.decoded_gb, device=device, contents=contents)
     side = config.image_size
     if cropped:
         native = split.read(int(indices[0])).size
@@ -117,25 +113,11 @@ def load_train(
 
 
 def load_eval(
-    split: Split,
-    indices: NDArray[np.int64],
-    config: DataConfig,
-    *,
-    device: torch.device,
-    contents: str | None = None,
-    progress: Progress | None = None,
+    split: Split, indices: NDArray[np.int64], config: DataConfig, *, device: torch.device, contents: str | None = None
 ) -> Tensor:
     """Decode the evaluation images ``indices`` of ``split`` to (M, 3, image_size, image_size) uint8 on ``device``."""
-    return decode(
-        split,
-        indices,
-        config.image_size,
-        eval_fit(config),
-        gigabytes=config.decoded_gb,
-        device=device,
-        contents=contents,
-        progress=progress,
-    )
+    side, fit, gigabytes = config.image_size, eval_fit(config), config.decoded_gb
+    return decode(split, indices, side, fit, gigabytes=gigabytes, device=device, contents=contents)
 
 
 class _OtherSizeError(Exception):
@@ -157,32 +139,25 @@ def decode(
     gigabytes: float,
     device: torch.device,
     contents: str | None = None,
-    progress: Progress | None = None,
 ) -> Tensor:
     """Decode the images ``indices`` in threads; ``prepare`` brings each to ``side`` x ``side`` pixels.
 
     Pixels are kept for later runs where ``gigabytes`` allow it, see `decoded.kept`; ``contents`` is
     ``split.contents(indices)``, or covers more images.
-    ``progress`` is called with the number of images that are done and with that of all.
     Returns (N, 3, side, side) uint8 on ``device``. Raises ResourceError if the images do not fit into memory.
     """
-    total = len(indices)
-    shape = (total, 3, side, side)
+    shape = (len(indices), 3, side, side)
 
     def decoded() -> NDArray[np.uint8]:
         pixels = np.empty(shape, dtype=np.uint8)
 
-        def fill(start: int) -> int:
-            stop = min(start + _CHUNK, total)
-            for position in range(start, stop):
+        def fill(start: int) -> None:
+            for position in range(start, min(start + _CHUNK, len(indices))):
                 image = prepare(split.read(int(indices[position])))
                 pixels[position] = np.asarray(image).transpose(2, 0, 1)
-            return stop
 
         with ThreadPoolExecutor() as pool:
-            for done in pool.map(fill, range(0, total, _CHUNK)):
-                if progress is not None:
-                    progress(done, total)
+            list(pool.map(fill, range(0, len(indices), _CHUNK)))  # raises what a thread has raised
         return pixels
 
     def facts() -> list[Any]:
@@ -194,6 +169,6 @@ def decode(
         return torch.from_numpy(kept(facts, shape, gigabytes, decoded)).to(device)
     except (MemoryError, torch.OutOfMemoryError):
         raise ResourceError(
-            f"data.loader: {total} images of {side} x {side} pixels ({total * 3 * side**2 / 2**30:.1f} GiB) do not fit "
-            f"into the memory of {device}; use data.loader=streamed"
+            f"data.loader: {len(indices)} images of {side} x {side} pixels ({math.prod(shape) / 2**30:.1f} GiB) do not "
+            f"fit into the memory of {device}; use data.loader=streamed"
         ) from None

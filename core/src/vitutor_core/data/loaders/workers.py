@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitutor_core.data.transfer import to_device
 from vitutor_core.data.types import WaitGivenUp, never
 from vitutor_core.errors import DataError
 from vitutor_core.schema import RuntimeConfig
@@ -42,31 +43,32 @@ _ADVICE = "lower runtime.workers, free memory, or use data.loader=resident"
 class Stream:
     """Compute ``fetch(key)`` for lists of keys, in order and ahead of time, in ``runtime.workers`` processes.
 
-    ``fetch`` returns uint8 tensors of at most the shape ``largest``; only the first dimension may be smaller.
+    ``fetch`` returns uint8 tensors of at most the shape ``largest``; only the first dimension may be smaller. They come
+    to ``device``.
     The workers start with the first list and live until `close`. They ignore the signals that ask a process to stop,
     which a process group receives as a whole: the main process stops at a step boundary and shuts them down.
     """
 
     def __init__(
-        self, fetch: Callable[[Any], Tensor], largest: tuple[int, ...], runtime: RuntimeConfig, *, pin: bool
+        self, fetch: Callable[[Any], Tensor], largest: tuple[int, ...], runtime: RuntimeConfig, device: torch.device
     ) -> None:
         self._fetch = fetch
         self._largest = largest
         self._num_workers = runtime.workers
         self._timeout_s = runtime.worker_timeout_s
-        self._pin = pin
+        self._device = device
         self._pool: ProcessPoolExecutor | None = None
         self._workers: list[BaseProcess] = []
         self._under_way: deque[Future[int]] = deque()
 
     def __call__(self, keys: Sequence[Any], give_up: Callable[[], bool] = never) -> Iterator[Tensor]:
-        """Yield ``fetch(key)`` for each key. A result is overwritten after the next one was asked for.
+        """Yield ``fetch(key)`` for each key. On a CPU, a result is overwritten after the next one was asked for.
 
         Raises DataError if a worker dies, if no result comes within ``runtime.worker_timeout_s`` seconds, or with the
         message of the DataError that ``fetch`` raised, and WaitGivenUp if ``give_up`` says so during a wait.
         """
         if not self._num_workers or not keys:
-            yield from map(self._fetch, keys)
+            yield from (to_device(self._fetch(key), self._device) for key in keys)
             return
         if self._under_way:
             self.close()  # the previous list was left early, and what is under way may take long
@@ -81,8 +83,7 @@ class Stream:
                 for index, key in islice(asked, slots - len(mine)):
                     mine.append(self._ask(pool, key, index % slots))
                 count = self._answer(mine.popleft(), give_up)
-                images = self._memory[number % slots, :count]
-                yield images.pin_memory() if self._pin else images
+                yield to_device(self._memory[number % slots, :count], self._device)
         except (DataError, OSError, WaitGivenUp):
             self.close()
             raise

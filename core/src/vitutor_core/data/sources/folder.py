@@ -47,12 +47,7 @@ def folder_source(folder: Path, config: DataConfig) -> Source:
     train, notes = _read_split(folder / chosen.train, class_names)
     evaluation = part(train, np.arange(0))
     if chosen.evaluation is not None:
-        path = folder / chosen.evaluation
-        unknown = [name for name in _class_names(path) if name not in class_names]
-        if unknown:
-            hint = nearest(unknown[0], class_names)
-            raise DataError(f"{path}: classes that {chosen.train} does not have: {shorten(unknown)}{hint}")
-        evaluation, more_notes = _read_split(path, class_names)
+        evaluation, more_notes = _read_known(folder / chosen.evaluation, class_names, chosen.train)
         notes += more_notes
     return Source(
         f"folder:{folder.name}", class_names, *IMAGENET, train, evaluation, (*chosen.notes, *notes), chosen.evaluation
@@ -66,11 +61,7 @@ def training_folder(folder: Path, class_names: Sequence[str]) -> Split:
     Raises `DataError` if the folder is not there, has classes that the source does not have, or lacks listed images.
     """
     require_folder(folder / "train", "a folder per class")
-    unknown = [name for name in _class_names(folder / "train") if name not in class_names]
-    if unknown:
-        hint = nearest(unknown[0], class_names)
-        raise DataError(f"{folder / 'train'}: classes that data.source does not have: {shorten(unknown)}{hint}")
-    split, _ = _read_split(folder / "train", class_names)
+    split, _ = _read_known(folder / "train", class_names, "data.source")
     manifest = folder / "manifest.json"
     if not manifest.exists():
         return split
@@ -108,12 +99,17 @@ def _class_names(split: Path) -> tuple[str, ...]:
         raise DataError(f"{split}: no class folders; it holds {contents(split)}")
     if all(map(splits.is_split, names)):
         raise DataError(f"{split}: its classes would be {', '.join(names)}; name the folder that holds {_LAYOUT}")
-    folded: dict[str, str] = {}
-    for name in names:
-        other = folded.setdefault(name.casefold(), name)
-        if other != name:
-            raise DataError(f"{split}: classes '{other}' and '{name}' differ only in case; rename or merge them")
+    splits.by_lower_case(names, f"{split}: classes")
     return tuple(names)
+
+
+def _read_known(split: Path, class_names: Sequence[str], owner: str) -> tuple[Split, tuple[str, ...]]:
+    """Read a split as `_read_split` does; raises `DataError` for classes that their ``owner`` does not have."""
+    unknown = [name for name in _class_names(split) if name not in class_names]
+    if unknown:
+        hint = nearest(unknown[0], class_names)
+        raise DataError(f"{split}: classes that {owner} does not have: {shorten(unknown)}{hint}")
+    return _read_split(split, class_names)
 
 
 def _read_split(split: Path, class_names: Sequence[str]) -> tuple[Split, tuple[str, ...]]:

@@ -41,10 +41,10 @@ def require_folder(folder: Path, holds: str) -> None:
         raise DataError(f"{folder}: this is a file; name the folder that holds {holds}")
 
 
-def contents(folder: Path, limit: int = 6) -> str:
+def contents(folder: Path) -> str:
     """List the first entries of a folder for a message; hidden ones are left out."""
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    return shorten(names, limit) if names else "nothing"
+    return shorten(names) if names else "nothing"
 
 
 def shorten(names: list[str], limit: int = 6) -> str:

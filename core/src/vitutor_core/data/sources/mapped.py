@@ -21,11 +21,10 @@ from typing import Any
 
 from vitutor_core.data.sources.locate import user_cache
 from vitutor_core.errors import DataError, ResourceError
-from vitutor_core.files import file_sha256
+from vitutor_core.files import atomic, file_sha256
 
 CONTENT_HASH = b"content_hash"
 """Key of the schema's metadata: SHA-256 of the shards' SHA-256s."""
-_CANNOT = "{folder}: cannot write a copy of {shards} there: {problem}; let VITUTOR_CACHE name a folder with room for it"
 _ROWS = 256
 _LARGE = 2**30
 
@@ -45,21 +44,18 @@ def mapped(shards: Sequence[Path], image: str, label: str, kind: Any) -> Path:
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
     if _is_whole(path):
         return path
-    size = sum(stat.st_size for _, stat in stats)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / ".lock"):
-            if _is_whole(path):  # another process made it
-                return path
-            if size > shutil.disk_usage(folder).free:
-                problem = f"less than {size / 2**30:.1f} GiB are free"
-                raise ResourceError(_CANNOT.format(folder=folder, shards=shards[0].parent, problem=problem))
-            if size > _LARGE:
-                warnings.warn(f"{shards[0].parent}: copied once to {path}, {size / 2**30:.1f} GiB", stacklevel=2)
-            _write(path, shards, image, label, kind)
-    except OSError as error:
-        problem = error.strerror or str(error)
-        raise ResourceError(_CANNOT.format(folder=folder, shards=shards[0].parent, problem=problem)) from None
+        with (folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # those that wait find the file made
+            if not _is_whole(path):
+                _write(path, shards, image, label, kind)
+    except (OSError, ResourceError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise ResourceError(
+            f"{folder}: cannot write a copy of {shards[0].parent} there: {problem}; let VITUTOR_CACHE name a folder "
+            "with room for it"
+        ) from None
     return path
 
 
@@ -91,45 +87,44 @@ def open_mapped(path: Path) -> Any:
 def _write(path: Path, shards: Sequence[Path], image: str, label: str, kind: Any) -> None:
     import pyarrow as pa
 
+    size = sum(shard.stat().st_size for shard in shards)
+    if size > shutil.disk_usage(path.parent).free:
+        raise OSError(f"less than {size / 2**30:.1f} GiB are free")
+    if size > _LARGE:
+        warnings.warn(f"{shards[0].parent}: copied once to {path}, {size / 2**30:.1f} GiB", stacklevel=3)
     digest = hashlib.sha256()
     for shard in shards:
         digest.update(bytes.fromhex(file_sha256(shard)))
-    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        schema = pa.schema([("image", pa.large_binary()), ("label", kind)], metadata={CONTENT_HASH: digest.hexdigest()})
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for columns in _batches(shards, image, label, kind):
-                writer.write_batch(pa.record_batch(columns, schema=schema))
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    schema = pa.schema([("image", pa.large_binary()), ("label", kind)], metadata={CONTENT_HASH: digest.hexdigest()})
+    with atomic(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for columns in _batches(shards, image, label, kind):
+            writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
 def _batches(shards: Sequence[Path], image: str, label: str, kind: Any) -> Iterator[list[Any]]:
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     for shard in shards:
-        try:
-            with pq.ParquetFile(shard, buffer_size=2**20, pre_buffer=False) as file:
-                for batch in file.iter_batches(_ROWS, columns=[image, label], use_threads=False):
-                    images, labels = batch[image], batch[label]
-                    if pa.types.is_struct(images.type):
-                        images = pc.struct_field(images, "bytes")
-                    if pa.types.is_dictionary(labels.type):
-                        labels = labels.dictionary_decode()
-                    yield [images.cast(pa.large_binary()), labels.cast(kind)]
-        except (pa.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{shard}: cannot read the shard: {reason}; download it again") from None
+        with open_shard(shard, buffer_size=2**20, pre_buffer=False) as file:
+            for batch in file.iter_batches(_ROWS, columns=[image, label], use_threads=False):
+                images, labels = batch[image], batch[label]
+                if pa.types.is_struct(images.type):
+                    images = pc.struct_field(images, "bytes")
+                if pa.types.is_dictionary(labels.type):
+                    labels = labels.dictionary_decode()
+                yield [images.cast(pa.large_binary()), labels.cast(kind)]
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Let one process at a time in; those that wait find the file made."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def open_shard(shard: Path, **options: Any) -> Iterator[Any]:
+    """Yield the `pyarrow.parquet.ParquetFile` of a shard; raises `DataError` where it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(shard, **options) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{shard}: cannot read the shard: {reason}; download it again") from None

@@ -23,15 +23,6 @@ from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.schema import DataConfig
 
 
-def _parquet(path: str, config: DataConfig) -> Source:
-    folder = locate(path)
-    return parquet_source(folder, f"parquet:{folder.name}", config)
-
-
-def _folder(path: str, config: DataConfig) -> Source:
-    return folder_source(locate(path), config)
-
-
 def _timm(name: str, config: DataConfig) -> Source:
     """Open a data set by the name that ``timm.data.create_dataset`` takes, with our own readers.
 
@@ -52,9 +43,9 @@ def _timm(name: str, config: DataConfig) -> Source:
 _OPENERS: dict[str, Callable[[str, DataConfig], Source]] = {
     "torchvision": torchvision_source,
     "domainnet": lambda domain, _: domainnet_source(domain),
-    "folder": _folder,
+    "folder": lambda path, config: folder_source(locate(path), config),
     "hub": hub_source,
-    "parquet": _parquet,
+    "parquet": lambda path, config: parquet_source(locate(path), f"parquet:{locate(path).name}", config),
     "timm": _timm,
 }
 _READ_BY = {

@@ -16,7 +16,7 @@ from PIL import Image
 from vitutor_core.data.sources import splits
 from vitutor_core.data.sources.images import read_image
 from vitutor_core.data.sources.locate import contents, data_root, require_folder, shorten
-from vitutor_core.data.sources.mapped import CONTENT_HASH, mapped, open_mapped
+from vitutor_core.data.sources.mapped import CONTENT_HASH, mapped, open_mapped, open_shard
 from vitutor_core.data.sources.statistics import IMAGENET
 from vitutor_core.data.sources.subsets import part
 from vitutor_core.data.types import Source, Split
@@ -180,19 +180,13 @@ class _Read(NamedTuple):
 
 
 def _read_split(shards: list[Path], config: DataConfig) -> _Read:
-    import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     columns, rows = [], [0]
     for shard in shards:
-        try:
-            with pq.ParquetFile(shard) as file:
-                columns.append(_columns(file.schema_arrow, shard, config))
-                rows.append(file.metadata.num_rows)
-        except (pa.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{shard}: cannot read the shard: {reason}; download it again") from None
+        with open_shard(shard) as file:
+            columns.append(_columns(file.schema_arrow, shard, config))
+            rows.append(file.metadata.num_rows)
         if columns[-1] != columns[0]:
             raise DataError(f"{shard}: its columns or classes are not those of {shards[0]}; use shards of one data set")
     image, label, kind, names = columns[0]
@@ -262,13 +256,11 @@ def _classes(train: _Read) -> tuple[tuple[str, ...], int]:
 
 
 def _split(found: _Read, class_names: tuple[str, ...], offset: int) -> Split:
-    labels = found.labels - offset if found.labels.dtype != object else _positions(found, class_names)
-    return Split(labels, found.images.read, found.images.where, found.content_hash)
-
-
-def _positions(found: _Read, class_names: tuple[str, ...]) -> NDArray[np.int64]:
-    ids = {name: label for label, name in enumerate(class_names)}
-    unknown = next((index for index, name in enumerate(found.labels) if name not in ids), None)
-    if unknown is not None:
-        raise DataError(f"{found.images.where(unknown)}: class '{found.labels[unknown]}', which train does not have")
-    return np.array([ids[name] for name in found.labels], dtype=np.int64)
+    labels = found.labels
+    if labels.dtype == object:
+        ids = {name: label for label, name in enumerate(class_names)}
+        unknown = next((index for index, name in enumerate(labels) if name not in ids), None)
+        if unknown is not None:
+            raise DataError(f"{found.images.where(unknown)}: class '{labels[unknown]}', which train does not have")
+        labels = np.array([ids[name] for name in labels], dtype=np.int64)
+    return Split(labels - offset, found.images.read, found.images.where, found.content_hash)

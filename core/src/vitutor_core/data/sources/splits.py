@@ -28,16 +28,22 @@ def is_split(name: str) -> bool:
     return name.casefold() in NAMES
 
 
+def by_lower_case(names: Iterable[str], what: str) -> dict[str, str]:
+    """Return names by themselves in lower case; raises `DataError`, with ``what`` they are, for two of one name."""
+    found: dict[str, str] = {}
+    for name in sorted(names):
+        other = found.setdefault(name.casefold(), name)
+        if other != name:
+            raise DataError(f"{what} '{other}' and '{name}' differ only in case; rename or merge them")
+    return found
+
+
 def choose(names: Iterable[str], config: DataConfig, where: str) -> Chosen | None:
     """Choose among the names of splits that were found ``where``; None if one of the two is missing.
 
     Raises `ConfigError` if ``config.eval_split`` is not there, and `DataError` if two names are those of one split.
     """
-    found: dict[str, str] = {}
-    for name in sorted(names):
-        other = found.setdefault(name.casefold(), name)
-        if other != name:
-            raise DataError(f"{where}: splits '{other}' and '{name}' differ only in case; rename or merge them")
+    found = by_lower_case(names, f"{where}: splits")
     train = _first(found, TRAINING)
     if config.holdout is not None:
         return Chosen(train, None, ()) if train is not None else None

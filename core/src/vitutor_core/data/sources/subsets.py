@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vitutor_core.data import keyed
 from vitutor_core.data.sources.locate import shorten
@@ -97,27 +98,18 @@ def draw_share(labels: NDArray[np.int64], share: float, *key: int) -> NDArray[np
     return drawn
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    whole: Split
-    positions: NDArray[np.int64]
-
-    def read(self, index: int) -> Image.Image:
-        return self.whole.read(int(self.positions[index]))
-
-    def where(self, index: int) -> str:
-        return self.whole.where(int(self.positions[index]))
-
-    def contents(self, indices: NDArray[np.int64]) -> str:
-        return self.whole.contents(self.positions[indices])
+def _in_whole(function: Callable[[Any], Any], positions: NDArray[np.int64], index: Any) -> Any:
+    return function(positions[index])
 
 
 def part(split: Split, positions: NDArray[np.int64]) -> Split:
     """Return the images of a split at ``positions``, (M,), in that order; its hash covers the whole split."""
     digest = hashlib.sha256(split.content_hash.encode())
     digest.update(positions.astype("<i8").tobytes())
-    images = _Part(split, positions)
-    return Split(split.labels[positions], images.read, images.where, digest.hexdigest(), images.contents)
+    read, where, contents = (
+        partial(_in_whole, function, positions) for function in (split.read, split.where, split.contents)
+    )
+    return Split(split.labels[positions], read, where, digest.hexdigest(), contents)
 
 
 def fingerprint(source: Source, indices: NDArray[np.int64]) -> str:

@@ -117,9 +117,7 @@ def _split(entry: _Entry, root: Path, parts: list[Any], name: str) -> Split:
 def _trust_on_first_use(root: Path, pattern: str) -> None:
     record = root / "SHA256.json"
     known: dict[str, str] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    found = {}
-    for archive in sorted(root.glob(pattern)):
-        found[archive.relative_to(root).as_posix()] = file_sha256(archive)
+    found = {archive.relative_to(root).as_posix(): file_sha256(archive) for archive in sorted(root.glob(pattern))}
     for name, sha256 in found.items():
         if known.get(name, sha256) != sha256:
             raise DataError(
