@@ -11,7 +11,7 @@ from PIL import Image
 from core.tests.train_samples import run
 from vitutor_core.analysis.agreement import agreement, of_image, of_kinds
 from vitutor_core.cli.entry import run as run_command
-from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.data.sources.digits import digits_source
 from vitutor_core.evaluate.labelled import evaluate_file
 from vitutor_core.graph.stages import read_graph

@@ -144,7 +144,7 @@ def test_every_row_takes_its_first_step(paper: Paper, classes: Path) -> None:
 def test_a_row_that_starts_from_others_has_them_trained_first(classes: Path, tmp_path: Path, call: Called) -> None:
     out = tmp_path / "run"
     arguments = ("--scale", OWN, "--source", f"folder:{classes}", "--row", "mae_distilled_finetune", "--out", out)
-    group = paper_group(PAPERS["mae_lite_distill"], "a paper")
+    group = paper_group(PAPERS["mae_lite_distill"])
     code, said, told = call(group, "train", *arguments, "--set", "train.epochs=1", "--set", "data.image_size=16")
     assert (code, said.startswith("top-1 ")) == (0, True)
     rows = [line.split()[1] for line in told.splitlines() if line.startswith("row ")]
