@@ -138,7 +138,7 @@ def test_every_line_of_a_comparison_takes_its_first_step_at_the_photos_size(clas
 def test_every_row_takes_its_first_step(paper: Paper, classes: Path) -> None:
     settings = (setting("data.source", f"folder:{classes}"), "runtime.device=cpu")
     for row in read_recipe(recipe_path(paper.package, OWN)).rows:
-        check_row(Row(paper, row, OWN, settings=settings), (0,))
+        check_row(Row(paper, row, OWN, settings=settings))
 
 
 def test_a_row_that_starts_from_others_has_them_trained_first(classes: Path, tmp_path: Path, call: Called) -> None:
