@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vitutor_core.bench.result import provenance
+from vitutor_core.provenance import here
 
 
 def report(name: str, figures: dict[str, Any]) -> None:
@@ -19,7 +19,7 @@ def report(name: str, figures: dict[str, Any]) -> None:
 
 def write(name: str, figures: dict[str, Any], out: Path | None) -> None:
     """Print the figures with their provenance, and write them to ``out``."""
-    result = {"benchmark": name, **figures, **provenance()}
+    result = {"benchmark": name, **figures, **here()}
     text = json.dumps(result, indent=1)
     print(text)
     if out is not None:

@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 import click
 
 from conformance.kills import kill_often
-from vitutor_core.provenance import git_state, machine, versions
+from vitutor_core.provenance import here
 
 ROOT = Path(__file__).parent.parent
 
@@ -132,7 +132,7 @@ def main() -> None:
     kinds = tomllib.loads((Path(__file__).parent / "faults.toml").read_text())["kind"]
     killed = kill_training(arguments.kills)
     rows = [killed, *count(kinds, run_tests([name for kind in kinds for name in kind["tests"]], arguments.processes))]
-    record = {"rows": rows, "machine": machine(), "versions": versions(), "git": git_state()}
+    record = {"rows": rows, **here()}
     (ROOT / "docs" / "results" / "faults.json").write_text(json.dumps(record, indent=1) + "\n")
     (ROOT / "docs" / "reliability.md").write_text(INTRODUCTION + table(rows))
     click.echo(table(rows))

@@ -11,8 +11,9 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from coadvise.cli import PAPER, cli
+from coadvise.cli import PAPER
 from conformance.records import made_up_card, write_record
+from vitutor_core.cli.paper import paper_group
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.jobs.robustness import measure_row, measure_student
 from vitutor_core.models.weights import save_model
@@ -98,7 +99,7 @@ def test_a_row_is_written_per_seed_or_left_out_by_its_plan(run, shifted, tmp_pat
 
 def test_the_command_measures_one_run_on_sets_or_on_a_folder(run, shifted):
     def command(*options):
-        return CliRunner().invoke(cli, ["robustness", str(run), "--device", "cpu", *options])
+        return CliRunner().invoke(paper_group(PAPER), ["robustness", str(run), "--device", "cpu", *options])
 
     found = json.loads(command("--sets", "r,a").output)
     assert list(found)[:4] == ["r", "class_r", "cnn_r", "inn_r"]

@@ -12,6 +12,7 @@ from core.tests.toy_paper import paper_on_path
 from core.tests.train_samples import run as run_tiny
 from core.tests.train_samples import tiny_config
 from vitutor_core.cli.entry import run as run_command
+from vitutor_core.cli.paper import paper_group
 from vitutor_core.train.session import RunLabel, train
 from vitutor_core.train.supervised import Supervised
 
@@ -48,9 +49,9 @@ def toy_paper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def toypaper(toy_paper: Path) -> click.Group:
     """Return the command line of the toy paper."""
-    from toypaper.cli import cli
+    from toypaper.cli import PAPER
 
-    return cli
+    return paper_group(PAPER)
 
 
 @pytest.fixture

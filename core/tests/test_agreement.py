@@ -11,7 +11,8 @@ from PIL import Image
 from core.tests.train_samples import run
 from vitutor_core.analysis.agreement import agreement, of_image, of_kinds
 from vitutor_core.cli.entry import run as run_command
-from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.vitutor import vitutor
+from vitutor_core.data import keyed
 from vitutor_core.data.sources.digits import digits_source
 from vitutor_core.evaluate.labelled import evaluate_file
 from vitutor_core.graph.stages import read_graph
@@ -97,6 +98,28 @@ def test_models_are_compared_on_the_evaluation_split(runs, call, tmp_path):
     drawn = picture.path.read_text()
     assert all(f"only {label}" in drawn for label in (first, second))
     assert drawn.count("<image") == 3
+
+
+def test_where_there_is_nothing_to_show_it_says_what_was_found(runs, call, tmp_path):
+    model, card = load_model(runs / "one" / "student.safetensors")
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.nn.functional.one_hot(torch.tensor(0), 10))
+    for name in ("a", "b"):
+        save_model(tmp_path / f"{name}.safetensors", model, card)
+    labels = digits_source().evaluation.labels
+    seed = next(seed for seed in range(100) if 0 not in labels[keyed.permutation(len(labels), seed)[:5]])
+    models = (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    out = tmp_path / "analyses" / "nothing"
+    code, output, _ = call(*models, "--source", "digits", "--images", 5, "--seed", seed, "--out", out)
+    assert code == 0
+    assert output == (
+        "no figure: on none of 5 images all models are right, or one alone. Right are a on 0.0 %, b on 0.0 %, none of "
+        f"them on 100.0 %; all figures are in {out / 'analysis.json'}\n"
+    )
+    found = json.loads((out / "analysis.json").read_text())
+    assert (found["shown"], found["pictures"], found["all"]["same"]) == ([], [], [[100, 100], [100, 100]])
+    assert analysis_pictures(out.parent, tmp_path / "report") == []
 
 
 def test_given_images_are_shown_as_they_are_named(runs, call, tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from core.tests.train_samples import run
 from vitutor_core.cli.entry import run as run_command
-from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.models.weights import load_model, save_model
 from vitutor_core.report.analyses import analysis_pictures
 

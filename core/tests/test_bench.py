@@ -18,12 +18,11 @@ from core.tests.train_samples import tiny_config
 from vitutor_core.baseline import BaselineConfig
 from vitutor_core.bench import gpu, loaders, methods, plain, subjects, suite, timing
 from vitutor_core.bench.driven import Driven
-from vitutor_core.bench.equal import check_losses
 from vitutor_core.bench.methods import Subject
-from vitutor_core.bench.result import Result
+from vitutor_core.bench.result import Result, check_losses
 from vitutor_core.bench.synthetic import synthetic
 from vitutor_core.cli.entry import run
-from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.distributed import Processes
 from vitutor_core.errors import VitutorError
 from vitutor_core.train.supervised import Supervised

@@ -15,9 +15,11 @@ from conformance.cost import cpu_seconds
 from core.tests.toy_paper import environment
 from core.tests.train_samples import before_update, weights
 from vitutor_core.cli.entry import run
-from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.paper import paper_group
+from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.errors import DataError
 from vitutor_core.models.weights import read_card
+from vitutor_core.paper import installed_papers
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.run_folder import RunFolder
 
@@ -174,6 +176,19 @@ def test_interrupts_and_bugs(call):
         run(command, [])
 
 
+@pytest.mark.parametrize("late", ["click", "pydantic"])
+@pytest.mark.parametrize("module", ["vitutor_core.cli.main", *(f"{package}.cli" for package in installed_papers())])
+def test_an_interrupt_while_python_imports_is_one_line(module, late):
+    """What raises here is the first import of a package that takes a while; Ctrl-C comes no earlier."""
+    code = (
+        "import sys\nclass Interrupted:\n    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {late!r}:\n            raise KeyboardInterrupt\n"
+        f"sys.meta_path.insert(0, Interrupted())\nfrom {module} import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
 def test_data_are_listed_and_checked(call, tmp_path, images):
     code, output, _ = call(vitutor, "data", "--out", tmp_path / "new" / "manifest.json")
     assert code == 0
@@ -273,11 +288,11 @@ TARGETS = {
 @pytest.fixture(scope="module")
 def trained(toy_paper, tmp_path_factory):
     """A published row with one run, and what the commands need besides."""
-    from toypaper.cli import cli
+    from toypaper.cli import PAPER
 
     folder = tmp_path_factory.mktemp("trained")
     with pytest.raises(SystemExit):
-        run(cli, ["train", "--set", "train.epochs=1", "--out", str(folder / "ROW" / "seed-0")])
+        run(paper_group(PAPER), ["train", "--set", "train.epochs=1", "--out", str(folder / "ROW" / "seed-0")])
     (folder / "PARAMS").write_text("scale: digits\nseeds: [0]\n")
     return folder
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from core.tests.toy_paper import write_toy_paper
-from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.compare import papers as compare
 from vitutor_core.compare import running as contest
 from vitutor_core.compare.contest import Contest

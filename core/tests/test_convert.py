@@ -17,7 +17,7 @@ from conformance.records import made_up_card
 from core.tests.published import Official, rednet, vit
 from core.tests.test_weights import EVIL, Evil, write_evil
 from core.tests.train_samples import same
-from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.models.pickled import read_checkpoint
 from vitutor_core.models.weights import CONVERTED, ModelCard, create_model, load_model, save_model

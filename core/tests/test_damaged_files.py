@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vitutor_core.cli.entry import run
-from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.data.sources.folder import training_folder
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.files import write_json

@@ -11,7 +11,7 @@ from PIL import Image
 
 from conformance import forked
 from core.tests.detection_samples import few_scenes, tiny_config, write_few
-from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.data.build import build_data
 from vitutor_core.data.detection import scenes
 from vitutor_core.data.detection.annotated import box_of, encode, mask_of

@@ -15,7 +15,7 @@ from conformance.suite import Crash
 from core.tests.detection_samples import few_scenes, run, tiny_config
 from core.tests.train_samples import before_update, crash, curves, same, weights
 from core.tests.train_samples import run as run_classifier
-from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.data.build import build_data
 from vitutor_core.data.types import Batch
 from vitutor_core.errors import ConfigError

@@ -24,7 +24,7 @@ every_paper = pytest.mark.parametrize("paper", PAPERS.values(), ids=list(PAPERS)
 
 
 def command(package: str) -> click.Group:
-    return paper_group(PAPERS[package], "a paper")
+    return paper_group(PAPERS[package])
 
 
 @every_paper

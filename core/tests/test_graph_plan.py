@@ -9,7 +9,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.config import parse_yaml
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.dvc import graph_files, out_of_date, write_graph

@@ -138,13 +138,13 @@ def test_every_line_of_a_comparison_takes_its_first_step_at_the_photos_size(clas
 def test_every_row_takes_its_first_step(paper: Paper, classes: Path) -> None:
     settings = (setting("data.source", f"folder:{classes}"), "runtime.device=cpu")
     for row in read_recipe(recipe_path(paper.package, OWN)).rows:
-        check_row(Row(paper, row, OWN, settings=settings), (0,))
+        check_row(Row(paper, row, OWN, settings=settings))
 
 
 def test_a_row_that_starts_from_others_has_them_trained_first(classes: Path, tmp_path: Path, call: Called) -> None:
     out = tmp_path / "run"
     arguments = ("--scale", OWN, "--source", f"folder:{classes}", "--row", "mae_distilled_finetune", "--out", out)
-    group = paper_group(PAPERS["mae_lite_distill"], "a paper")
+    group = paper_group(PAPERS["mae_lite_distill"])
     code, said, told = call(group, "train", *arguments, "--set", "train.epochs=1", "--set", "data.image_size=16")
     assert (code, said.startswith("top-1 ")) == (0, True)
     rows = [line.split()[1] for line in told.splitlines() if line.startswith("row ")]

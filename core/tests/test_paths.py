@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 import pytest
 
-from vitutor_core.cli.main import vitutor
 from vitutor_core.cli.options import PathOption
+from vitutor_core.cli.vitutor import vitutor
 
 
 @pytest.mark.parametrize("option", ["--out", "--teachers", "--recipe"])

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from core.tests.photo_samples import CLASSES
-from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate import predict as predicting
 from vitutor_core.evaluate.named import named_images

@@ -23,7 +23,7 @@ from core.tests.train_samples import (
     steps_of,
 )
 from vitutor_core.baseline import paper_of
-from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.errors import CheckpointError, ConfigError, NonFiniteError
 from vitutor_core.paper import load
 from vitutor_core.report.replay import replay_lines

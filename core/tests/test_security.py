@@ -110,7 +110,7 @@ def test_the_floor_of_torch_is_above_the_known_holes():
 
 
 @pytest.mark.parametrize(
-    "module", ["vitutor_core", "vitutor_core.schema", "vitutor_core.cli.main", "vitutor_core.cli.paper"]
+    "module", ["vitutor_core", "vitutor_core.schema", "vitutor_core.cli.vitutor", "vitutor_core.cli.paper"]
 )
 def test_light_modules_import_nothing_heavy(module):
     heavy = ("torch", "torchvision", "timm", "numpy", "matplotlib", "dvc", "sklearn", "pyarrow", "PIL")

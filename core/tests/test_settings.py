@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from vitutor_core.cli.data import data
+from vitutor_core.cli.graph import data
 from vitutor_core.config import fingerprinted, setting
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.params import Params, change_params

@@ -6,9 +6,24 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
-from vitutor_core.report.significance import LEVEL, Estimate, holm, p_value, paired, power, smallest_effect, welch
+from vitutor_core.report.significance import LEVEL, Estimate, contrast, holm, p_value, smallest_effect, spread
+
+
+def welch(ours, reference) -> Estimate:
+    """Compare values of seeds, (..., nA) and (..., nB), by their spread alone (Welch 1947)."""
+    return spread([ours, reference], (1, -1))
+
+
+def paired(ours, reference) -> Estimate:
+    """Compare answers to the same images, (..., nA, N) and (..., nB, N) booleans; in points of accuracy."""
+    return contrast([ours, reference], (1, -1))
+
+
+def power(effect: float, standard_error: float, df: float, level: float) -> float:
+    """The chance that a test at ``level`` sees a true difference of ``effect``, in its direction."""
+    return float(1 - special.nctdtr(df, abs(effect) / standard_error, special.stdtrit(df, 1 - level / 2)))
 
 
 def test_welch_by_hand() -> None:

@@ -15,7 +15,7 @@ from conformance.suite import Crash, assert_equal_weights
 from core.tests.photo_samples import write_photos
 from core.tests.test_teacher import cnn, frozen
 from core.tests.train_samples import before_update, crash, run, small_digits, tiny_config, weights
-from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.data.types import DataInfo
 from vitutor_core.distill import FrozenTeacher
 from vitutor_core.distill.logits import decode, encode
@@ -263,7 +263,7 @@ def test_the_command_takes_the_options_of_train(call, tmp_path, monkeypatch):
     """What is stored ahead must be of the very batches that `train` with the same options has."""
     photos = write_photos(tmp_path / "photos", train=6, val=2)
     seen, facts = [], {"epochs_written": 2, "epochs_read": 0, "epochs_computed": 0}
-    monkeypatch.setattr("vitutor_core.jobs.teacher.with_teachers", lambda config, *_, **__: config)
+    monkeypatch.setattr("vitutor_core.cli.training.with_teachers", lambda config, *_, **__: config)
     monkeypatch.setattr("vitutor_core.train.ahead.store_logits", lambda config, *_, **__: seen.append(config) or facts)
     chosen = ("--scale", "own", "--source", f"folder:{photos}", "--seed", 3, "--set", "train.epochs=2")
     assert call(vitutor, "cache", "dearkd", *chosen)[0] == 0

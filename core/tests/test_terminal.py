@@ -16,8 +16,8 @@ from PIL import Image
 
 from core.tests.conftest import Called
 from vitutor_core.cli.entry import run
-from vitutor_core.cli.main import vitutor
 from vitutor_core.cli.paper import paper_group
+from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.errors import DataError
 from vitutor_core.paper import installed_papers
 from vitutor_core.terminal import printable
@@ -106,6 +106,6 @@ def test_plain_text_stays() -> None:
 
 @pytest.mark.parametrize("package", ["vitutor", *installed_papers()])
 def test_lists_of_commands_cut_no_sentence(package: str, call: Called) -> None:
-    group = vitutor if package == "vitutor" else paper_group(installed_papers()[package], "a paper")
+    group = vitutor if package == "vitutor" else paper_group(installed_papers()[package])
     _, out, _ = call(group, "--help")
     assert not [line for line in out.splitlines() if line.endswith("...") and not line.startswith("Usage")]

@@ -9,16 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 CLI = """
-from vitutor_core.cli.entry import run
-from vitutor_core.cli.paper import paper_group
 from vitutor_core.paper import Paper
 
-PAPER = Paper("toypaper", config="vitutor_core.schema:RunConfig", method="vitutor_core.train.supervised:Supervised")
-cli = paper_group(PAPER, "A paper without a method of its own.")
-
-
-def main():
-    run(cli)
+PAPER = Paper(
+    "toypaper",
+    config="vitutor_core.schema:RunConfig",
+    method="vitutor_core.train.supervised:Supervised",
+    summary="A paper without a method of its own.",
+)
+main = PAPER.main
 """
 
 RECIPE = """

@@ -14,16 +14,18 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from dearkd.cli import cli
+from dearkd.cli import PAPER
 from dearkd.generation import diversity
 from dearkd.generation.diversity import feature_distance, lpips_distance, mean_distance, same_class_pairs
 from dearkd.generation.generate import Generation
 from dearkd.tests.generation_samples import micro
+from vitutor_core.cli.paper import paper_group
 from vitutor_core.data.sources.images import array_split
 from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
 from vitutor_core.report.results import load_results
 
 CPU = torch.device("cpu")
+cli = paper_group(PAPER)
 
 
 def test_pairs_are_different_images_of_one_class():

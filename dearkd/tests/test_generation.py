@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dearkd.cli import PAPER
 from dearkd.generation.batch import batch_labels, generate_batch, learning_rate
 from dearkd.generation.commands import resolve_generation
 from dearkd.generation.config import GenerationConfig, PhaseConfig
@@ -146,7 +145,7 @@ def test_configs_that_do_not_fit_the_teacher(teacher, tmp_path):
     phases = [{"iterations": 1, "lr": 0.1, "shrink": 3}, {"iterations": 1, "lr": 0.1}]
     with pytest.raises(ConfigError, match="16 px are not a multiple of shrink 3"):
         Generation(micro(teacher, phases=phases), "test", tmp_path)
-    config = resolve_generation(PAPER, "imagenet", None, "plain", ())
+    config = resolve_generation("imagenet", None, "plain", ())
     with pytest.raises(ConfigError, match="its classes have no names"):
         open_teacher(config.changed(["teacher={model: {name: resnet8_tiny}}", "classes_per_batch=6"]), CPU)
 

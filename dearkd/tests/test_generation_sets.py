@@ -15,14 +15,17 @@ from PIL import Image
 
 from conformance import forked
 from conformance.records import made_up_card
-from dearkd.cli import PAPER, cli
+from dearkd.cli import PAPER
 from dearkd.generation import generate
 from dearkd.generation.generate import MANIFEST, Generation
 from dearkd.tests.generation_samples import contents, made, micro
+from vitutor_core.cli.paper import paper_group
 from vitutor_core.data.sources.open import open_source
 from vitutor_core.errors import ConfigError
 from vitutor_core.models.weights import create_model, save_model
 from vitutor_core.schema import ModelConfig
+
+cli = paper_group(PAPER)
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,7 @@ def test_rows_on_generated_images(scale):
     real = resolve(scale, "dearkd")
     for row in rows(scale, "free_"):
         images = row.removesuffix("_small").removeprefix("free_")
-        config, made = resolve(scale, row), resolve_generation(PAPER, scale, None, images, ())
+        config, made = resolve(scale, row), resolve_generation(scale, None, images, ())
         assert config.data.train_from == f"results/generated/{images}"
         assert config.data.changed(["train_from=null"]) == real.data  # evaluation stays real
         assert config.teacher == made.teacher  # taught by the network that was inverted
@@ -88,7 +88,7 @@ def test_rows_on_generated_images(scale):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_generated_sets_differ_in_their_terms_alone(scale):
-    sets = {name: resolve_generation(PAPER, scale, None, name, ()) for name in ("plain", "adaptive", "intra")}
+    sets = {name: resolve_generation(scale, None, name, ()) for name in ("plain", "adaptive", "intra")}
     plain = sets["plain"]
     weights = {name: (c.terms.competition, c.terms.easiest_positive, c.terms.triplet) for name, c in sets.items()}
     easiest = 50 if scale == "imagenet" else 5
@@ -102,7 +102,7 @@ def test_generated_sets_differ_in_their_terms_alone(scale):
 
 
 def test_imagenet_generation_is_the_papers_setting():
-    config = resolve_generation(PAPER, "imagenet", None, "intra", ())
+    config = resolve_generation("imagenet", None, "intra", ())
     assert config.teacher.model.name == "resnet101.tv_in1k"
     first, second = config.phases
     assert (first.iterations, first.lr, first.shrink) == (2000, 0.5, 2)

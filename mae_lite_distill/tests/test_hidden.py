@@ -60,6 +60,21 @@ def test_by_hand():
     torch.testing.assert_close(twice, 2 * loss)
 
 
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (([], [], []), "hidden_loss: 0 layers, 0 of the teacher and 0 maps"),
+        (([(2, 5, 3)] * 2, [(2, 5, 4)], [(4, 3)] * 2), "hidden_loss: 2 layers, 1 of the teacher and 2 maps"),
+        (([(2, 5, 3)], [(2, 5, 4)], [(3, 4)]), r"shapes \(2, 5, 3\), \(2, 5, 4\) and \(3, 4\)"),
+        (([(2, 5, 3)], [(2, 6, 4)], [(4, 3)]), r"shapes \(2, 5, 3\), \(2, 6, 4\) and \(4, 3\)"),
+        (([(2, 5, 3)], [(2, 5, 5)], [(4, 3)]), r"shapes \(2, 5, 3\), \(2, 5, 5\) and \(4, 3\)"),
+    ],
+)
+def test_states_of_other_shapes_are_refused(parts, message):
+    with pytest.raises(ValueError, match=message):
+        hidden_loss(*([torch.zeros(shape) for shape in part] for part in parts))
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 def test_behind_the_last_block_it_is_what_the_released_encoder_gives(dtype, tolerance):
     case = load("encoder_visible_tokens", dtype)
@@ -117,14 +132,6 @@ def test_the_projection_begins_as_a_linear_layer_does():
     matrix = projection(192, 768)
     assert matrix.shape == (768, 192)
     assert 0.0721 < matrix.abs().max() <= 192**-0.5
-
-
-@pytest.mark.parametrize(
-    "parts", [([], [], []), ([(2, 5, 3)], [(2, 5, 4)], [(3, 4)]), ([(2, 5, 3)], [(2, 1, 4)], [(4, 3)])]
-)
-def test_states_of_other_shapes_are_refused(parts):
-    with pytest.raises(ValueError, match="hidden_loss"):
-        hidden_loss(*([torch.zeros(shape) for shape in part] for part in parts))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from mae_lite_distill.models.layouts import MAE, MOCO
 from mae_lite_distill.models.positions import sincos_positions
 from mae_lite_distill.tests.mae_samples import INFO, MICRO_MAE, resolve, train_row
 from vitutor_core.cli.entry import run as run_command
-from vitutor_core.cli.main import vitutor
+from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.data.types import Batch
 from vitutor_core.distill.teacher import load_teacher
 from vitutor_core.errors import ConfigError

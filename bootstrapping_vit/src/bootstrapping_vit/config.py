@@ -59,11 +59,6 @@ class BootstrappingConfig(RunConfig):
             return self
         if self.method.sam_rho is not None:
             raise ValueError("method.sam_rho is for runs without an agent: set agent=null")
-        if self.aligned and self.train.compile:
+        if self.method.aligned and self.train.compile:
             raise ValueError("method.align needs two backward passes, which train.compile does not give; set it false")
         return self
-
-    @property
-    def aligned(self) -> bool:
-        """Whether Algorithm 1 computes the gradients."""
-        return self.agent is not None and self.method.aligned

@@ -5,7 +5,7 @@ L = lambda_0 CE(class token, label) + sum over teachers i of lambda_i tau_i^2 KL
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -97,11 +97,13 @@ class Coadvise(Method):
         """Return the logits (B, K) of every head of the student in evaluation mode, by the name of its token."""
         if not hasattr(self.student, "token_logits"):
             return {CLASS: self.student(images)}
-        logits = self.student.token_logits(self.student.forward_features(images))
-        names = [CLASS, *(f"token{index}" for index in range(1, len(logits)))]
-        if self._teachers and len(logits) > 1:
-            names = [CLASS, *self._teachers]
-        return dict(zip(names, logits, strict=True))
+        return by_token(self.student.token_logits(self.student.forward_features(images)), self._teachers)
+
+
+def by_token(logits: Sequence[Tensor], roles: Collection[str]) -> dict[str, Tensor]:
+    """Name logits of a student's heads: the class token's, those for teachers by role, others by their number."""
+    others = roles if roles and len(logits) > 1 else [f"token{index}" for index in range(1, len(logits))]
+    return dict(zip([CLASS, *others], logits, strict=True))
 
 
 def check_tokens(student: nn.Module, teachers: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from coadvise.method import CLASS
+from coadvise.method import by_token
 from vitutor_core.evaluate.shifts import Heads, prediction
 from vitutor_core.runs import RunRecord
 
@@ -15,12 +15,10 @@ def heads(model: Any, record: RunRecord) -> Heads:
     """Return the prediction and the logits of each token, named as `coadvise.evaluation.token_metrics` does."""
     if not hasattr(model, "token_logits"):
         return prediction(model, record)
-    roles = tuple(record.teachers)
 
     def of_tokens(images: Tensor) -> dict[str, Tensor]:
         tokens = model.forward_features(images)
-        logits = model.token_logits(tokens)
-        names = [CLASS, *(roles if roles and len(logits) > 1 else (f"token{n}" for n in range(1, len(logits))))]
-        return {"": model.forward_head(tokens), **{f"{n}_": own for n, own in zip(names, logits, strict=True)}}
+        named = by_token(model.token_logits(tokens), record.teachers)
+        return {"": model.forward_head(tokens), **{f"{name}_": logits for name, logits in named.items()}}
 
     return of_tokens

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitutor_core.baseline import paper_of
 from vitutor_core.compare.papers import compare_papers as compare
-from vitutor_core.jobs.models import predict_files
+from vitutor_core.jobs.predict import predict_files
 from vitutor_core.jobs.train import Asked, Settings, texts, train_row
 from vitutor_core.paper import Paper, installed_paper
 from vitutor_core.runs import RunRecord
@@ -86,7 +86,7 @@ def evaluate(
     ``source`` and ``split`` choose other images, ``ema`` the averaged weights; ``out`` is a folder for the confusion
     matrix.
     """
-    from vitutor_core.jobs.by_class import evaluate_by_class
+    from vitutor_core.jobs.evaluate import evaluate_by_class
 
     paper = paper_of(RunRecord.read(Path(run)).paper)
     return evaluate_by_class(paper, Path(run), out, source=source, split=split, ema=ema, speed=speed)

@@ -52,9 +52,8 @@ def paper_of(package: str) -> Paper:
 
     Raises `ConfigError` for a paper that is not installed.
     """
-    first, *others = package.split("+")
+    first, plus, other = package.rpartition("+")
+    if plus:
+        return paper_of(first).beside(installed_paper(other))
     own = {paper.package: paper for paper in (BASELINE, SUPERVISED, DETECTOR)}
-    found = own[first] if first in own else installed_paper(first)
-    for other in others:
-        found = found.beside(installed_paper(other))
-    return found
+    return own[package] if package in own else installed_paper(package)

@@ -6,13 +6,15 @@ Whatever is written here is there whole or not at all, also after ``kill -9``, a
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,13 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file; see `atomic`."""
     with atomic(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path, lines: Iterable[Iterable[Any]]) -> None:
+    """Write a table, line by line; see `atomic`."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    write_text(path, text.getvalue())
 
 
 @contextlib.contextmanager

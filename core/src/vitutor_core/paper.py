@@ -1,19 +1,21 @@
-"""What a paper package announces of itself, and how the installed ones are found. Imports nothing heavy."""
+"""What a paper package announces of itself, and how the installed ones are found.
+
+Imports next to nothing: a paper's command starts here, and answers Ctrl-C from then on.
+"""
 
 from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from vitutor_core.compose import Composed, with_section
-from vitutor_core.config import Config, nearest
 from vitutor_core.errors import ConfigError
-from vitutor_core.recipe import read_recipe, recipe_path, resolve
+from vitutor_core.terminal import exit_after
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from vitutor_core.schema import RunConfig
 
 GROUP = "vitutor.papers"
@@ -24,7 +26,8 @@ GROUP = "vitutor.papers"
 class Paper:
     """A paper package: its folder name, and where its config and its method are (``module:name``).
 
-    ``stages`` names a function that returns the stages of the paper's graph beside its rows,
+    ``summary`` is what the help of its command says, and ``commands`` are click's commands beside those that all papers
+    have. ``stages`` names a function that returns the stages of the paper's graph beside its rows,
     `vitutor_core.graph.stages.ExtraStages`; ``heads`` one that says what is measured out of distribution beside the
     student's prediction, `vitutor_core.evaluate.shifts.HeadsOf`; ``layouts`` how the checkpoints that others published
     of its models name their tensors, a tuple of `vitutor_core.models.layouts.Layout`. ``term`` names a function that
@@ -35,6 +38,8 @@ class Paper:
     package: str
     config: str
     method: str
+    summary: str | None = None
+    commands: tuple[str, ...] = ()
     stages: str | None = None
     heads: str | None = None
     layouts: str | None = None
@@ -42,11 +47,16 @@ class Paper:
 
     def beside(self, other: Paper) -> Paper:
         """Return this paper with the term of ``other`` beside its method; the config has a section for it."""
-        return Paper(*(f"{part}+{other.package}" for part in (self.package, self.config, self.method)))
+        package, config, method = (f"{part}+{other.package}" for part in (self.package, self.config, self.method))
+        return Paper(package, config, method)
 
     @property
     def command(self) -> str:
         return self.package.replace("_", "-")
+
+    def main(self) -> NoReturn:
+        """Run the paper's command."""
+        exit_after(lambda: load("vitutor_core.cli.entry:run")(load("vitutor_core.cli.paper:paper_group")(self)))
 
     def resolve(
         self,
@@ -58,6 +68,8 @@ class Paper:
         preset: str | None = None,
     ) -> RunConfig:
         """Return the validated config of a run."""
+        from vitutor_core.recipe import recipe_path, resolve
+
         schema: type[RunConfig] = load(self.config)
         return resolve(schema, recipe_path(self.package, scale, recipe), preset=preset, row=row, settings=settings)
 
@@ -67,8 +79,10 @@ def teacher_recipe(scale: str, name: str) -> Path:
 
     It is core's where none has it.
     """
+    from vitutor_core.recipe import read_recipe, recipe_path
+
     own = recipe_path("vitutor_core", scale)
-    others = (recipe_path(entry.name, f"teachers/{scale}") for entry in entry_points(group=GROUP))
+    others = (recipe_path(package, f"teachers/{scale}") for package in _entries())
     return next((path for path in (own, *others) if path.exists() and name in read_recipe(path).rows), own)
 
 
@@ -81,6 +95,9 @@ def load(reference: str) -> Any:
     module, _, name = reference.partition(":")
     found = getattr(importlib.import_module(module), name)
     for package in others:
+        from vitutor_core.compose import Composed, with_section
+        from vitutor_core.config import Config
+
         other = installed_paper(package)
         if other.term is None:
             raise ConfigError(f"{package}: it has no term that goes beside another method")
@@ -93,7 +110,7 @@ def load(reference: str) -> Any:
 
 def installed_papers() -> dict[str, Paper]:
     """Return the installed papers by package name, in alphabetical order."""
-    return {entry.name: entry.load() for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)}
+    return {package: entry.load() for package, entry in _entries().items()}
 
 
 def installed_paper(package: str) -> Paper:
@@ -101,9 +118,18 @@ def installed_paper(package: str) -> Paper:
     if "+" in package:
         first, _, second = package.rpartition("+")
         return installed_paper(first).beside(installed_paper(second))
-    entries = {entry.name: entry for entry in entry_points(group=GROUP)}
+    entries = _entries()
     if package not in entries:
+        from vitutor_core.config import nearest
+
         hint = nearest(package, entries) or f"; pip install ./{package}"
         raise ConfigError(f"paper '{package}' is not installed{hint}")
     paper: Paper = entries[package].load()
     return paper
+
+
+def _entries() -> dict[str, EntryPoint]:
+    """Return the entry points of the installed papers by package name, in alphabetical order."""
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)}

@@ -12,6 +12,11 @@ from typing import Any
 _NOT_CODE = (":(top,exclude,glob)**/dvc.lock", ":(top,exclude,glob)**/params.yaml")
 
 
+def here(paper: str | None = None) -> dict[str, Any]:
+    """Return what makes a result here and now: ``git``, ``versions`` and ``machine``."""
+    return {"git": git_state(), "versions": versions(paper), "machine": machine()}
+
+
 def git_state() -> dict[str, Any]:
     """Return the commit of the checkout this code runs from and whether it was changed; nulls outside one."""
     folder = Path(__file__).parent

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vitutor_core.errors import CheckpointError, VitutorError
 from vitutor_core.files import check_replaceable, replace_folder, write_json
 from vitutor_core.hub import WEIGHTS, named_file
-from vitutor_core.provenance import git_state, machine, versions
+from vitutor_core.provenance import here
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,8 +116,7 @@ class RunRecord(Record):
     @classmethod
     def of(cls, *, paper: str, **values: Any) -> Self:
         """Make a record of something that ran here and now, with this code on this machine."""
-        here = {"git": git_state(), "versions": versions(paper), "machine": machine()}
-        return cls.model_validate_json(json.dumps({"paper": paper, **here, **values}))
+        return cls.model_validate_json(json.dumps({"paper": paper, **here(paper), **values}))
 
     @classmethod
     def read(cls, run: Path, package: str | None = None, *, error: type[VitutorError] = CheckpointError) -> Self:
@@ -136,54 +134,21 @@ class RunRecord(Record):
         write_json(RunDir(run).metrics, self.model_dump(mode="json"))
 
 
-@dataclass(frozen=True)
 class RunDir:
     """Where the files of a run lie, be it in training, finished or published."""
 
-    path: Path
-
-    @property
-    def weights(self) -> Path:
-        return self.path / "student.safetensors"
-
-    @property
-    def ema_weights(self) -> Path:
-        return self.path / "student_ema.safetensors"
-
-    @property
-    def method(self) -> Path:
-        """The state of the whole method, where its figures need more than the student."""
-        return self.path / "method.safetensors"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.json"
-
-    @property
-    def curves(self) -> Path:
-        return self.path / "curves.csv"
-
-    @property
-    def inputs(self) -> Path:
-        """What decided the result of a published run."""
-        return self.path / "inputs.json"
-
-    @property
-    def tracking(self) -> Path:
-        """What trackers keep; it is not published."""
-        return self.path / "tracking"
-
-    @property
-    def pictures(self) -> Path:
-        return self.path / "pictures"
-
-    @property
-    def _results(self) -> tuple[Path, ...]:
-        return self.metrics, self.weights, self.ema_weights, self.method, self.curves, self.inputs
-
-    @property
-    def _patterns(self) -> tuple[str, ...]:
-        return *(file.name for file in self._results), "pictures/*.png"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.weights = path / "student.safetensors"
+        self.ema_weights = path / "student_ema.safetensors"
+        self.method = path / "method.safetensors"  # of the whole method, where its figures need more than the student
+        self.metrics = path / "metrics.json"
+        self.curves = path / "curves.csv"
+        self.inputs = path / "inputs.json"  # what decided the result of a published run
+        self.tracking = path / "tracking"  # what trackers keep; it is not published
+        self.pictures = path / "pictures"
+        self._results = (self.metrics, self.weights, self.ema_weights, self.method, self.curves, self.inputs)
+        self._patterns = (*(file.name for file in self._results), "pictures/*.png")
 
     def check_target(self) -> None:
         """Raise `ConfigError` if a finished run cannot be published here, since the folder holds something else."""

@@ -8,6 +8,8 @@ from images that were brought to the training size before, where they are.
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,13 +21,14 @@ from vitutor_core.data.transfer import to_device
 from vitutor_core.data.types import DataInfo
 
 _ASPECT = (3 / 4, 4 / 3)
+ViewConfigT = TypeVar("ViewConfigT", bound=ViewConfig)
 
 
-class _Views:
+class _Views(Generic[ViewConfigT]):
     """Augmented views of each image. In the released order: crop, jitter, blur, grey, flip, solarise."""
 
-    def __init__(self, config: ViewConfig, info: DataInfo) -> None:
-        self._colours = config
+    def __init__(self, config: ViewConfigT, info: DataInfo) -> None:
+        self._config = config
         self._mean = torch.tensor(info.mean).mul(255).view(1, -1, 1, 1)
         self._std = torch.tensor(info.std).mul(255).view(1, -1, 1, 1)
 
@@ -44,7 +47,7 @@ class _Views:
     def _view(
         self, pixels: Tensor, area: tuple[float, float], *, blur: float, solarise: float = 0.0, size: int | None = None
     ) -> Tensor:
-        config, batch, side = self._colours, len(pixels), pixels.shape[-1]
+        config, batch, side = self._config, len(pixels), pixels.shape[-1]
         # Drawn on the host, since the crop's geometry is computed there.
         draws = torch.rand(batch, boxes.NUM_DRAWS + 11, dtype=torch.float64)
         crops = boxes.crop_boxes(draws[:, 11:].numpy(), side, area, _ASPECT)
@@ -61,16 +64,12 @@ class _Views:
         """Jitter in a fixed order; torchvision shuffles brightness, contrast, saturation and hue."""
         operations = (pixelops.brightness, pixelops.contrast, pixelops.color)
         for index, operation in enumerate(operations):
-            x = operation(x, 1 + self._colours.jitter[index] * (2 * draws[:, index] - 1))
-        return shift_hue(x, self._colours.jitter[3] * (2 * draws[:, 3] - 1))
+            x = operation(x, 1 + self._config.jitter[index] * (2 * draws[:, index] - 1))
+        return shift_hue(x, self._config.jitter[3] * (2 * draws[:, 3] - 1))
 
 
-class TwoViews(_Views):
+class TwoViews(_Views[MoCoConfig]):
     """The two views (B, 3, S, S) of MoCo-v3."""
-
-    def __init__(self, config: MoCoConfig, info: DataInfo) -> None:
-        super().__init__(config, info)
-        self._config = config
 
     def _cut(self, pixels: Tensor) -> list[Tensor]:
         area, (first, second) = self._config.crop_scale, self._config.blur
@@ -80,12 +79,8 @@ class TwoViews(_Views):
         ]
 
 
-class MultiCrop(_Views):
+class MultiCrop(_Views[DINOConfig]):
     """The crops of DINO: two global ones (B, 3, S, S), then local ones (B, 3, s, s)."""
-
-    def __init__(self, config: DINOConfig, info: DataInfo) -> None:
-        super().__init__(config, info)
-        self._config = config
 
     def _cut(self, pixels: Tensor) -> list[Tensor]:
         config = self._config

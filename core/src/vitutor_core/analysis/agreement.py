@@ -59,7 +59,8 @@ def compare_on(
     """Compare models on labelled images, and choose a few on which the first ``judged`` agree or complement each other.
 
     Labels are positions in the class names of the first model. Returns the findings as JSON values, `agreement` and
-    ``shown``, and the pictures of those shown, (S, S, 3). Raises `ConfigError` where the models cannot be compared.
+    ``shown``, and the pictures of those shown, (S, S, 3); there may be none. Raises `ConfigError` where the models
+    cannot be compared.
     """
     check_comparable(classifiers)
     labels, names = [one.label for one in classifiers], classifiers[0].card.class_names
@@ -79,8 +80,6 @@ def compare_on(
                 }
             )
             pictures.append(_picture(classifiers[0], split.read(index)))
-    if not shown:
-        raise ConfigError(f"agreement: on none of {len(images)} images all models are right, or one alone; give more")
     found = {"all": agreement(labels, said, targets)}
     if judged < len(labels):
         found["judged"] = agreement(labels[:judged], said[:judged], targets)

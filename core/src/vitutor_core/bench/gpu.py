@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +20,9 @@ from vitutor_core.bench.result import Result
 from vitutor_core.bench.synthetic import synthetic
 from vitutor_core.bench.timing import wait_for
 from vitutor_core.data.types import Batch, TrainLoader
-from vitutor_core.distributed import Processes
+from vitutor_core.distributed import Processes, processes
 from vitutor_core.errors import first_line
+from vitutor_core.files import write_json
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.supervised import Supervised
 
@@ -101,8 +104,26 @@ def scaling(
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder, "step.json")
             arguments = {"device": device, "seconds": seconds / 2, "config": given, "out": str(out)}
-            launch(size, "vitutor_core.bench.worker:measure", arguments)
+            launch(size, f"{__name__}:measure_scaled", arguments)
             steps_s.append(json.loads(out.read_text())["step_s"])
         result.figures[f"{size} processes: ms per step"] = 1e3 * steps_s[-1]
     result.figures[f"{most} processes: efficiency, of 1; goal 0.9"] = steps_s[0] / steps_s[-1]
     return result
+
+
+def measure_scaled(device: str, seconds: float, config: dict[str, Any], out: str) -> None:
+    """Time the plain step in one of the processes of `scaling`; the first writes the median in seconds to ``out``."""
+    whole = RunConfig.from_mapping(config, where="bench")
+    with processes(device) as group:
+        own = whole.changed([f"train.batch_size={whole.train.batch_size // group.world_size}"])
+        data = synthetic(own, group.device)
+        run, batches, times = Driven(whole, Supervised.build, data, group), endless(data.train), list[float]()
+        deadline = time.perf_counter() + seconds
+        # All make the same number of steps: each waits for the others' gradients.
+        while group.any(len(times) < 5 or time.perf_counter() < deadline):
+            started = time.perf_counter()
+            run.update(next(batches))
+            wait_for(group.device)
+            times.append(time.perf_counter() - started)
+        if group.is_main:
+            write_json(Path(out), {"step_s": statistics.median(times[2:])})

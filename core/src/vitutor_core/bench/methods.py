@@ -12,8 +12,7 @@ from torch import Tensor
 
 from vitutor_core.baseline import BaselineConfig
 from vitutor_core.bench.driven import Driven
-from vitutor_core.bench.equal import check_losses
-from vitutor_core.bench.result import Result
+from vitutor_core.bench.result import Result, check_losses
 from vitutor_core.bench.synthetic import synthetic
 from vitutor_core.bench.timing import wait_for
 from vitutor_core.config import setting

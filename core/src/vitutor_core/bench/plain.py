@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitutor_core.bench.driven import Driven
-from vitutor_core.bench.equal import check_losses
-from vitutor_core.bench.result import Result
+from vitutor_core.bench.result import Result, check_losses
 from vitutor_core.bench.synthetic import synthetic
 from vitutor_core.bench.timing import interleave
 from vitutor_core.data.types import Batch, Data, TrainLoader

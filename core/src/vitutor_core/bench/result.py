@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from vitutor_core.bench.timing import interleave, ratio
-from vitutor_core.provenance import git_state, machine, versions
+from vitutor_core.errors import VitutorError
+from vitutor_core.provenance import here
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,19 @@ class Result:
 def record(results: Mapping[str, Result], **facts: Any) -> dict[str, Any]:
     """Return what is written: all parts, with machine, versions and commit."""
     parts = {name: asdict(result) for name, result in results.items()}
-    return {"benchmark": "vitutor bench", **facts, "parts": parts, **provenance()}
+    return {"benchmark": "vitutor bench", **facts, "parts": parts, **here()}
 
 
-def provenance() -> dict[str, Any]:
-    """Return machine, versions and commit."""
-    return {"machine": machine(), "versions": versions(), "git": git_state()}
+def check_losses(
+    who: str, found: Sequence[float], expected: Sequence[float], device: torch.device, *, rtol: float | None = None
+) -> str:
+    """Return in which sense losses of two ways that claim to compute the same are equal; raises `VitutorError`.
+
+    Bit for bit, or within ``rtol``, on a GPU 1e-2.
+    """
+    if rtol is None and device.type == "cuda":
+        rtol = 1e-2  # bf16, and kernels that add in any order
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if not math.isclose(one, other, rel_tol=rtol or 0.0):
+            raise VitutorError(f"bench: {who}: loss {number} is {one!r} in one way and {other!r} in the other")
+    return f"{len(expected)} losses, " + ("bit for bit" if rtol is None else f"within {rtol:g}")

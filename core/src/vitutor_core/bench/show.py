@@ -8,11 +8,11 @@ from typing import Any
 
 from vitutor_core.bench.result import Result, Row
 from vitutor_core.report.drawing import COLOURS, INK, Picture, save_picture
+from vitutor_core.report.render import console_of
 
 
 def show(results: Mapping[str, Result]) -> None:
     """Print ratios and figures as tables."""
-    from rich.console import Console
     from rich.table import Table
 
     ratios = Table(box=None, pad_edge=False, header_style="dim")
@@ -30,8 +30,7 @@ def show(results: Mapping[str, Result]) -> None:
             figures.add_row(name, f"{value:,.4g}")
         for name, reason in result.skipped.items():
             figures.add_row(name, f"left out: {reason}")
-    console = Console()
-    console = console if console.is_terminal else Console(width=180)
+    console = console_of(180)
     console.print(ratios)
     console.print(figures)
 

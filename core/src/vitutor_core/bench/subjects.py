@@ -10,12 +10,11 @@ import torch
 from vitutor_core.bench.methods import Subject
 from vitutor_core.bench.synthetic import synthetic_info
 from vitutor_core.compare.contest import Contest
+from vitutor_core.compare.price import missing_teachers
 from vitutor_core.config import setting
-from vitutor_core.graph.needs import teachers_of
 from vitutor_core.jobs.launch import Job, run_jobs
 from vitutor_core.jobs.preflight import save_untrained
 from vitutor_core.jobs.reproduce import Row
-from vitutor_core.jobs.teacher import teacher_config
 from vitutor_core.paper import installed_papers, load
 from vitutor_core.recipe import scales_of
 from vitutor_core.schema import RunConfig
@@ -46,18 +45,10 @@ def subjects(scale: str, folder: Path, *, bf16: bool) -> list[Subject]:
 
 def _with_untrained_teachers(row: Row, contest: Contest, folder: Path) -> RunConfig:
     """Fill in teachers of the recipe's architectures with random weights, which take the same time."""
-    config, others = row.config(0), contest.teacher_rows(row)
-    found = []
-    for path, teacher in teachers_of(config):
-        if teacher.weights is not None or (teacher.recipe is None and teacher.row is None):
-            continue
-        own = (
-            teacher_config(config, row.scale, teacher.recipe)
-            if teacher.recipe is not None
-            else others[str(teacher.row)].config(0)
-        )
-        file = folder / f"{row.paper.package}-{teacher.recipe or teacher.row}.safetensors"
+    config, found = row.config(0), []
+    for path, teacher in missing_teachers(row, contest.teacher_rows(row)).items():
+        file = folder / f"{teacher.fingerprint()}.safetensors"
         torch.manual_seed(0)
-        save_untrained(file, own, synthetic_info(config))
+        save_untrained(file, teacher, synthetic_info(config))
         found.append(setting(f"{path}.weights", str(file)))
     return config.changed(found)

@@ -1,4 +1,4 @@
-"""vitutor graph, plan, ready: the DVC graph of a scale, its plan, and what cannot run here."""
+"""The DVC graph of a scale, its plan, and what cannot run here: graph, plan, ready, params, data."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from pathlib import Path
 import click
 
 from vitutor_core.cli import options
+from vitutor_core.config import setting
 from vitutor_core.errors import ConfigError
+from vitutor_core.files import write_json
 from vitutor_core.graph.params import Params, change_params
+from vitutor_core.graph.planned import read_planned
+from vitutor_core.recipe import read_recipe, recipe_path
+from vitutor_core.schema import DataConfig
 
-_PARAMS = click.option(
+_params = click.option(
     "--params", type=options.PathOption(), default=Path("params.yaml"), show_default=True, help="What is run."
 )
 
@@ -21,29 +26,26 @@ _PARAMS = click.option(
 @click.option("--check", is_flag=True, help="Write nothing; fail if the graph is not that of the recipes.")
 def graph(scale: str, folder: Path, check: bool) -> None:
     """Write FOLDER/dvc.yaml and FOLDER/inputs.json from the recipes of the installed papers at a scale."""
-    from vitutor_core.graph.dvc import texts_of, write_graph
+    from vitutor_core.graph.dvc import check_graph, write_graph
     from vitutor_core.graph.stages import read_graph
 
     found = read_graph(scale)
-    if not check:
-        write_graph(folder, found)
-    for path, text in ((folder / name, text) for name, text in texts_of(folder, found).items()):
-        if not check:
-            click.echo(f"written {path}")
-        elif not path.exists() or path.read_text() != text:
-            again = f"vitutor graph --scale {scale} --folder {folder}"
-            raise ConfigError(f"{path}: not what the recipes say; run '{again}'")
+    if check:
+        check_graph(folder, found)
+        return
+    for path in write_graph(folder, found):
+        click.echo(f"written {path}")
 
 
 @click.command("plan")
-@_PARAMS
+@_params
 @click.option("--out", type=options.PathOption(file_okay=False), default=Path("results/plan"))
 def plan(params: Path, out: Path) -> None:
     """Write what decides the result of each stage of the graph into OUT, a small file per stage.
 
     Stages depend on their file: what reruns is what changed.
     """
-    from vitutor_core.graph.write import write_plan
+    from vitutor_core.graph.plan import write_plan
 
     stages, run = write_plan(params, out)
     click.echo(f"plan of {stages} stages, {run} of them to be run")
@@ -52,7 +54,7 @@ def plan(params: Path, out: Path) -> None:
 @click.command("ready")
 @click.argument("papers", nargs=-1)
 @click.option("--choose", is_flag=True, help="Set `rows` in params.yaml to the chosen rows that can run.")
-@_PARAMS
+@_params
 def ready(papers: tuple[str, ...], choose: bool, params: Path) -> None:
     """Say which of the chosen rows of PAPERS (default: all installed) cannot run here, and why."""
     from vitutor_core.graph.ready import sort_rows
@@ -74,8 +76,39 @@ def ready(papers: tuple[str, ...], choose: bool, params: Path) -> None:
 
 @click.command("params")
 @click.argument("changes", nargs=-1, metavar="FIELD=VALUE...")
-@_PARAMS
+@_params
 def params(changes: tuple[str, ...], params: Path) -> None:
     """Change fields of params.yaml, such as seeds=0,1,2 or rows="vit swin"; its comments stay."""
     for line in change_params(params, changes):
         click.echo(line)
+
+
+@click.command("data")
+@options.scale
+@click.option("--source", help="A data source, instead of the scale's: digits, cifar100, folder:PATH, ...")
+@options.settings
+@options.stage_plan
+@options.file("--out", "Write the manifest there as JSON.")
+@options.folder("--coco", "Write scenes there in COCO's layout.")
+def data(
+    scale: str, source: str | None, settings: tuple[str, ...], plan: Path | None, out: Path | None, coco: Path | None
+) -> None:
+    """Read and check every image of a data source; print what was found.
+
+    Counts are listed; images that cannot be read, or that both splits have, are named. --set changes fields of the
+    data section, e.g. --set fraction=0.1.
+    """
+    if plan is not None:
+        planned = read_planned(plan)
+        source = planned["source"]
+        if not planned["run"] and out is not None:
+            write_json(out, {"name": source, "skipped": planned["why"]})
+            click.echo(f"{source}: not checked, {planned['why']}")
+            return
+    base = read_recipe(recipe_path("vitutor_core", scale)).base
+    config = DataConfig.from_mapping(base["data"], where=f"{scale}.yaml")
+    config = config.changed((*(() if source is None else (setting("source", source),)), *settings))
+
+    from vitutor_core.jobs.data import check_data
+
+    check_data(config, out, coco)

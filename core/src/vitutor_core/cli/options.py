@@ -1,4 +1,7 @@
-"""Options and small helpers that several commands share. Imports nothing heavy."""
+"""Options and small helpers that several commands share. Imports nothing heavy.
+
+The commands of a paper find it as the object of click's context.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from vitutor_core.config import setting
 from vitutor_core.errors import ConfigError, VitutorError
 from vitutor_core.graph.params import check_seeds
 from vitutor_core.jobs.train import Asked
-from vitutor_core.paper import Paper, installed_paper
+from vitutor_core.paper import installed_paper
 from vitutor_core.recipe import OWN, read_recipe, recipe_path
 from vitutor_core.terminal import command_line
 
@@ -50,6 +53,48 @@ def names(name: str, text: str) -> Callable[[Any], Any]:
     return click.option(name, help=text, callback=lambda _ctx, _param, value: value and value.split(","))
 
 
+def number(name: str, text: str, *, least: int = 1, most: int | None = None, **how: Any) -> Callable[[Any], Any]:
+    """Return an option that takes a whole number."""
+    return click.option(name, type=click.IntRange(least, most), show_default="default" in how, help=text, **how)
+
+
+def seed_numbers(text: str) -> tuple[int, ...]:
+    """Read the seeds of --seeds; raises `ConfigError`."""
+    try:
+        seeds = tuple(int(seed) for seed in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--seeds {text}: write whole numbers separated by commas") from None
+    try:
+        return check_seeds(seeds)
+    except ValueError as error:
+        raise ConfigError(f"--seeds {text}: {error}") from None
+
+
+def _complete(part: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """Return what completes names of a ``part`` of the recipe that is chosen so far, each with what it changes."""
+
+    def names(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+        if ctx.obj is None:
+            return []  # click knows no argument PAPER while an option waits for its value
+        try:
+            chosen = recipe_path(ctx.obj.package, ctx.params.get("scale") or "digits", ctx.params.get("recipe"))
+            found = getattr(read_recipe(chosen), part)
+        except VitutorError:
+            return []  # the command itself says what is wrong with the recipe
+        return [CompletionItem(name, help=brief(changes)) for name, changes in found.items() if name.startswith(typed)]
+
+    return names
+
+
+def brief(changes: Mapping[str, object]) -> str:
+    """Show what a row changes; of a whole section only its first value, which names it."""
+    shown = {
+        path: next(iter(value.values()), None) if isinstance(value, Mapping) else value
+        for path, value in changes.items()
+    }
+    return ", ".join(f"{path}={'null' if value is None else value}" for path, value in shown.items())
+
+
 def _scale(names: tuple[str, ...], text: str) -> Callable[[Any], Any]:
     return click.option("--scale", type=click.Choice(names), default="digits", show_default=True, help=text)
 
@@ -61,8 +106,21 @@ recipe = file("--recipe", "A recipe file of your own, instead of --scale's.")
 settings = click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Override a field, e.g. train.epochs=5; repeatable."
 )
-seed = click.option("--seed", type=click.IntRange(min=0), help="Short for --set seed=N.")
-seeds = click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, separated by commas.")
+seed = number("--seed", "Short for --set seed=N.", least=0)
+seeds = click.option(
+    "--seeds",
+    default="0,1,2",
+    show_default=True,
+    help="Seeds, separated by commas.",
+    callback=lambda _ctx, _param, text: seed_numbers(text),
+)
+row = click.option("--row", help="A row of the paper's tables, as `rows` lists them.", shell_complete=_complete("rows"))
+row_argument = click.argument("row", shell_complete=_complete("rows"))
+preset = click.option(
+    "--preset",
+    help="A preset, such as the paper's or the released code's reading.",
+    shell_complete=_complete("presets"),
+)
 ema = click.option("--ema", is_flag=True, help="Take the average of the weights, of a run with train.ema_decay.")
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 _TEACHERS = "Folder with one run per teacher recipe; a missing one is trained there."
@@ -82,24 +140,11 @@ results = folder(
 )
 work = folder("--work", "Folder of unfinished runs.", default=Path("work"), show_default=True)
 out = folder("--out", "Folder of the run; the same command again resumes it.", required=True)
-analysis_out = folder("--out", "Folder of analysis.json and the figures.", required=True)
 
 
 def jobs(text: str) -> Callable[[Any], Any]:
     """Return the --jobs option, of what is done side by side."""
-    return click.option("--jobs", type=click.IntRange(min=1), help=f"{text}.  [default: one per GPU, or cores + 1]")
-
-
-def seed_numbers(text: str) -> tuple[int, ...]:
-    """Read the seeds of --seeds; raises `ConfigError`."""
-    try:
-        seeds = tuple(int(seed) for seed in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--seeds {text}: write whole numbers separated by commas") from None
-    try:
-        return check_seeds(seeds)
-    except ValueError as error:
-        raise ConfigError(f"--seeds {text}: {error}") from None
+    return number("--jobs", f"{text}.  [default: one per GPU, or cores + 1]")
 
 
 def with_seed(settings: tuple[str, ...], seed: int | None) -> tuple[str, ...]:
@@ -107,61 +152,21 @@ def with_seed(settings: tuple[str, ...], seed: int | None) -> tuple[str, ...]:
     return settings if seed is None else (*settings, f"seed={seed}")
 
 
-def asked(paper: Paper | None = None) -> Callable[[Any], Any]:
-    """Give a command the run that its options ask for, as ``asked``; without a paper, that of the argument PAPER."""
-
-    def decorate(command: Any) -> Any:
-        def called(**given: Any) -> Any:
-            of = paper or installed_paper(given.pop("paper"))
-            own = with_source(with_seed(given.pop("settings"), given.pop("seed")), given.pop("source"))
-            place = {name: given.pop(name) for name in ("scale", "recipe", "preset", "row")}
-            return command(asked=Asked(of, settings=own, command=command_line(of.command), **place), **given)
-
-        called = functools.update_wrapper(called, command)
-        for option in (settings, seed, row_of(paper), preset_of(paper), recipe, source, any_scale):
-            called = option(called)
-        return called
-
-    return decorate
-
-
-def row_of(paper: Paper | None) -> Callable[[Any], Any]:
-    """Return the --row option of a paper, whose rows the shell completes."""
-    text = "A row of the paper's tables, as `rows` lists them."
-    return click.option("--row", help=text, shell_complete=complete(paper, "rows"))
-
-
-def preset_of(paper: Paper | None) -> Callable[[Any], Any]:
-    """Return the --preset option of a paper, whose presets the shell completes."""
-    text = "A preset, such as the paper's or the released code's reading."
-    return click.option("--preset", help=text, shell_complete=complete(paper, "presets"))
-
-
-def complete(paper: Paper | None, part: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
-    """Return what completes names of a ``part`` of the recipe that is chosen so far, each with what it changes."""
-
-    def names(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-        if paper is None:
-            return []  # click knows no argument while an option waits for its value
-        try:
-            chosen = recipe_path(paper.package, ctx.params.get("scale") or "digits", ctx.params.get("recipe"))
-            found = getattr(read_recipe(chosen), part)
-        except VitutorError:
-            return []  # the command itself says what is wrong with the recipe
-        return [CompletionItem(name, help=brief(changes)) for name, changes in found.items() if name.startswith(typed)]
-
-    return names
-
-
-def brief(changes: Mapping[str, object]) -> str:
-    """Show what a row changes; of a whole section only its first value, which names it."""
-    shown = {
-        path: next(iter(value.values()), None) if isinstance(value, Mapping) else value
-        for path, value in changes.items()
-    }
-    return ", ".join(f"{path}={'null' if value is None else value}" for path, value in shown.items())
-
-
 def with_source(settings: tuple[str, ...], source: str | None) -> tuple[str, ...]:
     """Return the settings of --set with that of --source."""
     return settings if source is None else (setting("data.source", source), *settings)
+
+
+def asked(command: Any) -> Any:
+    """Give a command the run that its options ask for, as ``asked``: of the group's paper, or of an argument PAPER."""
+
+    def called(**given: Any) -> Any:
+        of = installed_paper(given.pop("paper")) if "paper" in given else click.get_current_context().obj
+        own = with_source(with_seed(given.pop("settings"), given.pop("seed")), given.pop("source"))
+        place = {name: given.pop(name) for name in ("scale", "recipe", "preset", "row")}
+        return command(asked=Asked(of, settings=own, command=command_line(of.command), **place), **given)
+
+    called = functools.update_wrapper(called, command)
+    for option in (settings, seed, row, preset, recipe, source, any_scale):
+        called = option(called)
+    return called

@@ -1,4 +1,4 @@
-"""Turn results into the paper's tables and the report."""
+"""Turn results into the paper's tables and the report, and schemas into a page: report, fields."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 import click
 
 from vitutor_core.cli import options
+from vitutor_core.files import write_text
+
+_paper = click.argument("paper")
 
 
 @click.group("report")
@@ -15,7 +18,7 @@ def report() -> None:
 
 
 @report.command("table")
-@click.argument("paper")
+@_paper
 @options.results
 def table(paper: str, results: Path) -> None:
     """Put the evaluated rows of PAPER beside the paper's numbers.
@@ -28,7 +31,7 @@ def table(paper: str, results: Path) -> None:
 
 
 @report.command("html")
-@click.argument("paper")
+@_paper
 @options.results
 def html(paper: str, results: Path) -> None:
     """Write RESULTS/reports/PAPER: one self-contained HTML page, and its figures."""
@@ -38,26 +41,17 @@ def html(paper: str, results: Path) -> None:
 
 
 @report.command("show")
-@click.argument("paper")
+@_paper
 @options.results
 def show(paper: str, results: Path) -> None:
     """Print the table of PAPER and the path of its report, from RESULTS."""
-    from rich.console import Console
+    from vitutor_core.report.stages import show_table
 
-    from vitutor_core.report.render import print_table
-    from vitutor_core.report.stages import read_table
-
-    console = Console()
-    table = read_table(paper, results)
-    if "skipped" in table:
-        click.echo(f"{paper}: no table, {table['skipped']}")
-        return
-    print_table(table, console if console.is_terminal else Console(width=110))
-    click.echo(f"report: {(results / 'reports' / paper / 'report.html').absolute()}")
+    show_table(paper, results)
 
 
 @report.command("restore")
-@click.argument("paper")
+@_paper
 @click.option("--from", "published", required=True, type=options.PathOption(exists=True, file_okay=False))
 @options.results
 def restore(paper: str, published: Path, results: Path) -> None:
@@ -69,7 +63,7 @@ def restore(paper: str, published: Path, results: Path) -> None:
 
 
 @report.command("publish")
-@click.argument("paper")
+@_paper
 @options.results
 @click.option("--to", "target", required=True, type=options.PathOption(file_okay=False))
 @click.option("--readme", type=options.PathOption(exists=True, dir_okay=False), help="Replace its results block.")
@@ -78,6 +72,15 @@ def publish(paper: str, results: Path, target: Path, readme: Path | None) -> Non
     from vitutor_core.report.publish import publish_results
     from vitutor_core.report.stages import read_table
 
-    table = read_table(paper, results)
-    for path in publish_results(table, results, target, readme):
+    for path in publish_results(read_table(paper, results), results, target, readme):
         click.echo(str(path))
+
+
+@click.command("fields")
+@options.file("--out", "Write the page there.", default=Path("docs/reference/fields.md"), show_default=True)
+def fields(out: Path) -> None:
+    """Write the reference page of the fields of all installed papers."""
+    from vitutor_core.report.fields import fields_page
+
+    write_text(out, fields_page())
+    click.echo(f"written {out}")

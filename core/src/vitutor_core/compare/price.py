@@ -57,7 +57,7 @@ class Prices:
         key = f"{row.paper.package}/{row.name}"
         if key not in self._known:
             with named(f"{row.paper.command}, row {row.name}"):
-                method, planned = check_row(row, (0,), self._contest.teacher_rows(row))
+                method, planned = check_row(row, self._contest.teacher_rows(row))
                 if student_of is not None and student_of.is_common:
                     self._check_common(method.inference_model())
                 self._known[key] = _price(method, planned, row.config(0))
@@ -96,19 +96,24 @@ class Prices:
             )
 
 
-def check_row(row: Row, seeds: tuple[int, ...], others: Mapping[str, Row] = {}) -> tuple[Method, Planned]:
+def check_row(row: Row, others: Mapping[str, Row] = {}) -> tuple[Method, Planned]:
     """Check the configs of a row, and its first step, with untrained models in place of what comes before it.
 
     ``others`` are the rows that teach it, where they are not called as in the recipe. Returns the method.
     """
-    config = row.config(seeds[0])
-    before = {}
+    config = row.config(0)
+    return check_run(config.changed(["student.start_row=null"]), row.paper.method, missing_teachers(row, others))
+
+
+def missing_teachers(row: Row, others: Mapping[str, Row]) -> dict[str, RunConfig]:
+    """Return the configs of the teachers that a row needs trained, by their paths; ``others`` as in `check_row`."""
+    config, found = row.config(0), {}
     for path, teacher in teachers_of(config):
         if teacher.weights is None and teacher.recipe is not None:
-            before[path] = teacher_config(config, row.scale, teacher.recipe)
+            found[path] = teacher_config(config, row.scale, teacher.recipe)
         elif teacher.weights is None and teacher.row is not None:
-            before[path] = others.get(teacher.row, replace(row, name=teacher.row, of=None)).config(0)
-    return check_run(config.changed(["student.start_row=null"]), row.paper.method, before)
+            found[path] = others.get(teacher.row, replace(row, name=teacher.row, of=None)).config(0)
+    return found
 
 
 def _price(method: Method, planned: Planned, config: RunConfig) -> Price:

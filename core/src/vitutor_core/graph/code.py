@@ -101,25 +101,18 @@ def _is_type_checking(node: ast.If) -> bool:
 class _Computation(ast.NodeTransformer):
     """Removes from a syntax tree what computes nothing."""
 
-    def visit_Module(self, node: ast.Module) -> ast.AST:
-        return self._documented(node)
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        return self._documented(node)
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.returns = None
-        return self._documented(node)
-
-    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
-        node.returns = None
-        return self._documented(node)
-
     def _documented(self, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
         # Docstrings, and those of fields.
         texts = [part for part in node.body if isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)]
         node.body = [part for part in node.body if part not in texts] or [ast.Pass()]
         return self.generic_visit(node)
+
+    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
+        node.returns = None
+        return self._documented(node)
+
+    visit_Module = visit_ClassDef = _documented  # noqa: N815  # as ast calls them
+    visit_FunctionDef = visit_AsyncFunctionDef = _function  # noqa: N815
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
         node.annotation = None

@@ -152,10 +152,21 @@ def texts_of(folder: Path, graph: Graph) -> dict[str, str]:
     return graph_files(graph, root=root, is_repository=root == "")
 
 
-def write_graph(folder: Path, graph: Graph) -> None:
-    """Write ``folder/dvc.yaml`` and ``folder/inputs.json``."""
-    for name, text in texts_of(folder, graph).items():
+def write_graph(folder: Path, graph: Graph) -> list[Path]:
+    """Write ``folder/dvc.yaml`` and ``folder/inputs.json``, and return them."""
+    texts = texts_of(folder, graph)
+    for name, text in texts.items():
         write_text(folder / name, text)
+    return [folder / name for name in texts]
+
+
+def check_graph(folder: Path, graph: Graph) -> None:
+    """Raise `ConfigError` unless the graph in ``folder`` is that of the recipes."""
+    for name, text in texts_of(folder, graph).items():
+        path = folder / name
+        if not path.exists() or path.read_text() != text:
+            again = f"vitutor graph --scale {graph.scale} --folder {folder}"
+            raise ConfigError(f"{path}: not what the recipes say; run '{again}'")
 
 
 def root_of(folder: Path) -> str:

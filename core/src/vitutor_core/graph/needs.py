@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from vitutor_core.config import Config
 from vitutor_core.schema import RunConfig, TeacherConfig
 
+START = "student"
+"""The path of what starts from another row."""
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -31,15 +34,21 @@ class Needs:
 
 def needs_of(config: RunConfig) -> Needs:
     """Return what a config names and does not say where it is."""
-    start = config.student.start_row if config.student.weights is None else None
-    rows = [teacher.row for _, teacher in teachers_of(config) if teacher.row is not None and teacher.weights is None]
+    rows = rows_of(config)
     return Needs(
         source=config.data.source,
         teachers=teacher_recipes(config),
-        starts=() if start is None else (start,),
-        teacher_rows=tuple(dict.fromkeys(rows)),
+        starts=tuple(row for path, row in rows if path == START),
+        teacher_rows=tuple(dict.fromkeys(row for path, row in rows if path != START)),
         images=config.data.train_from,
     )
+
+
+def rows_of(config: RunConfig) -> list[tuple[str, str]]:
+    """Return the path of the student or of a teacher, and the row that it comes from, where that has no weights yet."""
+    wanted = [(START, config.student.start_row, config.student.weights)]
+    wanted += [(path, teacher.row, teacher.weights) for path, teacher in teachers_of(config)]
+    return [(path, row) for path, row, weights in wanted if row is not None and weights is None]
 
 
 def teacher_recipes(config: Config) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vitutor_core.analysis.agreement import Choice, Classifier, compare_named, compare_on
 from vitutor_core.analysis.agreement_figure import draw_agreement
@@ -14,6 +15,7 @@ from vitutor_core.evaluate.labelled import data_for, labelled_images
 from vitutor_core.evaluate.named import named_images
 from vitutor_core.jobs.analyse import data_of, first_seed, labels_of, write_analysis
 from vitutor_core.jobs.models import load_any
+from vitutor_core.terminal import say
 
 
 def agreement_of(
@@ -32,7 +34,8 @@ def agreement_of(
     """Write ``analysis.json`` and the figure of ``models``, and of those ``beside`` them, into ``out``; return it.
 
     ``images`` are drawn by ``seed`` from the evaluation split of ``source``, and ``each`` of a kind are shown with
-    their ``top`` classes; or the files ``named``.
+    their ``top`` classes; or the files ``named``. Where there is nothing to show, it says what was found, and draws
+    nothing.
     """
     if len(models) < 2 and not named:
         raise ConfigError("agreement: give two models or more, of which some are right where others are not")
@@ -53,4 +56,16 @@ def agreement_of(
         drawn = keyed.permutation(len(split.labels), seed)[:images].tolist()
         choice = Choice(each, top)
         found, pictures = compare_on(classifiers, split, drawn, judged=len(models), choice=choice, device=chosen)
-    return write_analysis(out, found, [draw_agreement(found["shown"], pictures, found["models"], out)])
+    if pictures:
+        return write_analysis(out, found, [draw_agreement(found["shown"], pictures, found["models"], out)])
+    say(f"no figure: {_nothing_to_show(found.get('judged', found['all']))}; all figures are in {out / 'analysis.json'}")
+    return write_analysis(out, found, [])
+
+
+def _nothing_to_show(judged: dict[str, Any]) -> str:
+    """Say how often models are right that are never all right, nor one alone."""
+    right = ", ".join(f"{label} on {share:.1f} %" for label, share in judged["top1"].items())
+    return (
+        f"on none of {judged['images']} images all models are right, or one alone. Right are {right}, none of them on "
+        f"{judged['none_right']:.1f} %"
+    )

@@ -36,11 +36,13 @@ def analyse_models(
     batch: int,
     seed: int,
     device: str,
-    quirks: Quirks,
+    released: bool,
+    true_nyquist: bool,
 ) -> list[Path]:
     """Write ``analysis.json`` and the figures of one or two models into ``out``; return the figures.
 
-    ``images`` are drawn by ``seed`` from the evaluation split of ``source``, ``batch`` at a time.
+    ``images`` are drawn by ``seed`` from the evaluation split of ``source``, ``batch`` at a time; for the last two, see
+    `Quirks`.
     """
     models = tuple(first_seed(path) for path in paths)
     if len(models) > 2:
@@ -50,7 +52,8 @@ def analyse_models(
     networks = [(label, model.to(chosen)) for label, (model, _) in zip(labels_of(models), loaded, strict=True)]
     cards = [card for _, card in loaded]
     split = _evaluation(models, source, cards[0].image_size)
-    data = _batches(split, cards, images=images, batch=batch, seed=seed, shuffle=not quirks.released)
+    data = _batches(split, cards, images=images, batch=batch, seed=seed, shuffle=not released)
+    quirks = Quirks(released=released, true_nyquist=true_nyquist)
     found = analyse(networks, (tuple(part.to(chosen) for part in parts) for parts in data), quirks)
     return write_analysis(out, found, draw_analysis(found, out))
 

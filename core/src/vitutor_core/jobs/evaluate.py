@@ -1,14 +1,16 @@
-"""Evaluate the published runs of a row and write their records for the tables. Imports nothing heavy itself."""
+"""Evaluate finished runs: one of them, also class by class, or those of a row. Imports nothing heavy itself."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vitutor_core.errors import CheckpointError
+from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.files import copy_file, replace_folder
 from vitutor_core.graph.planned import PlannedRow, leave_out, take_up
+from vitutor_core.jobs.models import run_weights
 from vitutor_core.paper import Paper, load
 from vitutor_core.runs import RunDir, RunRecord
 from vitutor_core.terminal import say
@@ -17,6 +19,77 @@ if TYPE_CHECKING:
     from vitutor_core.evaluate.accuracy import Measured
 
 _OWN = ("seed-*/metrics.json", "seed-*/curves.csv")
+
+
+def evaluate_published(
+    paper: Paper,
+    run: Path,
+    *,
+    plan: Path | None,
+    out: Path | None,
+    results: Path,
+    source: str | None,
+    split: str | None,
+    ema: bool,
+    speed: bool,
+) -> None:
+    """Evaluate one run and print its figures, or all runs of a row as a ``plan`` says, or into ``out``."""
+    if plan is None and not any(run.glob("seed-*")):
+        found = evaluate_by_class(paper, run, out, source=source, split=split, ema=ema, speed=speed)
+        say(json.dumps(found, indent=2))
+        return
+    if source is not None or split is not None or ema:
+        raise ConfigError(f"{run}: holds several runs; --source, --split and --ema are for one of them")
+    planned = None if plan is None else PlannedRow.read(plan, paper.package, run.name)
+    if planned is not None:
+        out = out or results / "evaluation" / paper.package / run.name
+    if out is None:
+        raise ConfigError(f"{run}: holds several runs; name one of them, or write all with --out")
+    evaluate_row(paper, run, out, planned, speed=speed)
+
+
+def evaluate_by_class(
+    paper: Paper, run: Path, out: Path | None, *, source: str | None, split: str | None, ema: bool, speed: bool
+) -> dict[str, Any]:
+    """Measure one finished run also class by class, and write that into ``out`` if given; return what to show.
+
+    Without a choice of images or weights these are all figures of the run, else its accuracy. ``run`` may be a weights
+    file, with the ``source`` of its images.
+    """
+    from vitutor_core.evaluate.labelled import evaluate_elsewhere, evaluate_file
+
+    load(paper.method)  # registers the paper's models with timm
+    weights = run
+    if run.is_file():
+        if source is None or ema:
+            raise ConfigError(f"{run}: a weights file, not a run; give --source, the images, and leave --ema out")
+        measured = evaluate_file(run, source=source, split=split)
+    else:
+        record = RunRecord.read(run, paper.package)
+        weights = run_weights(run, ema=ema)
+        if source is None and split is None and not ema:
+            measured = evaluate_one(paper, run, speed=speed)
+        else:
+            config = load(paper.config).from_mapping(record.config, where=str(run / "metrics.json"))
+            measured = evaluate_elsewhere(weights, config, source=source, split=split)
+    chosen = {"run": str(run), "source": source, "split": split, "ema": ema}
+    return _by_class(weights, measured, chosen, out)
+
+
+def _by_class(weights: Path, measured: Measured, chosen: dict[str, Any], out: Path | None) -> dict[str, Any]:
+    from vitutor_core.evaluate.confusion import by_class
+    from vitutor_core.models.weights import read_card
+    from vitutor_core.report.confusion import write_by_class
+
+    card = read_card(weights)
+    if measured.answers is None or card is None:
+        return dict(measured.metrics)
+    found = by_class(measured.answers, card.class_names)
+    if out is not None:
+        for path in write_by_class({**chosen, "metrics": measured.metrics, **found}, out):
+            say(str(path), err=True)
+    of_classes = {line["class"]: line["top1"] for line in found["classes"]}
+    return {**measured.metrics, "balanced_top1": found["balanced_top1"], "class_top1": of_classes}
 
 
 def evaluate_one(paper: Paper, run: Path, *, speed: bool) -> Measured:
@@ -44,13 +117,10 @@ def evaluate_row(
     A record is that of the training with the metrics measured now. Raises `CheckpointError` where a run is missing.
     """
     if planned is not None:
-        folders = [runs / f"seed-{seed}" for seed in planned.seeds] if planned.run else []
-    elif seeds is not None:
-        folders = [runs / f"seed-{seed}" for seed in seeds]
-    else:
-        folders = sorted(runs.glob("seed-*"))
-        if not folders:
-            raise CheckpointError(f"{runs.absolute()}: no finished run; train one with '{paper.command} reproduce'")
+        seeds = planned.seeds if planned.run else ()
+    folders = sorted(runs.glob("seed-*")) if seeds is None else [runs / f"seed-{seed}" for seed in seeds]
+    if seeds is None and not folders:
+        raise CheckpointError(f"{runs.absolute()}: no finished run; train one with '{paper.command} reproduce'")
     take_up(out)
     with replace_folder(out, *_OWN) as partial:
         records = [RunRecord.read(folder, paper.package) for folder in folders]

@@ -1,21 +1,19 @@
-"""Load a trained model, and ask it: a finished run of any paper, an exported folder, a weights file, or timm's."""
+"""Load a trained model: a finished run of any paper, an exported folder, a weights file, or timm's."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.hub import WEIGHTS
 from vitutor_core.paper import installed_paper, load
-from vitutor_core.runs import RunDir, RunRecord
+from vitutor_core.runs import RunDir
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from vitutor_core.evaluate.predict import Prediction
     from vitutor_core.models.weights import ModelCard
 
 
@@ -69,27 +67,6 @@ def run_weights(run: Path, *, ema: bool) -> Path:
     if ema and not path.exists():
         raise CheckpointError(f"{run.absolute()}: it kept no average of its weights; train it with train.ema_decay set")
     return path
-
-
-def predict_files(
-    model: Path | str, paths: Sequence[Path], *, top: int, ema: bool, batch_size: int, device: str
-) -> Iterator[Prediction]:
-    """Do what `predict` does, of image files."""
-    from vitutor_core.distributed import choose_device, effective_precision
-    from vitutor_core.evaluate.predict import predict as predictions
-
-    chosen = choose_device(device)
-    network, card = load_any(Path(model), ema=ema)
-    precision = effective_precision(_precision(Path(model)), chosen)
-    return predictions(network, card, paths, top=top, batch_size=batch_size, device=chosen, precision=precision)
-
-
-def _precision(model: Path) -> Literal["fp32", "bf16"]:
-    """Return the precision in which a run is evaluated; a file does not say it."""
-    if not RunDir(model).metrics.is_file():
-        return "fp32"
-    precision = RunRecord.read(model).config.get("train", {}).get("precision")
-    return "bf16" if precision == "bf16" else "fp32"
 
 
 def _register(method: str) -> None:

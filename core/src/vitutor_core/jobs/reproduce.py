@@ -14,7 +14,7 @@ from vitutor_core.config import differences, fingerprinted_fields, setting
 from vitutor_core.data.sources.locate import locate
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.files import discard, file_sha256, write_json
-from vitutor_core.graph.needs import source_name, teachers_of
+from vitutor_core.graph.needs import START, rows_of, source_name, teachers_of
 from vitutor_core.graph.planned import PlannedRow, leave_out, place_in_plan, take_up
 from vitutor_core.graph.stages import train_code
 from vitutor_core.jobs.launch import Job, default_jobs, run_jobs
@@ -196,15 +196,13 @@ def _of_other_rows(config: RunConfig, published: Path) -> list[str]:
 
     A row of another paper is ``PAPER/ROW``. Raises `ConfigError` if one was not published.
     """
-    wanted = [("student", config.student.start_row, config.student.weights, config.seed)]
-    wanted += [(path, teacher.row, teacher.weights, 0) for path, teacher in teachers_of(config)]
     settings = []
-    for path, row, weights, seed in wanted:
-        if row is not None and weights is None:
-            folder = ((published.parent if "/" in row else published) / row / f"seed-{seed}").absolute()
-            if not weights_file(folder).is_file():
-                raise ConfigError(f"{path}: no {RunDir(folder).weights}; reproduce the row '{row}' first")
-            settings.append(setting(f"{path}.weights", str(folder)))
+    for path, row in rows_of(config):
+        seed = config.seed if path == START else 0
+        folder = ((published.parent if "/" in row else published) / row / f"seed-{seed}").absolute()
+        if not weights_file(folder).is_file():
+            raise ConfigError(f"{path}: no {RunDir(folder).weights}; reproduce the row '{row}' first")
+        settings.append(setting(f"{path}.weights", str(folder)))
     return settings
 
 

@@ -1,10 +1,10 @@
-"""Measure published runs out of distribution and write their figures for the tables."""
+"""Measure runs out of distribution, and those of a row for the tables. Imports nothing heavy itself."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.files import write_json
@@ -14,12 +14,30 @@ from vitutor_core.recipe import shifted_sets
 from vitutor_core.terminal import say
 
 
-def measure_images(paper: Paper, run: Path, images: Path | None, device: str) -> dict[str, Any]:
-    """Measure one finished run on a folder of images, or on its own ones, corrupted."""
+def measure(
+    paper: Paper,
+    run: Path,
+    *,
+    images: Path | None,
+    sets: Sequence[str] | None,
+    out: Path | None,
+    device: str,
+    plan: Path | None,
+) -> None:
+    """Measure the runs of a row on ``sets`` into ``out``, or print the figures of one run.
+
+    One run is measured on ``sets``, else on a folder of ``images``, else on its own images, corrupted.
+    """
+    if images is not None and (sets or out is not None):
+        raise ConfigError("--images: give it without --sets and --out")
+    if out is not None:
+        measure_row(paper, run, sets or (), out, device, plan)
+        return
     from vitutor_core.evaluate.shifts import evaluate_robustness
 
     load(paper.method)  # registers the paper's models with timm
-    return evaluate_robustness(run, images, device)
+    found = measure_student(paper, run, sets, device) if sets else evaluate_robustness(run, images, device)
+    say(json.dumps(found, indent=2))
 
 
 def measure_student(paper: Paper, run: Path, sets: Sequence[str], device: str) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitutor_core.config import setting
 from vitutor_core.errors import named
-from vitutor_core.graph.needs import teachers_of
+from vitutor_core.graph.needs import rows_of
 from vitutor_core.jobs.sizes import show_sizes
 from vitutor_core.jobs.teacher import recipe_teachers, with_teachers
 from vitutor_core.paper import Paper, load
@@ -74,13 +74,9 @@ def train_row(asked: Asked, out: Path, teachers: Path, callbacks: Sequence[Callb
 
 def _rows_before(asked: Asked, config: RunConfig, folder: Path, teachers: Path) -> list[str]:
     """Train, unless they are there, the rows that a config starts from or learns from; return where they are."""
-    wanted = [("student", config.student.start_row, config.student.weights)]
-    wanted += [(path, teacher.row, teacher.weights) for path, teacher in teachers_of(config)]
     shared = tuple(text for text in asked.settings if text.startswith(_SHARED))
     found = []
-    for path, row, weights in wanted:
-        if row is None or weights is not None:
-            continue
+    for path, row in rows_of(config):
         run = RunDir((folder / row).absolute())
         if not is_silent():
             say(f"{'row':10}{row}, which comes first, in {run.path}", err=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vitutor_core.errors import ResourceError
-from vitutor_core.files import write_json, write_text
+from vitutor_core.files import write_csv, write_json
 from vitutor_core.report.drawing import COLOURS, Picture, save_picture
 
 Json = dict[str, Any]
@@ -35,18 +33,12 @@ def write_by_class(found: Json, folder: Path) -> list[Path]:
 def _write_all(found: Json, folder: Path) -> list[Path]:
     names = [line["class"] for line in found["classes"]]
     write_json(folder / "evaluation.json", found)
-    _write_csv(folder / "classes.csv", [list(found["classes"][0]), *(line.values() for line in found["classes"])])
+    write_csv(folder / "classes.csv", [list(found["classes"][0]), *(line.values() for line in found["classes"])])
     rows = ([name, *counts] for name, counts in zip(names, found["confusion"], strict=True))
-    _write_csv(folder / "confusion.csv", [["class", *names], *rows])
+    write_csv(folder / "confusion.csv", [["class", *names], *rows])
     picture = draw_confusion(found, folder / "confusion")
     written = ("evaluation.json", "classes.csv", "confusion.csv")
     return [*(folder / name for name in written), picture.path]
-
-
-def _write_csv(path: Path, lines: Iterable[Iterable[Any]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    write_text(path, text.getvalue())
 
 
 def draw_confusion(found: Json, base: Path) -> Picture:

@@ -15,21 +15,14 @@ from vitutor_core.report.render import gap, measured
 from vitutor_core.report.results import Run
 from vitutor_core.report.verdict import Json
 
-_COLOUR = {
-    "plain": COLOURS[0],
-    "long": COLOURS[0],
-    "method": COLOURS[2],
-    "model": COLOURS[1],
-    "composition": COLOURS[3],
-}
 _KINDS = {
-    "plain": "the student alone",
-    "long": "the student alone, longer",
-    "method": "a method",
-    "model": "another model",
-    "composition": "several at once",
+    "plain": (COLOURS[0], "o", "the student alone"),
+    "long": (COLOURS[0], "s", "the student alone, longer"),
+    "method": (COLOURS[2], "D", "a method"),
+    "model": (COLOURS[1], "^", "another model"),
+    "composition": (COLOURS[3], "P", "several at once"),
 }
-_MARKS = {"plain": "o", "long": "s", "method": "D", "model": "^", "composition": "P"}
+"""Colour, marker and label of each kind of line."""
 
 
 def write_board(board: Json, rows: Mapping[str, Sequence[Run]], out: Path) -> list[Path]:
@@ -78,17 +71,17 @@ def gains_figure(board: Json, folder: Path) -> Picture:
         left, right = figure.subplots(1, 2)
         for index, line in enumerate(lines):
             found = line["gain"]
-            left.barh(index, found["mean"], xerr=found["standard_error"], color=_COLOUR[line["kind"]], ecolor=INK)
+            left.barh(index, found["mean"], xerr=found["standard_error"], color=_KINDS[line["kind"]][0], ecolor=INK)
         left.axvline(0, color=QUIET, linewidth=1)
         left.set_yticks(range(len(lines)), [line["title"] for line in lines])
         left.invert_yaxis()
         left.set(title="equal updates", xlabel="gain over the student alone (points)")
-        for kind, label in _KINDS.items():
+        for kind, (colour, marker, label) in _KINDS.items():
             shown = [line for line in board["lines"] if line["kind"] == kind]
             if shown:
                 x, y = [line["compute"] for line in shown], [line["top1"]["mean"] for line in shown]
                 spread = [line["top1"]["sd"] or 0 for line in shown]
-                style = {"color": _COLOUR[kind], "marker": _MARKS[kind], "linestyle": "", "label": label}
+                style = {"color": colour, "marker": marker, "linestyle": "", "label": label}
                 right.errorbar(x, y, spread, **style)
         alone = sorted(
             (line["compute"], line["top1"]["mean"]) for line in board["lines"] if line["kind"] in {"plain", "long"}

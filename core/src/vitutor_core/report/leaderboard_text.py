@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from vitutor_core.report.render import NOTHING, gap, markdown_grid, measured, number, plain
+from vitutor_core.report.render import NOTHING, console_of, gap, markdown_grid, measured, number, plain, text_grid
 from vitutor_core.report.verdict import Json
 
 Grid = tuple[list[str], list[list[str]]]
@@ -121,19 +119,11 @@ def to_markdown(board: Json, figures: Sequence[str] = ()) -> str:
 
 def print_board(board: Json) -> None:
     """Print the table for a terminal, or for 150 columns."""
-    console = Console()
-    console = console if console.is_terminal else Console(width=150)
+    console = console_of(150)
     for name, text in head(board):
         console.print(f"{name:8}{escape(text)}", highlight=False)
-    composed = composition_grid(board)
-    for headings, rows in (line_grid(board), *([composed] if composed else [])):
-        grid = Table(box=None, pad_edge=False, header_style="dim")
-        for heading in headings:
-            is_text = heading in {"line", "student", "verdict", "composition"}
-            grid.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text)
-        for row in rows:
-            grid.add_row(*map(escape, row))
-        console.print(grid)
+    for grid in filter(None, (line_grid(board), composition_grid(board))):
+        console.print(text_grid(*grid))
     console.print(f"\n{escape(board['answer'])}", highlight=False)
 
 

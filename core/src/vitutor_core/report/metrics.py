@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from vitutor_core.files import replace_folder, write_json, write_text
+from vitutor_core.files import replace_folder, write_csv, write_json
 from vitutor_core.report.results import Run
 from vitutor_core.report.table import Rows
 
@@ -24,7 +23,7 @@ def write_metrics(rows: Rows, metrics: Path, curves: Path) -> None:
     with replace_folder(metrics, "*.json") as figures, replace_folder(curves, "*.csv") as lines:
         for row, runs in rows.items():
             write_json(figures / f"{row}.json", row_metrics(runs))
-            write_text(lines / f"{row}.csv", _mean_curve(runs))
+            write_csv(lines / f"{row}.csv", _mean_curve(runs))
 
 
 def row_metrics(runs: Sequence[Run]) -> dict[str, float]:
@@ -40,15 +39,13 @@ def row_metrics(runs: Sequence[Run]) -> dict[str, float]:
     return found | {"seeds": len(runs)}
 
 
-def _mean_curve(runs: Sequence[Run]) -> str:
+def _mean_curve(runs: Sequence[Run]) -> list[list[Any]]:
     names = [name for name in _CURVES if all(name in run.curves for run in runs)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["epoch", *names])
+    lines: list[list[Any]] = [["epoch", *names]]
     epochs = runs[0].curves["epoch"] if all("epoch" in run.curves for run in runs) else []
     for index, epoch in enumerate(epochs):
         values = [[run.curves[name][index] for run in runs if index < len(run.curves[name])] for name in names]
         known = [[value for value in column if value is not None] for column in values]
         if all(known):  # accuracies are taken every few epochs
-            writer.writerow([int(epoch or 0), *(f"{statistics.fmean(column):.6g}" for column in known)])
-    return text.getvalue()
+            lines.append([int(epoch or 0), *(f"{statistics.fmean(column):.6g}" for column in known)])
+    return lines

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitutor_core.files import write_text
+from vitutor_core.files import write_csv
 from vitutor_core.terminal import printable
 
 if TYPE_CHECKING:
@@ -22,13 +20,11 @@ def prediction_line(prediction: Prediction) -> str:
     return printable(f"{prediction.path}: {classes}")
 
 
-def write_predictions(table: Path, lines: Iterable[Prediction], top: int) -> None:
+def write_predictions(table: Path, found: Iterable[Prediction], top: int) -> None:
     """Write a line for each image, with ``top`` classes and their probabilities."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", *(f"{name}_{rank}" for rank in range(1, top + 1) for name in ("class", "probability"))])
-    for prediction in lines:
+    lines = [["image", *(f"{name}_{rank}" for rank in range(1, top + 1) for name in ("class", "probability"))]]
+    for prediction in found:
         name = os.fsencode(prediction.path).decode(errors="backslashreplace")
         classes = (value for name, share in prediction.classes for value in (name, f"{share:.6g}"))
-        writer.writerow([name, *classes])
-    write_text(table, text.getvalue())
+        lines.append([name, *classes])
+    write_csv(table, lines)

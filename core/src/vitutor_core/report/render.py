@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -151,25 +151,36 @@ def markdown_grid(headings: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(map(plain, row)) + " |" for row in rows)
 
 
+def console_of(width: int) -> Console:
+    """Return a console for the terminal or, where the output goes elsewhere, of that many columns."""
+    console = Console()
+    return console if console.is_terminal else Console(width=width)
+
+
 def print_table(table: Json, console: Console) -> None:
     """Print everything but the provenance; made for 100 columns."""
     console.print(f"[bold]{escape(table['title'])}[/bold]\n{escape(scope(table))}", highlight=False)
     for part in table["tables"]:
-        console.print(_grid(part["title"], *line_cells(part, full=False)))
+        console.print(_apart(*line_cells(part, full=False), title=part["title"]))
         if part["comparisons"]:
-            console.print(_grid(None, *comparison_cells(part)))
+            console.print(_apart(*comparison_cells(part)))
     if table["further"]:
-        console.print(_grid("Further rows", *further_cells(table)))
+        console.print(_apart(*further_cells(table), title="Further rows"))
     for note in table["notes"]:
         console.print(f"\n[dim]{escape(note)}[/dim]", highlight=False)
     console.print(f"\n{escape(_bullets(headlines(table)))}", highlight=False)
 
 
-def _grid(title: str | None, headings: list[str], lines: list[list[str]]) -> Padding:
+def _apart(headings: list[str], lines: list[list[str]], *, title: str | None = None) -> Padding:
+    return Padding(text_grid(headings, lines, title=title), (1, 0, 0, 0))
+
+
+def text_grid(headings: Sequence[str], lines: Iterable[Sequence[str]], *, title: str | None = None) -> Table:
+    """Return one table for a console: names and words on the left of their columns, numbers on the right."""
     grid = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, box=None, header_style="dim")
     for index, heading in enumerate(headings):
-        is_text = index == 0 or heading in {"method", "verdict"}
+        is_text = index == 0 or heading in {"method", "verdict", "student"}
         grid.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text)
     for line in lines:
         grid.add_row(*map(escape, line))
-    return Padding(grid, (1, 0, 0, 0))
+    return grid

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from pathlib import Path
 
 from torchvision.utils import save_image
 
-from vitutor_core.files import atomic, write_text
+from vitutor_core.files import atomic, write_csv
 from vitutor_core.train.replay import Replayed
 
 _SHOWN = 8
@@ -55,9 +53,6 @@ def write_batch(seen: Replayed, folder: Path) -> list[str]:
     sheet, table = (folder / f"step-{seen.step:08d}.{kind}" for kind in ("png", "csv"))
     with atomic(sheet) as partial:
         save_image(seen.images, partial, format="png", nrow=math.ceil(math.sqrt(len(seen.images))), padding=1)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["position", "class", "image"])
-    writer.writerows([position, name, where] for position, (where, name) in enumerate(seen.names))
-    write_text(table, text.getvalue())
+    lines = ((position, name, where) for position, (where, name) in enumerate(seen.names))
+    write_csv(table, [("position", "class", "image"), *lines])
     return [str(sheet), str(table)]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import nctdtr, nctdtrinc, stdtr, stdtrit
+from scipy.special import nctdtrinc, stdtr, stdtrit
 
 LEVEL = 0.05
 """Chance of any false verdict in a table."""
@@ -48,16 +48,6 @@ class _Row(NamedTuple):
     """Variance over seeds of the answer to one image, without what a seed changes for all images alike."""
     images: Floats
     """Share of the seeds that were right, per image."""
-
-
-def welch(ours: ArrayLike, reference: ArrayLike) -> Estimate:
-    """Compare values of seeds, (..., nA) and (..., nB), by their spread alone (Welch 1947)."""
-    return spread([ours, reference], (1, -1))
-
-
-def paired(ours: ArrayLike, reference: ArrayLike) -> Estimate:
-    """Compare answers to the same images, (..., nA, N) and (..., nB, N) booleans; in points of accuracy."""
-    return contrast([ours, reference], (1, -1))
 
 
 def spread(rows: Sequence[ArrayLike], factors: Sequence[int]) -> Estimate:
@@ -116,12 +106,6 @@ def holm(p: ArrayLike) -> Floats:
     adjusted = np.empty_like(values)
     np.put_along_axis(adjusted, order, np.minimum(np.maximum.accumulate(steps, -1), 1), -1)
     return adjusted
-
-
-def power(effect: ArrayLike, standard_error: ArrayLike, df: ArrayLike, level: float) -> Floats:
-    """Return the chance that a test at ``level`` sees a true difference of ``effect``, in its direction."""
-    threshold = stdtrit(df, 1 - level / 2)
-    return np.asarray(1 - nctdtr(df, np.abs(effect) / np.asarray(standard_error), threshold))
 
 
 def smallest_effect(standard_error: ArrayLike, df: ArrayLike, level: float) -> Floats:

@@ -17,9 +17,10 @@ from vitutor_core.report.html import write_report
 from vitutor_core.report.metrics import write_metrics
 from vitutor_core.report.paper import PaperResults, load_paper_results
 from vitutor_core.report.plots import draw_figures
-from vitutor_core.report.render import to_markdown
+from vitutor_core.report.render import console_of, print_table, to_markdown
 from vitutor_core.report.results import load_results
 from vitutor_core.report.table import build_table
+from vitutor_core.terminal import say
 
 _SEAL = "sha256"
 
@@ -46,6 +47,16 @@ def read_table(paper: str, results: Path) -> dict[str, Any]:
     if not intact:
         raise DataError(f"{path.absolute()}: no readable table; make it with 'vitutor report table {paper}'")
     return table
+
+
+def show_table(paper: str, results: Path) -> None:
+    """Print the table of a paper and where its page is."""
+    table = read_table(paper, results)
+    if "skipped" in table:
+        say(f"{paper}: no table, {table['skipped']}")
+        return
+    print_table(table, console_of(110))
+    say(f"report: {(results / 'reports' / paper / 'report.html').absolute()}")
 
 
 def write_page(paper: str, results: Path) -> str:

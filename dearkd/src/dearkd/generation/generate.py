@@ -29,7 +29,7 @@ from vitutor_core.config import fingerprinted_fields
 from vitutor_core.distributed import choose_device
 from vitutor_core.errors import ConfigError, DataError, ResourceError
 from vitutor_core.files import check_replaceable, discard, file_sha256, replace_folder, write_json, write_text
-from vitutor_core.provenance import git_state, machine, versions
+from vitutor_core.provenance import here
 from vitutor_core.train.progress import RunProgress
 
 MANIFEST = "manifest.json"
@@ -174,9 +174,7 @@ class Generation:
             "mean_confidence": 100 * sum(image["confidence"] for image in images) / len(images),
             "last_iteration": {name: sum(line[name] for line in last) / len(last) for name in last[0]},
             "networks": self.networks,
-            "git": git_state(),
-            "versions": versions("dearkd"),
-            "machine": machine(),
+            **here("dearkd"),
             "config": self.config.model_dump(mode="json"),
         }
         write_json(self.folder / RECORD, record)

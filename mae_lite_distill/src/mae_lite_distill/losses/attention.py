@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mae_lite_distill.losses.layers import check_layers
+
 
 def attention_loss(
     student: Sequence[Tensor],
@@ -32,14 +34,9 @@ def attention_loss(
         ValueError: the number of layers or the shapes do not fit.
 
     """
-    if not student or {len(teacher), len(head_maps)} != {len(student)}:
-        raise ValueError(f"attention_loss: {len(student)}, {len(teacher)} layers and {len(head_maps)} head maps")
+    check_layers("attention_loss", student, teacher, head_maps, axis=1)
     terms = []
     for ours, target, head_map in zip(student, teacher, head_maps, strict=True):
-        expected = (ours.shape[0], head_map.shape[0], *ours.shape[2:])
-        if target.shape != expected or head_map.shape[1] != ours.shape[1]:
-            shapes = f"{tuple(ours.shape)}, {tuple(target.shape)} and {tuple(head_map.shape)}"
-            raise ValueError(f"attention_loss: student, teacher and head map of shapes {shapes}")
         pair = (ours, target) if quantity == "logits" else (ours.softmax(-1), target.softmax(-1))
         # Under autocast, mse_loss runs in float32.
         terms.append(F.mse_loss(torch.einsum("oh,bhij->boij", head_map, pair[0]), pair[1]))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mae_lite_distill.losses.layers import check_layers
+
 
 def hidden_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], projections: Sequence[Tensor]) -> Tensor:
     """Return the mean squared error between projected student states and teacher states, summed over layers.
@@ -21,13 +23,9 @@ def hidden_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], projection
         ValueError: the number of layers or the shapes do not fit.
 
     """
-    if not student or {len(teacher), len(projections)} != {len(student)}:
-        raise ValueError(f"hidden_loss: {len(student)}, {len(teacher)} layers and {len(projections)} projections")
+    check_layers("hidden_loss", student, teacher, projections, axis=2)
     terms = []
     for ours, target, projection in zip(student, teacher, projections, strict=True):
-        if (*ours.shape[:2], projection.shape[0]) != target.shape or projection.shape[1] != ours.shape[-1]:
-            shapes = f"{tuple(ours.shape)}, {tuple(target.shape)} and {tuple(projection.shape)}"
-            raise ValueError(f"hidden_loss: student, teacher and projection of shapes {shapes}")
         # Under autocast, mse_loss runs in float32.
         terms.append(F.mse_loss(F.linear(ours, projection), target))
     return torch.stack(terms).sum()

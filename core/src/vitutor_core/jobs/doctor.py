@@ -6,19 +6,17 @@ import os
 import shutil
 from pathlib import Path
 
-import click
+import torch
 
 from vitutor_core.errors import ConfigError
 from vitutor_core.provenance import git_state, machine, versions
+from vitutor_core.terminal import say
 
 _MINIMUM_TORCH = (2, 10)
 
 
-@click.command("doctor")
-def doctor() -> None:
-    """Check the environment: versions, device, compiler, data root, free disk."""
-    import torch
-
+def check_environment() -> None:
+    """Print versions, device, compiler, data root and free disk; raises `ConfigError` for what cannot work."""
     try:
         import torchvision  # noqa: F401  # fails where it does not match torch
     except (ImportError, RuntimeError) as error:
@@ -35,7 +33,7 @@ def doctor() -> None:
         "commit": git_state()["commit"] or "not a checkout",
     }
     for name, value in lines.items():
-        click.echo(f"{name:14}{value}")
+        say(f"{name:14}{value}")
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _MINIMUM_TORCH:
         raise ConfigError(f"torch {torch.__version__} has known holes in loading files; install 2.10 or newer")
     if root is not None and not Path(root).is_dir():

@@ -1,4 +1,4 @@
-"""Measure on this machine what a training step, a method, a teacher and a loader cost."""
+"""What this machine can do: doctor, bench. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ import click
 
 from vitutor_core.bench import SHARES
 from vitutor_core.cli import options
+
+
+@click.command("doctor")
+def doctor() -> None:
+    """Check the environment: versions, device, compiler, data root, free disk."""
+    from vitutor_core.jobs.doctor import check_environment
+
+    check_environment()
 
 
 @click.command("bench")
@@ -25,7 +33,7 @@ from vitutor_core.cli import options
     type=click.Choice(options.SCALES),
     help="Sizes of models and images.  [default: small; on a GPU cifar100]",
 )
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of torch.")
+@options.number("--threads", "CPU threads of torch.", default=1)
 @click.option("--only", multiple=True, type=click.Choice(tuple(SHARES)), help="Measure this part alone; repeatable.")
 @options.folder("--out", "Folder for bench.json and bench.svg.", default=Path("bench"), show_default=True)
 def bench(out: Path, **how: Any) -> None:
