@@ -141,6 +141,35 @@ def test_variants_compose_titles_and_have_colours_of_their_own(tmp_path: Path) -
         load_paper_results(path)
 
 
+def test_differences_between_the_same_rows_say_of_which_number_they_are(tmp_path: Path) -> None:
+    text = (
+        PAPER[: PAPER.index("tables:")]
+        + """
+tables:
+  - id: tokens
+    title: Table D
+    caption: tokens
+    columns: {token: Token, top1: Top-1, blurred: Blurred}
+    measured: [top1, blurred]
+    rows:
+      - {label: plain, cells: {token: second, top1: 50.0, blurred: 20.0}, row: "plain:second_*"}
+      - {label: OURS, cells: {token: second, top1: 51.0, blurred: 23.0}, row: "ours:second_*"}
+      - {label: part, cells: {token: first, top1: 49.0}, row: "part:first_*"}
+    comparisons: [{row: "ours:second_*", to: "plain:second_*"}, {row: "part:first_top1", to: "plain:second_top1"}]
+"""
+    )
+    path = tmp_path / "paper_results.yaml"
+    path.write_text(text)
+    metrics = {"top1": 90.0, "images": 900.0, "second_top1": 88.0, "second_blurred": 40.0}
+    write_run(tmp_path, "ours", 0, 0.0, {"metrics": metrics})
+    pairs = build(load_paper_results(path), tmp_path)["tables"][0]["comparisons"]
+    assert [(pair["where"], pair["paper"]) for pair in pairs] == [
+        (" (second, Top-1)", 1.0),
+        (" (second, Blurred)", 3.0),
+        ("", -1.0),
+    ]
+
+
 def test_a_star_stands_for_each_measured_column(tmp_path: Path) -> None:
     text = (
         PAPER[: PAPER.index("tables:")]
@@ -168,6 +197,9 @@ tables:
     assert pairs == [("ours_flowers", "plain_flowers", True), ("ours_pets", "plain_pets", True)]
     # What a table does not say: it is of top-1, in the column of that name, else in all columns.
     assert (several.metric, several.measured, one.measured) == ("top1", ("flowers", "pets"), ("top1",))
+    path.write_text(text.replace("to: plain_*", "to: plain_pets"))
+    with pytest.raises(DataError, match=r"'ours_\*' with 'plain_pets': put the \* into both"):
+        load_paper_results(path)
     path.write_text(text.replace("columns: {a: A, top1: Top-1}", "columns: {a: A}, measured: [top1]"))
     with pytest.raises(DataError, match="measured columns are not in columns"):
         load_paper_results(path)

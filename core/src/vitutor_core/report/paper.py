@@ -126,6 +126,8 @@ class PaperTable(Record):
         def each(pair: Comparison) -> list[Comparison]:
             if _COLUMN not in pair.row + pair.to:
                 return [pair]
+            if _COLUMN not in pair.row or _COLUMN not in pair.to:
+                raise ValueError(f"comparison of '{pair.row}' with '{pair.to}': put the * into both, or into neither")
             return [
                 Comparison(
                     row=pair.row.replace(_COLUMN, name), to=pair.to.replace(_COLUMN, name), headline=pair.headline

@@ -163,23 +163,27 @@ def _comparisons(paper: PaperResults, table: PaperTable, rows: Rows, *, judged: 
     printed = [_printed_difference(cells[pair.row], cells[pair.to]) for pair in table.comparisons]
     found = [difference(*both) for both in samples]
     verdicts = judge(list(zip(printed, found, strict=True))) if judged else [None] * len(found)
+    names = [_names(paper, cells[pair.row], cells[pair.to]) for pair in table.comparisons]
+    names = [
+        name if names.count(name) == 1 else (*name[:2], name[2] + _detail(table, cells[pair.row]))
+        for name, pair in zip(names, table.comparisons, strict=True)
+    ]
     return [
-        _comparison(paper, table, *one)
-        for one in zip(table.comparisons, samples, printed, found, verdicts, strict=True)
+        _comparison(table, *one)
+        for one in zip(table.comparisons, names, samples, printed, found, verdicts, strict=True)
     ]
 
 
 def _comparison(
-    paper: PaperResults,
     table: PaperTable,
     pair: Comparison,
+    names: tuple[str, str, str],
     samples: Sequence[Sample | None],
     printed: float | None,
     found: Json | None,
     judged: Json | None,
 ) -> Json:
-    first, second = (table.reproduced()[row].printed.fraction for row in (pair.row, pair.to))
-    subject, reference, where = _names(paper, pair, first, second)
+    subject, reference, where = names
     return {
         "row": pair.row,
         "to": pair.to,
@@ -195,12 +199,19 @@ def _comparison(
     }
 
 
-def _names(paper: PaperResults, pair: Comparison, first: float | None, second: float | None) -> tuple[str, str, str]:
+def _names(paper: PaperResults, one: MeasuredCell, other: MeasuredCell) -> tuple[str, str, str]:
     """Name both sides and, if they share it, the share of the data; otherwise each side carries its own."""
-    titles = paper.title_of(pair.row), paper.title_of(pair.to)
+    titles = [paper.title_of(cell.row or "") for cell in (one, other)]
+    first, second = one.printed.fraction, other.printed.fraction
     if first == second:
-        return *titles, _at(first)
+        return titles[0], titles[1], _at(first)
     return titles[0] + _at(first), titles[1] + _at(second), ""
+
+
+def _detail(table: PaperTable, cell: MeasuredCell) -> str:
+    """Say which number of a table it is, where two rows are compared by several: the cells in words, and the column."""
+    words = [text for text in cell.printed.cells.values() if isinstance(text, str)]
+    return f" ({', '.join([*words, table.columns[cell.column]])})"
 
 
 def _at(fraction: float | None) -> str:
