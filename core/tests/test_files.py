@@ -175,6 +175,17 @@ def test_a_failed_write_keeps_what_was_there(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
 
 
+def test_what_killed_writers_left_is_deleted_before_its_room_is_needed(tmp_path):
+    left, living = tmp_path / ".a.vitutor.tmp-1", tmp_path / ".b.vitutor.tmp-2"
+    for path in (left, living):
+        path.touch()
+    os.utime(left, times=(0, left.stat().st_mtime - 7200))
+    with atomic(tmp_path / "new", shared=True) as partial:
+        assert not left.exists()
+        assert living.exists()
+        partial.touch()
+
+
 def test_a_failed_replacement_keeps_the_folder_that_was_there(tmp_path, monkeypatch):
     make_run(tmp_path / "run")
     RunDir(tmp_path / "run").publish(tmp_path / "out")

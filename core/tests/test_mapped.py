@@ -88,14 +88,17 @@ def test_changed_shards_get_a_copy_of_their_own(bugs: Path) -> None:
     assert after.evaluation.content_hash == before.evaluation.content_hash
 
 
-def test_a_copy_that_fails_leaves_nothing(bugs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reason", [DataError, KeyboardInterrupt])
+def test_a_copy_that_fails_leaves_nothing(
+    bugs: Path, monkeypatch: pytest.MonkeyPatch, reason: type[BaseException]
+) -> None:
     def fail(*_: object) -> None:
-        raise DataError("broken")
+        raise reason("broken")
         yield
 
     with monkeypatch.context() as patch:
         patch.setattr(mapped, "_batches", fail)
-        with pytest.raises(DataError, match="broken"):
+        with pytest.raises(reason, match="broken"):
             opened("parquet:bugs")
     assert files(bugs / ".arrow") == []
     assert shades(opened("parquet:bugs").train) == [1, 2, 3, 4]

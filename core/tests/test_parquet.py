@@ -83,6 +83,17 @@ def test_without_metadata_classes_are_numbered(data_root: Path) -> None:
     assert opened("parquet:plain").class_names == ("0", "1", "2")
 
 
+def test_numbers_from_1_in_one_split_and_their_text_in_the_other(data_root: Path) -> None:
+    write_shard(data_root / "mixed" / "train.parquet", [1, 2, 3, 1], [1, 2, 3, 4], names=None)
+    write_shard(data_root / "mixed" / "test.parquet", [3, 2, 1], [5, 6, 7], names=None)
+    rewrite(data_root / "mixed" / "test.parquet", label=["3", "2", "1"])
+    with pytest.warns(UserWarning, match="labels begin at 1"):
+        source = opened("parquet:mixed")
+    assert source.class_names == ("1", "2", "3")
+    assert source.train.labels.tolist() == [0, 1, 2, 0]
+    assert source.evaluation.labels.tolist() == [2, 1, 0]
+
+
 def rewrite(shard: Path, **columns: object) -> None:
     table = pq.read_table(shard)
     for name, values in columns.items():

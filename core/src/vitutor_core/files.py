@@ -63,13 +63,15 @@ def atomic(target: Path, *, shared: bool = False) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _delete(partial)
+        if shared:
+            _make_room_beside(partial)
         yield partial
         _flush_all(partial)
         if partial.is_dir():
             _set_aside(target)
         partial.replace(target)
         _flush(target.parent)
-    except Exception as error:
+    except BaseException as error:  # Ctrl-C leaves nothing, either
         with contextlib.suppress(OSError):
             _delete(partial)
             if not target.exists():
@@ -79,8 +81,6 @@ def atomic(target: Path, *, shared: bool = False) -> Iterator[Path]:
         raise
     with contextlib.suppress(OSError):
         _delete(_old(target))
-        if shared:
-            discard_partial(target.parent, before=target.stat().st_mtime - _SECONDS_TO_WRITE)
 
 
 @contextlib.contextmanager
@@ -126,9 +126,18 @@ def discard(path: Path) -> None:
 def discard_partial(folder: Path, *, before: float = math.inf) -> None:
     """Delete what killed writers have left in a folder; beside living ones, what was last written ``before`` a time."""
     for path in folder.glob(f".*{_PARTIAL}*"):
-        with contextlib.suppress(FileNotFoundError):  # its writer has finished
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # its writer has finished; another user's
             if path.lstat().st_mtime < before:
                 _delete(path)
+
+
+def _make_room_beside(partial: Path) -> None:
+    """Delete what killed writers have left beside ``partial`` long ago, by the clock of the file system."""
+    with contextlib.suppress(OSError):  # another user's, which may stay
+        partial.touch()
+        now = partial.stat().st_mtime
+        partial.unlink()
+        discard_partial(partial.parent, before=now - _SECONDS_TO_WRITE)
 
 
 def copy_file(source: Path, target: Path) -> None:

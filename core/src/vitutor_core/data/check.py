@@ -23,8 +23,8 @@ from vitutor_core.errors import DataError
 from vitutor_core.provenance import usable_cores
 from vitutor_core.schema import DataConfig
 
-_CHUNK = 256
-"""Images per task of the pool: one future per image would cost more memory than the images' paths."""
+_CHUNK, _CHUNK_OF_MASKS = 256, 8
+"""Images per task of the pool: one future per image would cost more memory than the paths. Masks take longer."""
 
 Progress = Callable[[int, int], None]
 """Gets the number of images that are done, and their total."""
@@ -79,7 +79,7 @@ def check_source(config: DataConfig, *, progress: Progress) -> dict[str, Any]:
     kept = subset_indices(source.train.labels, config)
     train, evaluation = found = (_Found(), _Found())
     looks = [(len(split.labels), partial(_look, split)) for split in (source.train, source.evaluation)]
-    for split, facts in _look_at_all(looks, progress):
+    for split, facts in _look_at_all(looks, _CHUNK, progress):
         found[split].add(facts)
     return {
         "name": source.name,
@@ -98,7 +98,7 @@ def check_annotated(source: AnnotatedSource, *, progress: Progress) -> dict[str,
     splits = {"training": source.train, "evaluation": source.evaluation}
     outside = [0, 0]
     looks = [(len(split), partial(_unseen, split)) for split in splits.values()]
-    for number, unseen in _look_at_all(looks, progress):
+    for number, unseen in _look_at_all(looks, _CHUNK_OF_MASKS, progress):
         outside[number] += sum(unseen)
     label_of = {category.id: label for label, category in enumerate(source.categories)}
     notes, counts = [], []
@@ -125,18 +125,18 @@ def check_annotated(source: AnnotatedSource, *, progress: Progress) -> dict[str,
 
 
 def _look_at_all(
-    looks: Sequence[tuple[int, Callable[[int], FactsT]]], progress: Progress
+    looks: Sequence[tuple[int, Callable[[int], FactsT]]], size: int, progress: Progress
 ) -> Iterator[tuple[int, list[FactsT]]]:
     """Yield the position of a split and the facts of further images of it, in their order, until all are seen.
 
-    ``looks`` has of each split the number of its images, and what returns the facts of one. Raises `DataError` at the
-    end, naming all images of which that raised it.
+    ``looks`` has of each split the number of its images, and what returns the facts of one; ``size`` images are a task.
+    Raises `DataError` at the end, naming all images of which that raised it.
     """
     total, done = sum(count for count, _ in looks), 0
     problems: list[str] = []
     with ThreadPoolExecutor(usable_cores()) as pool:
         for split, (count, look) in enumerate(looks):
-            chunks = (range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
+            chunks = (range(start, min(start + size, count)) for start in range(0, count, size))
             for facts, unread in pool.map(partial(_look_at, look), chunks):
                 done += len(facts) + len(unread)
                 progress(done, total)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,7 @@ class LogitStore:
     def write(self, epoch: int, tensors: dict[str, Tensor], divergence: float) -> bool:
         """Store an epoch by one rename; return False where it would make the cache larger than ``cache.max_gb``."""
         size = sum(tensor.nbytes for tensor in tensors.values())
-        held = sum(path.stat().st_size for path in self._root.glob("*/*.safetensors"))
-        if held + size > self.config.max_gb * 1e9:
+        if _bytes_of(self._root.glob("*/*.safetensors")) + size > self.config.max_gb * 1e9:
             return False
         content = save(tensors, {"sha256": weights_sha256(tensors), "divergence": repr(divergence)})
         try:
@@ -63,6 +63,14 @@ class LogitStore:
 
     def _path(self, epoch: int) -> Path:
         return self._folder / f"epoch-{epoch:05d}.safetensors"
+
+
+def _bytes_of(paths: Iterable[Path]) -> int:
+    total = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # another run found it damaged
+            total += path.stat().st_size
+    return total
 
 
 class StoredLogits:

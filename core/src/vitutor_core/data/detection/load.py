@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitutor_core.data.augment.mixing import Normalise
-from vitutor_core.data.detection.annotated import AnnotatedSource, box_of
+from vitutor_core.data.detection.annotated import AnnotatedSource, AnnotatedSplit, box_of
 from vitutor_core.data.detection.open import fingerprint, open_annotated, usable
 from vitutor_core.data.detection.view import View, draw_views, see, see_mask, whole
 from vitutor_core.data.loaders.streamed import StreamedEvalLoader, StreamedTrainLoader
@@ -119,17 +119,22 @@ class AnnotatedEvalLoader(StreamedEvalLoader):
         runtime: RuntimeConfig,
         device: torch.device,
     ) -> None:
-        super().__init__(self._images, indices, np.arange(len(source.evaluation)), side, normalise, runtime, device)
+        fetch = partial(_whole_images, source.evaluation, side)
+        super().__init__(fetch, indices, np.arange(len(source.evaluation)), side, normalise, runtime, device)
         self.source, self._side = source, side
 
     def view(self, index: int) -> View:
         """Return how an image is seen."""
-        width, height = self.source.evaluation.sizes[index].tolist()
-        return whole(width, height, self._side)
+        return _whole(self.source.evaluation, index, self._side)
 
-    def _images(self, indices: NDArray[np.int64]) -> Tensor:
-        split = self.source.evaluation
-        return _stacked([see(split.read(index), self.view(index), self._side, _FILL) for index in indices.tolist()])
+
+def _whole(split: AnnotatedSplit, index: int, side: int) -> View:
+    width, height = split.sizes[index].tolist()
+    return whole(width, height, side)
+
+
+def _whole_images(split: AnnotatedSplit, side: int, indices: NDArray[np.int64]) -> Tensor:
+    return _stacked([see(split.read(index), _whole(split, index, side), side, _FILL) for index in indices.tolist()])
 
 
 def _stacked(squares: list[NDArray[np.uint8]]) -> Tensor:

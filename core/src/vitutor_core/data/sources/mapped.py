@@ -50,11 +50,12 @@ def mapped(shards: Sequence[Path], image: str, label: str, kind: Any) -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX)  # those that wait find the file made
             if not _is_whole(path):
                 _write(path, shards, image, label, kind)
-    except (OSError, ResourceError) as error:
-        problem = getattr(error, "strerror", None) or error
+    except ResourceError as error:
+        raise ResourceError(f"{error}; or let VITUTOR_CACHE name a folder with room for it") from None
+    except OSError as error:
         raise ResourceError(
-            f"{folder}: cannot write a copy of {shards[0].parent} there: {problem}; let VITUTOR_CACHE name a folder "
-            "with room for it"
+            f"{folder}: cannot write a copy of {shards[0].parent} there: {error.strerror or error}; let VITUTOR_CACHE "
+            "name a folder with room for it"
         ) from None
     return path
 
@@ -96,7 +97,11 @@ def _write(path: Path, shards: Sequence[Path], image: str, label: str, kind: Any
     for shard in shards:
         digest.update(bytes.fromhex(file_sha256(shard)))
     schema = pa.schema([("image", pa.large_binary()), ("label", kind)], metadata={CONTENT_HASH: digest.hexdigest()})
-    with atomic(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with (
+        atomic(path, shared=True) as partial,
+        pa.OSFile(str(partial), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
         for columns in _batches(shards, image, label, kind):
             writer.write_batch(pa.record_batch(columns, schema=schema))
 

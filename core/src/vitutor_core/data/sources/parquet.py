@@ -258,7 +258,7 @@ def _classes(train: _Read) -> tuple[tuple[str, ...], int]:
 def _split(found: _Read, class_names: tuple[str, ...], offset: int) -> Split:
     labels = found.labels
     if labels.dtype == object:
-        ids = {name: label for label, name in enumerate(class_names)}
+        ids = {name: label for label, name in enumerate(class_names, offset)}
         unknown = next((index for index, name in enumerate(labels) if name not in ids), None)
         if unknown is not None:
             raise DataError(f"{found.images.where(unknown)}: class '{labels[unknown]}', which train does not have")
