@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from conformance import forked
 from vitutor_core.graph.dvc import texts_of
 from vitutor_core.graph.stages import read_graph
 from vitutor_core.paper import installed_papers
@@ -28,6 +28,7 @@ EVALUATIONS = tuple(row.replace("@", "_evaluate@") for row in ROWS)
 PAPERS = ("dearkd", "drloc", "mae_lite_distill", "bootstrapping_vit")
 TABLES, REPORTS = tuple(f"table@{paper}" for paper in PAPERS), tuple(f"report@{paper}" for paper in PAPERS)
 TARGETS = ("data@digits", "teacher@cnn", *ROWS, *EVALUATIONS, *TABLES, *REPORTS)
+DVC = ("dvc.cli.parser", "dvc.repo")
 CORE = "core/src/vitutor_core/"
 
 pytestmark = pytest.mark.slow
@@ -51,7 +52,8 @@ class Checkout:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, folder / name)
         sources = [str(folder / package / "src") for package in ("core", *installed_papers())]
-        tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        programs = {"vitutor": "vitutor_core.cli.main", "dvc": "dvc.cli"}
+        tools = f"{forked.commands(folder / 'bin', programs, imports=DVC)}{os.pathsep}{os.environ['PATH']}"
         self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(sources), "PATH": tools}
         self.run("dvc", "init", "--no-scm", "-q")
         self.run("dvc", "config", "core.analytics", "false")
@@ -68,7 +70,8 @@ class Checkout:
     def pretend(self, targets):
         """Make dummy outputs of all stages, and let DVC believe that ``targets`` were run."""
         script = "from dvc.repo import Repo; print('\\n'.join(o.fs_path for s in Repo().index.stages for o in s.outs))"
-        for name in self.run(sys.executable, "-c", script).splitlines():
+        listed = forked.run(script, cwd=self.folder, env=self.environment, imports=DVC, check=True).stdout
+        for name in listed.splitlines():
             path = Path(name)
             if not path.exists() and path.suffix:
                 path.parent.mkdir(parents=True, exist_ok=True)
