@@ -176,7 +176,8 @@ def test_without_a_network_the_file_to_fetch_is_named_at_once(offline, toy_folde
             code, _, errors = command(lost, "train", *fields, "--out", tmp_path / "run")
             assert (code, len(errors.splitlines())) == (4, 1), errors
             assert f"run 'hf download {file}" in errors
-    assert len(asked) in (range(1) if offline else range(1, 5))  # at most twice for each file, where the library alone asks ten times
+    # At most twice for each file, where the library alone asks ten times.
+    assert len(asked) in (range(1) if offline else range(1, 5))
 
 
 def hang_up(server, asked):
