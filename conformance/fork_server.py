@@ -162,6 +162,8 @@ def _place(files: Sequence[int], numbers: Sequence[int]) -> None:
 
 def be(request: Request) -> int:
     """Turn this process into the one that was asked for, to its end; return the exit code that Python would give."""
+    import types
+
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -178,14 +180,12 @@ def be(request: Request) -> int:
         setattr(sys, name, stream)
     how, what, *arguments = request["arguments"]
     sys.argv = [how, *arguments]
+    sys.modules["__main__"] = types.ModuleType("__main__")
     return _ended(lambda: _execute(what) if how == "-c" else _run_module(what))
 
 
 def _execute(code: str) -> None:
-    import types
-
-    main = sys.modules["__main__"] = types.ModuleType("__main__")
-    exec(compile(code, "<string>", "exec"), main.__dict__)  # noqa: S102  # what -c does
+    exec(compile(code, "<string>", "exec"), sys.modules["__main__"].__dict__)  # noqa: S102  # what -c does
 
 
 def _run_module(name: str) -> None:
