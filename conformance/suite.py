@@ -273,7 +273,7 @@ class MethodConformance(RecipeConformance):
 
     @pytest.mark.slow
     def test_two_processes_share_one_gradient_and_every_parameter_has_one(self, tmp_path: Path, teachers: Path) -> None:
-        config = with_teachers(self.config("train.accumulate=2"), "digits", teachers)
+        config = with_teachers(self.config("train.accumulate=2"), "digits", teachers, settings=SHORT)
         found = ranks.gradients(self.paper().method, config, tmp_path)
         first, second = found.own
         assert first.pop("") != second.pop("")  # each has its own images
@@ -284,7 +284,7 @@ class MethodConformance(RecipeConformance):
                 torch.testing.assert_close(found.same[0][name], gradient, rtol=1e-4, atol=1e-7, msg=name)
 
     def test_the_method_is_what_it_says_and_reports_leave_it_alone(self, teachers: Path) -> None:
-        config = with_teachers(self.config(), "digits", teachers)
+        config = with_teachers(self.config(), "digits", teachers, settings=SHORT)
         data = build_data(config, device=torch.device("cpu"))
         method = load(self.paper().method).build(config, data.info).train()
         few = next(iter(data.evaluation))

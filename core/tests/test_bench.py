@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 import torch
 
+from conformance import forked
 from core.tests.test_compare import PAPER
 from core.tests.test_taught import Pupil
 from core.tests.toy_paper import write_toy_paper
@@ -274,7 +275,8 @@ def test_one_gpu_does_not_scale():
 
 
 @pytest.mark.slow
-def test_several_processes_share_the_work():
+def test_several_processes_share_the_work(monkeypatch):
+    monkeypatch.setattr(sys, "executable", forked.python())
     found = gpu.scaling(CONFIG, 0.1, subjects.on_processes, device="cpu", most=2)
     assert found.figures.keys() == {
         "1 processes: ms per step",

@@ -49,7 +49,8 @@ def test_kept_classes_have_their_images_and_new_labels():
     for all_, some in ((whole.train, part.train), (whole.evaluation, part.evaluation)):
         kept = np.flatnonzero(np.isin(all_.labels, [2, 5, 7]))
         assert [int(part.class_names[label]) for label in some.labels] == all_.labels[kept].tolist()
-        assert pixels(some) == [pixels(all_)[index] for index in kept]
+        every = pixels(all_)
+        assert pixels(some) == [every[index] for index in kept]
         assert some.where(3) == all_.where(int(kept[3]))
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from conformance import forked
 from vitutor_core.graph.dvc import texts_of
 from vitutor_core.graph.stages import read_graph
 from vitutor_core.paper import installed_papers
@@ -28,6 +29,15 @@ EVALUATIONS = tuple(row.replace("@", "_evaluate@") for row in ROWS)
 PAPERS = ("dearkd", "drloc", "mae_lite_distill", "bootstrapping_vit")
 TABLES, REPORTS = tuple(f"table@{paper}" for paper in PAPERS), tuple(f"report@{paper}" for paper in PAPERS)
 TARGETS = ("data@digits", "teacher@cnn", *ROWS, *EVALUATIONS, *TABLES, *REPORTS)
+DVC = ("dvc.cli.parser", "dvc.repo", "dvc.repo.reproduce", "dvc.fs", "dvc.scm", "dulwich.repo", "networkx", "configobj")
+STATUS = """
+import json, sys
+from dvc.repo import Repo
+repo = Repo()
+with repo.lock:
+    print(json.dumps([at.addressing for at in repo.index.stages if at.addressing in sys.argv and at.status()]))
+"""
+"""What `dvc status` says of targets, which reads the graph once for each of them."""
 CORE = "core/src/vitutor_core/"
 
 pytestmark = pytest.mark.slow
@@ -51,7 +61,8 @@ class Checkout:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, folder / name)
         sources = [str(folder / package / "src") for package in ("core", *installed_papers())]
-        tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        programs = {"vitutor": "vitutor_core.cli.main", "dvc": "dvc.cli"}
+        tools = f"{forked.commands(folder / 'bin', programs, imports=DVC)}{os.pathsep}{os.environ['PATH']}"
         self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(sources), "PATH": tools}
         self.run("dvc", "init", "--no-scm", "-q")
         self.run("dvc", "config", "core.analytics", "false")
@@ -68,7 +79,8 @@ class Checkout:
     def pretend(self, targets):
         """Make dummy outputs of all stages, and let DVC believe that ``targets`` were run."""
         script = "from dvc.repo import Repo; print('\\n'.join(o.fs_path for s in Repo().index.stages for o in s.outs))"
-        for name in self.run(sys.executable, "-c", script).splitlines():
+        listed = forked.run(script, cwd=self.folder, env=self.environment, imports=DVC, check=True).stdout
+        for name in listed.splitlines():
             path = Path(name)
             if not path.exists() and path.suffix:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,11 +90,27 @@ class Checkout:
                 (path / "dummy").write_text(path.name)
         self.run("dvc", "commit", "-f", "-q", *targets)
 
+    @contextlib.contextmanager
+    def edited(self, *edits):
+        """Append a text to files, or replace one by another."""
+        before = {name: (self.folder / name).read_text() for name, _ in edits}
+        try:
+            for name, edit in edits:
+                path = self.folder / name
+                text = path.read_text()
+                old, new = edit if isinstance(edit, tuple) else (text, text + edit)
+                assert old in text
+                path.write_text(text.replace(old, new, 1))
+            yield
+        finally:
+            for name, text in before.items():
+                (self.folder / name).write_text(text)
+
     def stale(self):
         """Plan again, and return which of the targets DVC would run because of their plan."""
         self.run("dvc", "repro", "-q", "plan")
-        found = json.loads(self.run("dvc", "status", "--json", *TARGETS))
-        return {name for name in found if name != "plan"}
+        done = forked.run(STATUS, *TARGETS, cwd=self.folder, env=self.environment, imports=DVC, check=True)
+        return set(json.loads(done.stdout))
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +118,16 @@ def checkout(tmp_path_factory):
     return Checkout(tmp_path_factory.mktemp("checkout"))
 
 
+NOTHING = (
+    (f"{CORE}train/update.py", "\n# a comment\n"),
+    (f"{CORE}data/sources/domainnet.py", "\n# a comment\n"),
+    (f"{CORE}evaluate/accuracy.py", ("over all processes", "over every process")),  # in a docstring
+    (f"{CORE}train/progress.py", "\n_X = 1\n"),
+    ("dearkd/src/dearkd/recipes/digits.yaml", "\n# a comment\n"),
+    ("params.yaml", ("processes: 1", "processes: 2")),
+    ("params.yaml", ("rows: []", "rows: [vit, distill, swin_drloc, mae_finetune, vit_sam, mae]")),
+)
 CHANGES = {
-    "a comment in the update": (f"{CORE}train/update.py", "\n# a comment\n", set()),
-    "a comment in a data source": (f"{CORE}data/sources/domainnet.py", "\n# a comment\n", set()),
-    "a docstring in a metric": (f"{CORE}evaluate/accuracy.py", ("over all processes", "over every process"), set()),
     "the update": (f"{CORE}train/update.py", "\n_X = 1\n", {"teacher@cnn", *ROWS, *EVALUATIONS}),
     "the average of weights": (f"{CORE}train/state.py", "\n_X = 1\n", {"teacher@cnn", *ROWS, *EVALUATIONS}),
     "the order of samples": (f"{CORE}data/sampler.py", "\n_X = 1\n", {"teacher@cnn", *ROWS, *EVALUATIONS}),
@@ -116,32 +150,27 @@ CHANGES = {
     "a metric": (f"{CORE}evaluate/accuracy.py", "\n_X = 1\n", set(EVALUATIONS)),
     "a table": (f"{CORE}report/table.py", "\n_X = 1\n", {*TABLES, *REPORTS}),
     "a plot": (f"{CORE}report/plots.py", "\n_X = 1\n", set(REPORTS)),
-    "a progress bar": (f"{CORE}train/progress.py", "\n_X = 1\n", set()),
     "a hyper-parameter": (
         "dearkd/src/dearkd/recipes/digits.yaml",
         ("distill: {student: *plain, method.pairs", "distill: {optim.lr: 1e-3, student: *plain, method.pairs"),
         {"dearkd@distill", "dearkd_evaluate@distill"},
     ),
-    "a comment in a recipe": ("dearkd/src/dearkd/recipes/digits.yaml", "\n# a comment\n", set()),
     "a number in print": ("dearkd/src/dearkd/paper_results.yaml", ("top1: 72.3", "top1: 72.4"), {"table@dearkd"}),
     "seeds": ("params.yaml", ("seeds: [0, 1, 2]", "seeds: [0, 1, 2, 3]"), {*ROWS, *EVALUATIONS}),
-    "processes": ("params.yaml", ("processes: 1", "processes: 2"), set()),
-    "rows": ("params.yaml", ("rows: []", "rows: [vit, distill, swin_drloc, mae_finetune, vit_sam, mae]"), set()),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_reruns_is_what_changed(checkout, change):
     name, edit, expected = CHANGES[change]
-    path = checkout.folder / name
-    before = path.read_text()
-    old, new = edit if isinstance(edit, tuple) else ("", "")
-    assert old in before
-    try:
-        path.write_text(before.replace(old, new, 1) if old else before + edit)
+    with checkout.edited((name, edit)):
         assert checkout.stale() == expected
-    finally:
-        path.write_text(before)
+
+
+def test_what_changes_no_result_reruns_nothing(checkout):
+    """All of it at once, since each alone would show."""
+    with checkout.edited(*NOTHING):
+        assert checkout.stale() == set()
 
 
 def test_nothing_is_stale_before_anything_changes(checkout):
@@ -149,10 +178,8 @@ def test_nothing_is_stale_before_anything_changes(checkout):
 
 
 def test_a_graph_that_is_not_of_the_recipes_is_refused(checkout):
-    path = checkout.folder / "dearkd/src/dearkd/recipes/digits.yaml"
-    before = path.read_text()
-    try:
-        path.write_text(before.replace("rows:\n", "rows:\n  another: {optim.lr: 1e-3}\n", 1))
+    change = "dearkd/src/dearkd/recipes/digits.yaml", ("rows:\n", "rows:\n  another: {optim.lr: 1e-3}\n")
+    with checkout.edited(change):
         done = subprocess.run(
             ["vitutor", "plan"],
             cwd=checkout.folder,
@@ -161,8 +188,6 @@ def test_a_graph_that_is_not_of_the_recipes_is_refused(checkout):
             text=True,
             check=False,
         )
-    finally:
-        path.write_text(before)
     assert done.returncode == 2
     assert "dearkd@another" in done.stderr
     assert "run 'vitutor graph --scale digits' there" in done.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from conformance import forked
 from vitutor_core import provenance
 from vitutor_core.cli.options import seed_numbers
 from vitutor_core.errors import ConfigError, InterruptedRun, VitutorError
@@ -92,7 +93,7 @@ def test_signal_handlers_are_restored_and_each_job_is_told_of_once(monkeypatch):
 
 def test_a_process_of_a_job_names_it_in_its_error():
     job = Job("vit, seed 3", "vitutor_core.recipe:read_recipe", {"path": "x"})  # a bug: the path is a text
-    command = [sys.executable, "-m", "vitutor_core.jobs.launch", json.dumps(launch.asdict(job))]
+    command = [forked.python(), "-m", "vitutor_core.jobs.launch", json.dumps(launch.asdict(job))]
     assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 1
     job = Job("vit, seed 3", "vitutor_core.paper:installed_paper", {"package": "nothing"})
     command[-1] = json.dumps(launch.asdict(job))

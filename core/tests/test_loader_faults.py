@@ -198,7 +198,7 @@ exit_after(lambda: run(Path(sys.argv[1]), *settings) and 0)
 
 def test_sigterm_while_the_workers_are_stopped(tmp_path):
     """The loop does not wait for them until their time is up: it saves and ends."""
-    command = [sys.executable, "-c", STOPPED, str(tmp_path / "run"), "runtime.worker_timeout_s=300"]
+    command = [forked.python(), "-c", STOPPED, str(tmp_path / "run"), "runtime.worker_timeout_s=300"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "waiting\n"
         process.terminate()
@@ -226,7 +226,7 @@ print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     settings = config(loader="streamed", workers=2).model_dump_json()
-    command = [sys.executable, "-c", script, settings]
+    command = [forked.python(), "-c", script, settings]
     # Not its pipe of errors, which orphans would hold open.
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         workers = process.stdout.readline().split()

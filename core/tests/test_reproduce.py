@@ -14,7 +14,7 @@ import pytest
 
 from conformance import forked
 from conformance.suite import assert_equal_weights
-from core.tests.toy_paper import COMMAND, environment, write_toy_paper
+from core.tests.toy_paper import CODE, environment, write_toy_paper
 from vitutor_core.config import fingerprinted
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.files import write_json
@@ -42,7 +42,7 @@ def toy(tmp_path_factory):
 def start(toy, row, where, *settings, seeds="0,1", more=()):
     changes = [option for setting in settings for option in ("--set", setting)]
     return subprocess.Popen(
-        [*COMMAND, "reproduce", row, "--seeds", seeds, "--jobs", "2", *more, *changes],
+        [forked.python(), "-c", CODE, "reproduce", row, "--seeds", seeds, "--jobs", "2", *more, *changes],
         cwd=where,
         env=environment(toy),
         stderr=subprocess.PIPE,
@@ -177,9 +177,7 @@ def test_only_what_changed_is_trained_again(reproduced, tmp_path):
 @pytest.mark.slow
 def test_a_row_is_evaluated_from_its_weights_into_records(toy, reproduced, tmp_path):
     reproduced("plain", seeds=(0, 1))
-    evaluate = partial(
-        forked.run, COMMAND[-1], "evaluate", "results/runs/toypaper/plain", cwd=tmp_path, env=environment(toy)
-    )
+    evaluate = partial(forked.run, CODE, "evaluate", "results/runs/toypaper/plain", cwd=tmp_path, env=environment(toy))
     evaluate("--out", "records", check=True)
     several = evaluate()
     assert (several.returncode, "holds several runs; name one" in several.stderr) == (2, True)

@@ -6,14 +6,14 @@ import os
 import select
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from conformance import forked
+from conformance.suite import wait_for
 from core.tests.train_samples import full_disk
 from vitutor_core.errors import BusyError, CheckpointError, ConfigError, ResourceError
 from vitutor_core.train import checkpoint, run_folder
@@ -28,19 +28,19 @@ from pathlib import Path
 from vitutor_core.train.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])) as run:
     run.claim({"method": "m", "config": {}}, {})
-    print("held", flush=True)
+    (run.path / "held").touch()
     signal.pause()
 """
 
 
 def test_a_second_process_is_refused_with_the_holder(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "r")], stdout=subprocess.PIPE) as holder:
-        assert holder.stdout.readline() == b"held\n"
+    with forked.Forked(HOLDER, tmp_path / "r") as holder:
+        wait_for(tmp_path / "r" / "held", holder)
         started = time.monotonic()
         with pytest.raises(BusyError, match=rf"process {holder.pid} on .* since 20"):
             RunFolder(tmp_path / "r")
         assert time.monotonic() - started < run_folder._LOCK_WAIT_S
-        holder.send_signal(signal.SIGKILL)
+        holder.kill()
         holder.wait()
     with RunFolder(tmp_path / "r"):  # the lock of a dead process is taken over
         pass
@@ -152,7 +152,7 @@ def test_a_second_signal_leaves_no_worker(tmp_path):
         "print(worker.pid, flush=True)\n"
         "with StopRequest(Path('.')):\n    [os.kill(os.getpid(), signal.SIGTERM) for _ in '12']"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, cwd=tmp_path, timeout=50)
+    done = forked.run(code, cwd=tmp_path, timeout=50)
     assert done.returncode == 143
     with contextlib.suppress(ProcessLookupError):  # it is gone, or dies without being waited for
         assert select.select([os.pidfd_open(int(done.stdout))], [], [], 50)[0]
@@ -210,5 +210,5 @@ def test_a_second_signal_ends_at_once(tmp_path):
         "import os, signal; from pathlib import Path; from vitutor_core.train.signals import StopRequest\n"
         "with StopRequest(Path('.')):\n    [os.kill(os.getpid(), signal.SIGTERM) for _ in '12']\n    print('here')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (143, b"")
+    done = forked.run(code, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (143, "")

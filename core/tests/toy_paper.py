@@ -41,7 +41,7 @@ warmed: {title: Warmed, row: tuned, adds: start}
 wide: {title: Wide, row: plain, own: twice the width, changes: {plain: {student.kwargs.embed_dim: $student.wide}}}
 """
 
-COMMAND = [sys.executable, "-c", "from toypaper.cli import main; main()"]
+CODE = "from toypaper.cli import main; main()"
 
 
 def environment(toy: Path) -> dict[str, str]:

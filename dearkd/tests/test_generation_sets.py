@@ -116,7 +116,7 @@ generate.generate_batch = killed
 
 
 @pytest.mark.slow
-def test_kill_9_then_the_same_command(teacher, tmp_path, capsys, monkeypatch):
+def test_kill_9_then_the_same_command(teacher, tmp_path, monkeypatch):
     def arguments(folder, *more):
         settings = [part for setting in TWO_BATCHES for part in ("--set", setting)]
         paths = ["--work", str(folder / "work"), "--out", str(folder / "out")]
@@ -130,8 +130,8 @@ def test_kill_9_then_the_same_command(teacher, tmp_path, capsys, monkeypatch):
     forked.run(code, *one_by_one, check=True)
     # Side by side, in processes of their own: the same bytes.
     whole = arguments(tmp_path / "whole", "--jobs", "2")
-    cli.main(whole, standalone_mode=False)
-    assert "plain: 40 images" in capsys.readouterr().out
+    done = forked.run(code, *whole, check=True)
+    assert "plain: 40 images" in done.stdout
     assert contents(tmp_path / "killed" / "out") == contents(tmp_path / "whole" / "out")
     with monkeypatch.context() as patch:
         patch.setattr(Generation, "run", lambda *_: pytest.fail("generated again"))

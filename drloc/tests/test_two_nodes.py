@@ -9,20 +9,27 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from conformance import forked
+
 ROOT = Path(__file__).parents[2]
 RUN = ("drloc", "train", "--scale", "digits", "--row", "vit", "--set", "train.epochs=4", "--set", "data.per_class=30")
 OFTEN = ("--set", "runtime.log_every_steps=2", "--set", "runtime.checkpoint_every_epochs=1")
-BIN = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
-def start_nodes(folder, port):
-    environment = os.environ | {"PATH": BIN, "NODES": "2", "GPUS": "1", "RENDEZVOUS": f"127.0.0.1:{port}"}
+@pytest.fixture
+def programs(tmp_path):
+    """The path of programs with torchrun, and drloc as it is started by it."""
+    return forked.commands(tmp_path / "bin", {"torchrun": "torch.distributed.run", "drloc": "drloc.cli"})
+
+
+def start_nodes(folder, port, programs):
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "NODES": "2", "GPUS": "1", "RENDEZVOUS": f"127.0.0.1:{port}"}
     environment |= {"OMP_NUM_THREADS": "1", "VITUTOR_QUIET": "1"}
     command = [str(ROOT / "examples" / "cluster" / "torchrun.sh"), *RUN, *OFTEN, "--out", str(folder)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -45,8 +52,8 @@ def free_port():
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_node_saves_and_stops_both_and_the_same_commands_go_on(tmp_path):
-    nodes, port = start_nodes(tmp_path / "two", free_port()), free_port()
+def test_a_signal_to_one_node_saves_and_stops_both_and_the_same_commands_go_on(tmp_path, programs):
+    nodes, port = start_nodes(tmp_path / "two", free_port(), programs), free_port()
     until = time.monotonic() + 200
     while not list(tmp_path.glob("two/checkpoints/step-*")) and time.monotonic() < until and nodes[0].poll() is None:
         time.sleep(0.1)
@@ -59,7 +66,7 @@ def test_a_signal_to_one_node_saves_and_stops_both_and_the_same_commands_go_on(t
         ), output
     assert not (tmp_path / "two" / "metrics.json").exists()
 
-    nodes = start_nodes(tmp_path / "two", port)
+    nodes = start_nodes(tmp_path / "two", port, programs)
     said = end(nodes)
     assert [node.returncode for node in nodes] == [0, 0], said
     record = json.loads((tmp_path / "two" / "metrics.json").read_text())

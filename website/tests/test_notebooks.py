@@ -13,7 +13,18 @@ SHORTER = {"--scale own": "--scale own --set train.epochs=20"}
 """The 300 epochs that it takes by itself are those of README's commands, which have a test of their own."""
 
 
+@pytest.fixture
+def _forked_kernel(tmp_path, monkeypatch):
+    """Let Jupyter find a kernel that is forked."""
+    spec = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    command = [forked.python(), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec.write_text(json.dumps({"argv": command, "display_name": "Python", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_forked_kernel")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Jupyter's own
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_as_it_stands(path, tmp_path):

@@ -56,8 +56,7 @@ def module_fingerprint(path: Path) -> str:
     """Return the SHA-256 of what a module computes, or of the bytes of a data file."""
     content = path.read_bytes()
     if path.suffix == ".py":
-        tree = _Computation().visit(ast.parse(content))
-        content = ast.unparse(ast.fix_missing_locations(tree)).encode()
+        content = ast.unparse(_Computation().visit(ast.parse(content))).encode()
     return hashlib.sha256(content).hexdigest()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -201,9 +202,12 @@ def _data(graph: Graph, needed: set[str]) -> Plan:
 def _printed(package: str) -> str:
     """Return the SHA-256 of what a paper prints, without comments and layout."""
     path = Path(str(files(package))) / "paper_results.yaml"
-    if not path.is_file():
-        return ""
-    values = parse_yaml(path.read_text(encoding="utf-8"), where=str(path))
+    return _values_hash(path.read_text(encoding="utf-8"), path) if path.is_file() else ""
+
+
+@cache
+def _values_hash(text: str, path: Path) -> str:
+    values = parse_yaml(text, where=str(path))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
