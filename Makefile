@@ -16,7 +16,7 @@
 SCALE ?= digits
 PYTHON ?= python3
 BIN := .venv/bin
-SCALES := small cifar100 imagenet
+SCALES := scenes small cifar100 imagenet
 GRAPH := $(if $(filter digits,$(SCALE)),.,scales/$(SCALE))
 PAPERS := $(filter-out core,$(patsubst %/pyproject.toml,%,$(wildcard */pyproject.toml)))
 PARAMS := $(if $(SEEDS),seeds="$(SEEDS)") $(if $(PRESET),preset="$(PRESET)") $(if $(GPUS),processes="$(GPUS)") \
