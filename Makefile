@@ -1,6 +1,6 @@
-# make reproduce-dearkd [SCALE=digits]   train teachers and every row, print the table; likewise the other papers
+# make reproduce-dearkd [SCALE=scenes]   train teachers and every row, print the table; likewise the other papers
 # make reproduce                         all papers
-# make publish-dearkd [SCALE=digits]     keep its tables and figures in docs/results; of SCALE=small also on its first page
+# make publish-dearkd [SCALE=scenes]     keep its tables and figures in docs/results; of SCALE=small also on its first page
 # make compare [SCALE=small] [METHODS=a,b] [COMPOSE=all]   one student by every method, on one budget;
 #                                        without METHODS into docs/results/compare
 # make test | lint                       run the whole test suite | ruff, mypy, import contracts, the graphs
@@ -13,10 +13,10 @@
 # make reproduce-dearkd SEEDS=0,1,2,3,4 PRESET=official GPUS=8 GROUPS=core,cars ROWS="vit dearkd" SET=train.accumulate=4
 # AVAILABLE=1 leaves out the rows that cannot run here, for want of data, weights or network; `vitutor ready` lists them.
 
-SCALE ?= digits
+SCALE ?= scenes
 PYTHON ?= python3
 BIN := .venv/bin
-SCALES := small cifar100 imagenet
+SCALES := scenes small cifar100 imagenet
 GRAPH := $(if $(filter digits,$(SCALE)),.,scales/$(SCALE))
 PAPERS := $(filter-out core,$(patsubst %/pyproject.toml,%,$(wildcard */pyproject.toml)))
 PARAMS := $(if $(SEEDS),seeds="$(SEEDS)") $(if $(PRESET),preset="$(PRESET)") $(if $(GPUS),processes="$(GPUS)") \

@@ -199,3 +199,38 @@ groups: {big: ["wide_*"]}
     )
     with pytest.raises(ConfigError, match="row 'small_a' is made twice"):
         read_recipe(path)
+
+
+def test_a_recipe_like_another_changes_its_base_its_rows_and_its_groups(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(RECIPE + "groups: {odd: [other]}\n")
+    second.write_text(
+        "like: first\nbase: {train.epochs: 5}\nrows: {'s*': {student.kwargs: {depth: 9}, seed: 3}}\n"
+        "groups: {few: [small]}\n"
+    )
+    was, recipe = read_recipe(first), read_recipe(second)
+    assert (list(recipe.rows), recipe.presets) == (list(was.rows), was.presets)
+    assert (recipe.group_of("small"), recipe.group_of("other")) == ("few", "odd")
+    for row in (None, "other"):
+        assert resolve(RunConfig, second, row=row) == resolve(RunConfig, first, row=row, settings=["train.epochs=5"])
+    small, other = (resolve(RunConfig, path, row="small", preset="official") for path in (second, first))
+    assert small == other.changed(["train.epochs=5", "student.kwargs={depth: 9}", "seed=3"])
+    assert read_recipe(first) == was
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("like: frist\n", r"frist\.yaml: No such file"),
+        ("like: itself\n", "a recipe has the key 'base'"),
+        ("like: first\nrows: {smal: {}}\n", "has no row 'smal'; did you mean 'small'"),
+        ("like: first\nproducts: []\n", "beside 'like' a recipe may have base, rows, groups"),
+        ("like: first\nrows: [small]\n", "rows: names with their values are expected"),
+        ("like: first\nbase: {data.image_size.x: 1}\n", "'image_size' is a value, not a section"),
+    ],
+)
+def test_mistakes_in_a_recipe_like_another(tmp_path, text, message):
+    (tmp_path / "first.yaml").write_text(RECIPE)
+    (tmp_path / "itself.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(tmp_path / "itself.yaml")

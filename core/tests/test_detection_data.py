@@ -21,6 +21,7 @@ from vitutor_core.data.detection.scenes import scenes_source
 from vitutor_core.data.detection.view import View, draw_views, see, see_mask, whole
 from vitutor_core.data.sampler import SampleKeys
 from vitutor_core.data.sources.digits import digits_source
+from vitutor_core.data.sources.scenes import load_photographs
 from vitutor_core.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ CPU = torch.device("cpu")
 def test_scenes_are_the_same_every_time():
     source = scenes_source()
     assert (len(source.train), len(source.evaluation)) == (256, 128)
-    photographs = scenes._photographs()[:, :, :320]
+    photographs = load_photographs()[:, :, :320]
     again = scenes._split(0, 5, digits_source().train, photographs)
     assert again.annotations == source.train.annotations[:5]
     assert all(again.read(index).tobytes() == source.train.read(index).tobytes() for index in range(5))
@@ -43,7 +44,7 @@ def test_scenes_share_no_digit_and_no_photograph_between_the_splits():
     (_, _, train, left), (_, _, evaluation, right) = seen
     images = [{split.read(index).tobytes() for index in range(len(split.labels))} for split in (train, evaluation)]
     assert not images[0] & images[1]
-    whole_photographs = scenes._photographs()
+    whole_photographs = load_photographs()
     assert np.array_equal(np.concatenate([left, right], axis=2), whole_photographs)
 
 

@@ -17,7 +17,7 @@ from vitutor_core.graph.stages import read_graph
 from vitutor_core.paper import installed_papers
 
 ROOT = Path(__file__).parents[2]
-SCALES = {"digits": Path()} | {scale: Path(f"scales/{scale}") for scale in ("small", "cifar100", "imagenet")}
+SCALES = {"digits": Path()} | {scale: Path(f"scales/{scale}") for scale in ("scenes", "small", "cifar100", "imagenet")}
 ROWS = (
     "dearkd@vit",
     "dearkd@distill",

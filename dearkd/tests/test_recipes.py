@@ -29,8 +29,8 @@ TABLE_1 = {  # MHCA, hidden loss, distillation, two stages
 }
 TABLE_2 = {f"{method}_{percent}": percent / 100 for method in ("vit", "deit", "dearkd") for percent in (10, 25, 50)}
 TABLE_2["deit_100"] = 1.0
-NUM_CLASSES = {"digits": 10, "small": 20, "cifar100": 100, "imagenet": 1000}
-IMAGES = {"digits": 901, "small": 1000, "cifar100": 50_000, "imagenet": 1_281_167}
+NUM_CLASSES = {"digits": 10, "scenes": 10, "small": 20, "cifar100": 100, "imagenet": 1000}
+IMAGES = {"digits": 901, "scenes": 1802, "small": 1000, "cifar100": 50_000, "imagenet": 1_281_167}
 
 
 @cache

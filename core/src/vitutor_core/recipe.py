@@ -6,6 +6,9 @@ rows: each of their ``rows`` with each of their ``variants`` gives the row ``<ro
 that a user may lack the data or the weights for, ``analyses`` the figures that `vitutor analyze` draws of rows, and
 ``agreements`` those that `vitutor agreement` draws of ``teachers`` and ``rows``.
 ``robustness`` has patterns of ``rows`` and the ``sets`` that they are measured on as well.
+
+A recipe with ``like: SCALE`` is that of another scale with changes: ``base`` has dotted ones of its base,
+``rows`` further ones of the rows of a pattern, and ``groups`` come to its groups.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ OWN = "own"
 SHIFTED_SETS = ("a", "r", "c", "v2", "real")
 """Sets of images out of distribution; set ``x`` lies in the folder ``imagenet-x``. See `vitutor_core.evaluate.sets`."""
 _KEYS = ("base", "presets", "variants", "rows", "products", "groups", "analyses", "agreements", "robustness")
+_LIKE = ("like", "base", "rows", "groups")
+"""The keys of a recipe that is another one with changes."""
 _ROWS = "rows"
 """In a preset: what else it changes in rows of a pattern, after the row's own changes."""
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -86,7 +91,7 @@ def _shared(path: Path) -> Recipe:
     try:
         return _parsed(path.read_text(encoding="utf-8"), path)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
@@ -95,6 +100,10 @@ def _shared(path: Path) -> Recipe:
 def _parsed(text: str, path: Path) -> Recipe:
     # A recipe of two hundred rows takes a tenth of a second to read, and a test reads it once a row.
     loaded = parse_yaml(text, where=path.name)
+    return _changed(loaded, path) if isinstance(loaded, dict) and "like" in loaded else _whole(loaded, path)
+
+
+def _whole(loaded: Any, path: Path) -> Recipe:
     if not isinstance(loaded, dict) or "base" not in loaded or set(loaded) - set(_KEYS):
         found = sorted(loaded) if isinstance(loaded, dict) else type(loaded).__name__
         raise ConfigError(f"{path}: a recipe has the key 'base' and may have {', '.join(_KEYS[1:])}; found {found}")
@@ -111,6 +120,26 @@ def _parsed(text: str, path: Path) -> Recipe:
     agreements = {name: _agreement(of, name, path) for name, of in (loaded.get("agreements") or {}).items()}
     shifts = _shifts(loaded.get("robustness"), rows, path)
     return Recipe(loaded["base"], loaded.get("presets") or {}, rows, groups, analyses, agreements, shifts)
+
+
+def _changed(loaded: dict[str, Any], path: Path) -> Recipe:
+    """Build the recipe of another scale with changes."""
+    if set(loaded) - set(_LIKE):
+        raise ConfigError(f"{path}: beside 'like' a recipe may have {', '.join(_LIKE[1:])}; found {sorted(loaded)}")
+    for key in _LIKE[1:]:
+        _check_section(loaded.get(key), key, path)
+    file = path.with_name(f"{loaded['like']}.yaml")
+    other = _whole(parse_yaml(file.read_text(encoding="utf-8"), where=file.name), file)
+    base = copy.deepcopy(other.base)  # by aliases, rows may share parts of it
+    for field, value in (loaded.get("base") or {}).items():
+        assign(base, field, value)
+    for pattern, changes in (loaded.get("rows") or {}).items():
+        fitting = [row for row in other.rows if fnmatchcase(row, pattern)]
+        if not fitting:
+            raise ConfigError(f"{path}: {file.name} has no row '{pattern}'{nearest(pattern, other.rows)}")
+        other.rows.update({row: _both(other.rows[row], changes) for row in fitting})
+    other.groups.update({name: tuple(patterns) for name, patterns in (loaded.get("groups") or {}).items()})
+    return other._replace(base=base)
 
 
 def _agreement(given: Any, name: str, path: Path) -> Agreement:

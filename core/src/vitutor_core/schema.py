@@ -38,8 +38,8 @@ class DataConfig(Config):
 
     source: str = fingerprinted(
         "digits",
-        help="One of digits | cifar10 | cifar100 | torchvision:NAME | domainnet:DOMAIN | folder:PATH | hub:ID | "
-        "parquet:PATH | timm:NAME; for detection: scenes | coco:FOLDER",
+        help="One of digits | scene_digits | cifar10 | cifar100 | torchvision:NAME | domainnet:DOMAIN | folder:PATH | "
+        "hub:ID | parquet:PATH | timm:NAME; for detection: scenes | coco:FOLDER",
     )
     image_column: str | None = fingerprinted(
         None, help="Column of images in shards; null: image, img, pixel_values or jpg"

@@ -20,6 +20,7 @@ from vitutor_core.train.memory import is_out_of_memory
 _GPU = ("host and kernels", "several GPUs")
 _SIZES = {
     "digits": (16, 16, {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}),
+    "scenes": (16, 32, {"patch_size": 4, "embed_dim": 48, "depth": 4, "num_heads": 4}),
     "small": (32, 32, {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4}),
     "cifar100": (32, 128, {"patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}),
     "imagenet": (224, 512, {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}),

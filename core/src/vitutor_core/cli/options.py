@@ -34,7 +34,7 @@ class PathOption(click.Path):
         return super().convert(value, param, ctx)
 
 
-SCALES = ("digits", "small", "cifar100", "imagenet")
+SCALES = ("digits", "scenes", "small", "cifar100", "imagenet")
 """Of the papers' tables; at the scale `OWN` the user's own images take the place of theirs."""
 
 

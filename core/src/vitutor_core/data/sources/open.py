@@ -16,6 +16,7 @@ from vitutor_core.data.sources.domainnet import domainnet_source
 from vitutor_core.data.sources.folder import folder_source, training_folder
 from vitutor_core.data.sources.locate import locate, shorten
 from vitutor_core.data.sources.parquet import hub_source, parquet_source
+from vitutor_core.data.sources.scenes import scene_digits_source
 from vitutor_core.data.sources.subsets import hold_out
 from vitutor_core.data.sources.vision import torchvision_source
 from vitutor_core.data.types import Source, Split
@@ -40,6 +41,7 @@ def _timm(name: str, config: DataConfig) -> Source:
     return readers[prefix](rest, config)
 
 
+_EMBEDDED: dict[str, Callable[[], Source]] = {"digits": digits_source, "scene_digits": scene_digits_source}
 _OPENERS: dict[str, Callable[[str, DataConfig], Source]] = {
     "torchvision": torchvision_source,
     "domainnet": lambda domain, _: domainnet_source(domain),
@@ -54,7 +56,7 @@ _READ_BY = {
     "label_column": ("hub", "parquet"),
 }
 _VALID = (
-    "digits",
+    *_EMBEDDED,
     *CIFAR,
     "torchvision:NAME",
     "domainnet:DOMAIN",
@@ -94,8 +96,8 @@ def _open(config: DataConfig) -> Source:
     for field, kinds in _READ_BY.items():
         if getattr(config, field) is not None and kind not in kinds:
             raise ConfigError(f"data.{field}: {name} has no choice of it; it is for {', '.join(kinds)}")
-    if name == "digits":
-        return digits_source()
+    if name in _EMBEDDED:
+        return _EMBEDDED[name]()
     if name in CIFAR:
         return cifar_source(name, config)
     if kind in _OPENERS and argument:
