@@ -133,11 +133,9 @@ class TrainLoader(Protocol):
 
         Raises `WaitGivenUp` where a batch is waited for and ``give_up`` says so.
         """
-        ...
 
     def close(self) -> None:
         """Shut workers down."""
-        ...
 
 
 class EvalLoader(Protocol):
@@ -148,7 +146,6 @@ class EvalLoader(Protocol):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, C, H, W), normalised, and class ids (B,) int64."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,6 @@ class UpdateRule(Protocol):
         A backward pass averages gradients over processes, except under ``no_sync()``, which must then be entered
         around forward and backward. The loop enters it for all but the last micro-batch of an update.
         """
-        ...
 
 
 class Method(nn.Module, ABC):
