@@ -114,8 +114,8 @@ def test_where_there_is_nothing_to_show_it_says_what_was_found(runs, call, tmp_p
     code, output, _ = call(*models, "--source", "digits", "--images", 5, "--seed", seed, "--out", out)
     assert code == 0
     assert output == (
-        "no figure: on none of 5 images all models are right, or one alone. Right are a on 0.0 %, b on 0.0 %, none of "
-        f"them on 100.0 %; all figures are in {out / 'analysis.json'}\n"
+        "nothing to draw: on none of 5 images are all models right, or one alone (a is right on 0.0 %, b is right on "
+        f"0.0 %, none of them on 100.0 %); the numbers are in {out / 'analysis.json'}\n"
     )
     found = json.loads((out / "analysis.json").read_text())
     assert (found["shown"], found["pictures"], found["all"]["same"]) == ([], [], [[100, 100], [100, 100]])

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vitutor_core.errors import DataError, ResourceError
+from vitutor_core.errors import DataError
 from vitutor_core.jobs.models import load_any
 from vitutor_core.paper import Paper, load
 from vitutor_core.report.predictions import prediction_line, write_predictions
@@ -58,7 +58,7 @@ def predict_images(
 
     paths = named_images(images)
     if table is not None:
-        _make_folder(table.parent)
+        table.parent.mkdir(parents=True, exist_ok=True)  # or says now that it cannot be written
     if paper is not None:
         load(paper.method)  # registers the paper's models with timm
     found = predict_files(model, paths, top=top, ema=ema, batch_size=batch, device=device)
@@ -83,10 +83,3 @@ def predict_images(
         say(f"error: {printable(problem)}", err=True)
     if problems:
         raise DataError(f"{len(problems)} of {len(paths)} images cannot be read")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"--csv: cannot make {folder.absolute()} ({error.strerror}); choose another") from None
