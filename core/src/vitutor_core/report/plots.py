@@ -103,9 +103,8 @@ def curves_figure(paper: PaperResults, title: str, rows: Rows, base: Path) -> Pi
                 low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
                 high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
                 axes.fill_between(epochs, low, high, color=style["color"], alpha=0.18, linewidth=0)
-            _mark_events(axes, _events(rows, curves))
+            _epochs_below(axes, _events(rows, curves))
             axes.set(xlim=(first, last))
-            _epochs_below(axes)
         left.set(title=f"whole training ({measured_on(chain(*rows.values()))})", ylabel="top-1 accuracy (%)")
         right.set_title("the end, enlarged")
         draw_legend(figure)
@@ -134,9 +133,8 @@ def series_figure(paper: PaperResults, series: Series, rows: Rows, folder: Path)
             for number, ((epochs, means, _), colour) in enumerate(zip(lines, colours, strict=True), start=1):
                 axes.plot(epochs, means, color=colour, linewidth=1.8)
                 axes.annotate(f"{number}", (epochs[-1], means[-1]), (4, 0), textcoords="offset points", va="center")
-            _mark_events(axes, _events(rows, [row]))
+            _epochs_below(axes, _events(rows, [row]))
             axes.set(title=f"{paper.title_of(row)} ({measured_on(rows[row])})")
-            _epochs_below(axes)
             axes.margins(x=0.08)
         axes_of[0].set_ylabel(series.axis)
 
@@ -180,16 +178,14 @@ def _events(rows: Rows, drawn: Iterable[str]) -> dict[int, str]:
     return {epoch: name for name, epoch in sorted(found, key=lambda event: event[1])}
 
 
-def _epochs_below(axes: Any) -> None:
+def _epochs_below(axes: Any, events: Iterable[int]) -> None:
+    """Label the axis of epochs, and mark those after which something happens."""
+    for epoch in events:
+        axes.axvline(epoch, color=QUIET, linewidth=1, linestyle="--", zorder=0)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)  # there is no half an epoch
 
 
-def _mark_events(axes: Any, events: Iterable[int]) -> None:
-    for epoch in events:
-        axes.axvline(epoch, color=QUIET, linewidth=1, linestyle="--", zorder=0)
-
-
 def _named(events: dict[int, str]) -> str:
-    """Return a sentence that says what the dashed lines of `_mark_events` are."""
+    """Return a sentence that says what the dashed lines of `_epochs_below` are."""
     return f" Dashed: {', '.join(dict.fromkeys(events.values()))}." if events else ""
