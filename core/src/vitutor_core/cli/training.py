@@ -43,7 +43,7 @@ def teacher(
         return
     if plan is not None:
         scale, work = read_planned(plan)["scale"], work or Path("work")
-    settings = options.with_source(settings, source)
+    settings = options.with_shorts(settings, source=source)
     if scale == OWN:
         show_sizes(resolved(scale, name, settings, recipe))
     result = train_teacher(scale, name, out, recipe=recipe, settings=settings, work=work)
@@ -102,7 +102,7 @@ def compare(out: Path, source: str | None, student: str | None, settings: tuple[
     """
     from vitutor_core.report.leaderboard_text import print_board
 
-    settings = options.with_source(settings, source)
+    settings = options.with_shorts(settings, source=source)
     settings = (setting("student.name", student), *settings) if student is not None else settings
     board = compare_papers(out, settings=settings, command=command_line("vitutor"), **which)
     if not which["estimate"]:
@@ -124,4 +124,4 @@ def detect(model: str, source: str, settings: tuple[str, ...], seed: int | None,
     """
     from vitutor_core.jobs.detect import train_detector
 
-    train_detector(model, source, options.with_seed(settings, seed), out, command_line("vitutor"))
+    train_detector(model, source, options.with_shorts(settings, seed=seed), out, command_line("vitutor"))
