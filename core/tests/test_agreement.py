@@ -72,9 +72,10 @@ def call(capsys):
 
 
 def test_models_are_compared_on_the_evaluation_split(runs, call, tmp_path):
-    code, output, _ = call(runs / "one", runs / "other", "--beside", runs / "turned.safetensors", "--out", tmp_path)
-    assert (code, output.strip()) == (0, str(tmp_path / "agreement.svg"))
-    found = json.loads((tmp_path / "analysis.json").read_text())
+    out = tmp_path / "analyses" / "one"
+    code, output, _ = call(runs / "one", runs / "other", "--beside", runs / "turned.safetensors", "--out", out)
+    assert (code, output.strip()) == (0, str(out / "agreement.svg"))
+    found = json.loads((out / "analysis.json").read_text())
     first, second, third = found["models"]
     assert (first, second, third) == ("test, seed 0", "test, seed 1", "turned")
     everything = found["all"]
@@ -94,7 +95,7 @@ def test_models_are_compared_on_the_evaluation_split(runs, call, tmp_path):
         assert one["probabilities"][first] == pytest.approx(one["probabilities"][third], abs=1e-6)
     judged = found["judged"]
     assert [one["share"] for one in found["shown"]] == [judged["all_right"], *judged["only_right"].values()]
-    (picture,) = analysis_pictures(tmp_path.parent, tmp_path / "report")
+    (picture,) = analysis_pictures(out.parent, tmp_path / "report")
     drawn = picture.path.read_text()
     assert all(f"only {label}" in drawn for label in (first, second))
     assert drawn.count("<image") == 3
@@ -114,8 +115,8 @@ def test_where_there_is_nothing_to_show_it_says_what_was_found(runs, call, tmp_p
     code, output, _ = call(*models, "--source", "digits", "--images", 5, "--seed", seed, "--out", out)
     assert code == 0
     assert output == (
-        "no figure: on none of 5 images all models are right, or one alone. Right are a on 0.0 %, b on 0.0 %, none of "
-        f"them on 100.0 %; all figures are in {out / 'analysis.json'}\n"
+        "nothing to draw: on none of 5 images are all models right, or one alone (a is right on 0.0 %, b is right on "
+        f"0.0 %, none of them on 100.0 %); the numbers are in {out / 'analysis.json'}\n"
     )
     found = json.loads((out / "analysis.json").read_text())
     assert (found["shown"], found["pictures"], found["all"]["same"]) == ([], [], [[100, 100], [100, 100]])

@@ -176,7 +176,7 @@ def test_interrupts_and_bugs(call):
         run(command, [])
 
 
-@pytest.mark.parametrize("late", ["click", "pydantic"])
+@pytest.mark.parametrize("late", ["dataclasses", "click", "pydantic"])
 @pytest.mark.parametrize("module", ["vitutor_core.cli.main", *(f"{package}.cli" for package in installed_papers())])
 def test_an_interrupt_while_python_imports_is_one_line(module, late):
     """What raises here is the first import of a package that takes a while; Ctrl-C comes no earlier."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -113,7 +114,7 @@ def explained(
     layers.append(("--set", {text.partition("=")[0]: None for text in settings}))
     shown = [leaf for leaf in leaves(config) if not below or f"{leaf[0]}.".startswith(f"{below}.")]
     if not shown:
-        names = {name for path, _, _ in leaves(config) for name in _prefixes(path)}
+        names = {name for path, _, _ in leaves(config) for name in accumulate(path.split("."), "{}.{}".format)}
         raise ConfigError(f"--explain {below}: no such field{nearest(below, sorted(names))}")
     for path, _, value in shown:
         field = _field(known, path)
@@ -122,11 +123,6 @@ def explained(
         yield f"{path} = {json.dumps(value)}  ({'computed' if computed else where})"
         yield f"    {field.text}"
         yield f"    {field.limits}"
-
-
-def _prefixes(path: str) -> list[str]:
-    parts = path.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def _field(known: Mapping[str, Field], path: str) -> Field:

@@ -1,20 +1,19 @@
 """What a paper package announces of itself, and how the installed ones are found.
 
-Imports next to nothing: a paper's command starts here, and answers Ctrl-C from then on.
+Imports next to nothing, not even `dataclasses`: a command starts here, and answers Ctrl-C in one line from then on.
 """
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from vitutor_core.errors import ConfigError
 from vitutor_core.terminal import exit_after
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+    from pathlib import Path
 
     from vitutor_core.schema import RunConfig
 
@@ -22,8 +21,7 @@ GROUP = "vitutor.papers"
 """The entry points of papers."""
 
 
-@dataclass(frozen=True)
-class Paper:
+class Paper(NamedTuple):
     """A paper package: its folder name, and where its config and its method are (``module:name``).
 
     ``summary`` is what the help of its command says, and ``commands`` are click's commands beside those that all papers

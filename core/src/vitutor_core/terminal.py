@@ -6,10 +6,8 @@ import errno
 import os
 import shlex
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from vitutor_core.errors import ResourceError, VitutorError, are_files_exhausted
@@ -54,10 +52,14 @@ def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:
             _fail(f"{who}too many open files; {advice}", ResourceError.exit_code)
         if error.errno not in _NO_PLACE:
             raise
+        from pathlib import Path
+
         where = "" if error.filename is None else f"{Path(error.filename).absolute()}: "
         _fail(f"{who}{where}cannot write ({error.strerror}); choose another folder", ResourceError.exit_code)
     except VitutorError as error:
         if os.environ.get("VITUTOR_DEBUG") == "1":
+            import traceback
+
             traceback.print_exc()
         _fail(who + " ".join(str(error).split()), error.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

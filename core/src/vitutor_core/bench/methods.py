@@ -60,8 +60,10 @@ def methods(subjects: Sequence[Subject], processes: Processes, seconds: float) -
 def teachers(subjects: Sequence[Subject], processes: Processes, seconds: float) -> Result:
     """Compare steps that ask teachers with steps that find their logits stored, and these with plain ones."""
     result, device = Result(), processes.device
-    taught = [(subject, subject.drive(_online(subject), processes)) for subject in subjects]
-    asking = [(subject, online) for subject, online in taught if online.method.logit_teachers()]
+    taught = [
+        (subject, subject.drive(subject.config.changed(["cache.folder=null"]), processes)) for subject in subjects
+    ]
+    asking = [(subject, run) for subject, run in taught if run.method.logit_teachers()]
     if not asking:
         result.skipped["teachers"] = "no installed method has a teacher of logits"
     for subject, online in asking:
@@ -104,10 +106,6 @@ def peak_bytes(run: Driven, device: torch.device) -> int:
     step()
     wait_for(device)
     return torch.cuda.max_memory_allocated(device)
-
-
-def _online(subject: Subject) -> RunConfig:
-    return subject.config.changed(["cache.folder=null"])
 
 
 def _driven(config: RunConfig, build: BuildMethod, processes: Processes) -> Driven:

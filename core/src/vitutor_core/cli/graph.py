@@ -107,7 +107,8 @@ def data(
             return
     base = read_recipe(recipe_path("vitutor_core", scale)).base
     config = DataConfig.from_mapping(base["data"], where=f"{scale}.yaml")
-    config = config.changed((*(() if source is None else (setting("source", source),)), *settings))
+    own = () if source is None else (setting("source", source),)
+    config = config.changed((*own, *settings))
 
     from vitutor_core.jobs.data import check_data
 

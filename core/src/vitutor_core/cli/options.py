@@ -147,14 +147,10 @@ def jobs(text: str) -> Callable[[Any], Any]:
     return number("--jobs", f"{text}.  [default: one per GPU, or cores + 1]")
 
 
-def with_seed(settings: tuple[str, ...], seed: int | None) -> tuple[str, ...]:
-    """Return the settings of --set with that of --seed."""
-    return settings if seed is None else (*settings, f"seed={seed}")
-
-
-def with_source(settings: tuple[str, ...], source: str | None) -> tuple[str, ...]:
-    """Return the settings of --set with that of --source."""
-    return settings if source is None else (setting("data.source", source), *settings)
+def with_shorts(settings: tuple[str, ...], *, source: str | None = None, seed: int | None = None) -> tuple[str, ...]:
+    """Return the settings of --set with those of --source, over which they win, and of --seed."""
+    first = () if source is None else (setting("data.source", source),)
+    return (*first, *settings, *(() if seed is None else (f"seed={seed}",)))
 
 
 def asked(command: Any) -> Any:
@@ -162,7 +158,7 @@ def asked(command: Any) -> Any:
 
     def called(**given: Any) -> Any:
         of = installed_paper(given.pop("paper")) if "paper" in given else click.get_current_context().obj
-        own = with_source(with_seed(given.pop("settings"), given.pop("seed")), given.pop("source"))
+        own = with_shorts(given.pop("settings"), source=given.pop("source"), seed=given.pop("seed"))
         place = {name: given.pop(name) for name in ("scale", "recipe", "preset", "row")}
         return command(asked=Asked(of, settings=own, command=command_line(of.command), **place), **given)
 

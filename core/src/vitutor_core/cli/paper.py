@@ -94,7 +94,7 @@ def reproduce(
     if plan is not None:
         reproduce_planned(paper, row, plan, folders, jobs=jobs, processes=processes)
         return
-    chosen = Row(paper, row, scale, preset, options.with_source(settings, source))
+    chosen = Row(paper, row, scale, preset, options.with_shorts(settings, source=source))
     reproduce_row(chosen, seeds, folders, jobs=jobs, processes=processes or 1)
 
 

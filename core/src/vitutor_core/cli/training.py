@@ -12,11 +12,10 @@ from vitutor_core.compare.papers import compare_papers
 from vitutor_core.config import setting
 from vitutor_core.graph.planned import left_out, read_planned
 from vitutor_core.jobs.sizes import show_sizes
-from vitutor_core.jobs.teacher import train_teacher, with_teachers
+from vitutor_core.jobs.teacher import resolved, train_teacher, with_teachers
 from vitutor_core.jobs.train import Asked
-from vitutor_core.paper import load, teacher_recipe
-from vitutor_core.recipe import OWN, resolve
-from vitutor_core.schema import RunConfig
+from vitutor_core.paper import load
+from vitutor_core.recipe import OWN
 from vitutor_core.terminal import command_line
 
 
@@ -44,9 +43,9 @@ def teacher(
         return
     if plan is not None:
         scale, work = read_planned(plan)["scale"], work or Path("work")
-    settings = options.with_source(settings, source)
+    settings = options.with_shorts(settings, source=source)
     if scale == OWN:
-        show_sizes(resolve(RunConfig, recipe or teacher_recipe(scale, name), row=name, settings=settings))
+        show_sizes(resolved(scale, name, settings, recipe))
     result = train_teacher(scale, name, out, recipe=recipe, settings=settings, work=work)
     click.echo(f"{name}: top-1 {result:.2f} %; {out}")
 
@@ -103,7 +102,7 @@ def compare(out: Path, source: str | None, student: str | None, settings: tuple[
     """
     from vitutor_core.report.leaderboard_text import print_board
 
-    settings = options.with_source(settings, source)
+    settings = options.with_shorts(settings, source=source)
     settings = (setting("student.name", student), *settings) if student is not None else settings
     board = compare_papers(out, settings=settings, command=command_line("vitutor"), **which)
     if not which["estimate"]:
@@ -125,4 +124,4 @@ def detect(model: str, source: str, settings: tuple[str, ...], seed: int | None,
     """
     from vitutor_core.jobs.detect import train_detector
 
-    train_detector(model, source, options.with_seed(settings, seed), out, command_line("vitutor"))
+    train_detector(model, source, options.with_shorts(settings, seed=seed), out, command_line("vitutor"))

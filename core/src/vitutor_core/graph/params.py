@@ -61,7 +61,8 @@ def change_params(path: Path, changes: tuple[str, ...]) -> list[str]:
     """
     editor = YAML()
     editor.width = 120
-    values = editor.load(path.read_text(encoding="utf-8"))
+    before = path.read_text(encoding="utf-8")
+    values = editor.load(before)
     for change in changes:
         name, _, text = change.partition("=")
         if name not in Params.model_fields:
@@ -75,7 +76,6 @@ def change_params(path: Path, changes: tuple[str, ...]) -> list[str]:
             values[name] = read_value(text, kind, where=name) if text else None
     written = io.StringIO()
     editor.dump(values, written)
-    before = path.read_text(encoding="utf-8")
     Params.from_mapping(parse_yaml(written.getvalue(), where=str(path)), where=str(path))
     if written.getvalue() != before:
         write_text(path, written.getvalue())

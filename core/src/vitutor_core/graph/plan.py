@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -96,7 +96,8 @@ def chosen_rows(params: Params, paper: PaperGraph) -> list[str]:
         chosen.add(row)
         needs = paper.needs[row]
         waiting += needs.rows
-        waiting += _rows_behind(needs.images, makers)
+        maker = None if needs.images is None else makers.get(needs.images.removeprefix("results/"))
+        waiting += () if maker is None else maker.rows
     return [row for row in paper.configs if row in chosen]
 
 
@@ -118,11 +119,6 @@ def planned_config(params: Params, paper: PaperGraph, row: str) -> RunConfig:
     if needs_of(config) != paper.needs[row]:
         raise ConfigError(f"row '{row}': preset or set change the data, teachers or rows that it needs; use a recipe")
     return config
-
-
-def _rows_behind(images: str | None, makers: Mapping[str, Stage]) -> Iterable[str]:
-    maker = makers.get(images.removeprefix("results/")) if images is not None else None
-    return maker.rows if maker is not None else ()
 
 
 def chosen_stages(params: Params, paper: PaperGraph, rows: list[str]) -> list[Stage]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vitutor_core.analysis.agreement import Choice, Classifier, compare_named, compare_on
 from vitutor_core.analysis.agreement_figure import draw_agreement
@@ -58,14 +57,10 @@ def agreement_of(
         found, pictures = compare_on(classifiers, split, drawn, judged=len(models), choice=choice, device=chosen)
     if pictures:
         return write_analysis(out, found, [draw_agreement(found["shown"], pictures, found["models"], out)])
-    say(f"no figure: {_nothing_to_show(found.get('judged', found['all']))}; all figures are in {out / 'analysis.json'}")
-    return write_analysis(out, found, [])
-
-
-def _nothing_to_show(judged: dict[str, Any]) -> str:
-    """Say how often models are right that are never all right, nor one alone."""
-    right = ", ".join(f"{label} on {share:.1f} %" for label, share in judged["top1"].items())
-    return (
-        f"on none of {judged['images']} images all models are right, or one alone. Right are {right}, none of them on "
-        f"{judged['none_right']:.1f} %"
+    judged = found.get("judged", found["all"])
+    right = ", ".join(f"{label} is right on {share:.1f} %" for label, share in judged["top1"].items())
+    say(
+        f"nothing to draw: on none of {judged['images']} images are all models right, or one alone ({right}, none of "
+        f"them on {judged['none_right']:.1f} %); the numbers are in {out / 'analysis.json'}"
     )
+    return write_analysis(out, found, [])

@@ -51,7 +51,8 @@ def analyse_models(
     loaded = [load_any(path) if path.exists() else load_named(path) for path in models]
     networks = [(label, model.to(chosen)) for label, (model, _) in zip(labels_of(models), loaded, strict=True)]
     cards = [card for _, card in loaded]
-    split = _evaluation(models, source, cards[0].image_size)
+    known = data_of(models) if source is None else DataConfig(source=source, image_size=cards[0].image_size)
+    split = open_source(known.model_copy(update={"train_from": None})).evaluation
     data = _batches(split, cards, images=images, batch=batch, seed=seed, shuffle=not released)
     quirks = Quirks(released=released, true_nyquist=true_nyquist)
     found = analyse(networks, (tuple(part.to(chosen) for part in parts) for parts in data), quirks)
@@ -96,12 +97,6 @@ def data_of(paths: Sequence[Path]) -> DataConfig:
         if record is not None:
             return DataConfig.from_mapping(record.config.get("data", {}), where=str(RunDir(path).metrics))
     raise ConfigError(f"{paths[0]}: no metrics.json says which images it knows; give --source")
-
-
-def _evaluation(models: Sequence[Path], source: str | None, side: int) -> Split:
-    """Return the evaluation images of ``source``, or those of the first run, of whose classes alone they are."""
-    config = data_of(models) if source is None else DataConfig(source=source, image_size=side)
-    return open_source(config.model_copy(update={"train_from": None})).evaluation
 
 
 def _batches(

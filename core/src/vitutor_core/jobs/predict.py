@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vitutor_core.errors import DataError, ResourceError
+from vitutor_core.errors import DataError
+from vitutor_core.files import write_csv
 from vitutor_core.jobs.models import load_any
 from vitutor_core.paper import Paper, load
-from vitutor_core.report.predictions import prediction_line, write_predictions
 from vitutor_core.runs import RunDir, RunRecord
 from vitutor_core.terminal import printable, say
 
@@ -58,7 +59,7 @@ def predict_images(
 
     paths = named_images(images)
     if table is not None:
-        _make_folder(table.parent)
+        table.parent.mkdir(parents=True, exist_ok=True)  # or says now that it cannot be written
     if paper is not None:
         load(paper.method)  # registers the paper's models with timm
     found = predict_files(model, paths, top=top, ema=ema, batch_size=batch, device=device)
@@ -74,10 +75,11 @@ def predict_images(
             elif table is not None:
                 lines.append(prediction)
             else:
-                say(prediction_line(prediction))
+                shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in prediction.classes)
+                say(printable(f"{prediction.path}: {shown}"))
             progress.of(done, len(paths))
     if table is not None:
-        write_predictions(table, lines, max((len(line.classes) for line in lines), default=top))
+        _write(table, lines, max((len(line.classes) for line in lines), default=top))
         say(f"{len(lines)} images; {table}")
     for problem in problems:
         say(f"error: {printable(problem)}", err=True)
@@ -85,8 +87,11 @@ def predict_images(
         raise DataError(f"{len(problems)} of {len(paths)} images cannot be read")
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"--csv: cannot make {folder.absolute()} ({error.strerror}); choose another") from None
+def _write(table: Path, found: Iterable[Prediction], top: int) -> None:
+    """Write a line for each image, with ``top`` classes and their probabilities."""
+    lines = [["image", *(f"{name}_{rank}" for rank in range(1, top + 1) for name in ("class", "probability"))]]
+    for prediction in found:
+        image = os.fsencode(prediction.path).decode(errors="backslashreplace")
+        classes = (value for name, share in prediction.classes for value in (name, f"{share:.6g}"))
+        lines.append([image, *classes])
+    write_csv(table, lines)

@@ -118,7 +118,9 @@ def reproduce_row(
         published = set[str]()
 
         def done(job: Job) -> None:
-            _publish(*runs[job.name])
+            run, target = runs[job.name]
+            RunDir(run).publish(target)
+            discard(run)
             published.add(job.name)
 
         def epochs_done() -> int:
@@ -184,11 +186,6 @@ def _job(row: Row, config: RunConfig, code: str, inputs: dict[str, Any], run: Pa
         "out": str(run.absolute()),
     }
     return Job(f"{row.name}, seed {config.seed}", f"{__name__}:train_job", arguments)
-
-
-def _publish(run: Path, target: Path) -> None:
-    RunDir(run).publish(target)
-    discard(run)
 
 
 def _of_other_rows(config: RunConfig, published: Path) -> list[str]:

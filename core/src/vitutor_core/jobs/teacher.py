@@ -39,7 +39,7 @@ def train_teacher(
     work: Path | None = None,
 ) -> float:
     """Train one teacher with plain supervision and return its top-1 accuracy in percent."""
-    config = resolve(RunConfig, recipe or teacher_recipe(scale, name), row=name, settings=settings)
+    config = resolved(scale, name, settings, recipe)
     if work is not None:
         RunDir(out).check_target()
     from vitutor_core.train.session import RunLabel, train
@@ -82,7 +82,7 @@ def with_teachers(
 def teacher_config(config: RunConfig, scale: str, name: str, settings: tuple[str, ...] = ()) -> RunConfig:
     """Return the config of the teacher ``name`` for the images of the student's ``config``."""
     with named(f"teacher {name}"):
-        return _resolved(scale, name, (*_inherited(config), *settings))
+        return resolved(scale, name, (*_inherited(config), *settings))
 
 
 def recipe_teachers(config: RunConfig, scale: str) -> dict[str, RunConfig]:
@@ -103,7 +103,7 @@ def _inherited(config: RunConfig) -> tuple[str, ...]:
 def _how_to_set(path: str, scale: str, name: str, given: tuple[str, ...]) -> str:
     """Say what sets the fields of a teacher: the data as its student's do, everything else a command of its own."""
     try:
-        usual = _inherited(_resolved(scale, name, ()))
+        usual = _inherited(resolved(scale, name, ()))
     except ConfigError:
         return ""  # there is no such teacher
     changed = (text for text in given if text not in usual and not text.startswith("runtime."))
@@ -111,8 +111,9 @@ def _how_to_set(path: str, scale: str, name: str, given: tuple[str, ...]) -> str
     return f"to set it, run `{shlex.join(words)} --set FIELD=VALUE --out DIR`, and give --set {path}.weights=DIR here"
 
 
-def _resolved(scale: str, name: str, settings: tuple[str, ...]) -> RunConfig:
-    return resolve(RunConfig, teacher_recipe(scale, name), row=name, settings=settings)
+def resolved(scale: str, name: str, settings: tuple[str, ...], recipe: Path | None = None) -> RunConfig:
+    """Return the config of the teacher ``name`` of a recipe, by default of the one that has it."""
+    return resolve(RunConfig, recipe or teacher_recipe(scale, name), row=name, settings=settings)
 
 
 def trained_teacher(
@@ -124,12 +125,12 @@ def trained_teacher(
     lies beside it, in a folder with a key in its name. Where its images are fewer than its batch, the batch is as
     large as they are, or ``largest_batch`` if that is less.
     """
-    config = _resolved(scale, name, settings)
+    config = resolved(scale, name, settings)
     count, images = _images(config.data)
     if fitting := _fitting(config, count, largest_batch):
         say(f"teacher {name}: {fitting[0]} instead of {config.train.batch_size}, of {count} images", err=True)
         settings = (*settings, *fitting)
-        config = _resolved(scale, name, settings)
+        config = resolved(scale, name, settings)
     run = RunDir((folder / name).absolute())
     before = _decided_by(run)
     if before is not None:

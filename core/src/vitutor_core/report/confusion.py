@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitutor_core.errors import ResourceError
 from vitutor_core.files import write_csv, write_json
 from vitutor_core.report.drawing import COLOURS, Picture, save_picture
 
@@ -23,14 +22,6 @@ def write_by_class(found: Json, folder: Path) -> list[Path]:
     evaluation.json has all of it; classes.csv a line for each class; confusion.csv the matrix, a line for each true
     class; confusion.svg shows it. Raises `ResourceError` if they cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return _write_all(found, folder)
-    except OSError as error:
-        raise ResourceError(f"{folder.absolute()}: cannot write ({error.strerror}); choose another --out") from None
-
-
-def _write_all(found: Json, folder: Path) -> list[Path]:
     names = [line["class"] for line in found["classes"]]
     write_json(folder / "evaluation.json", found)
     write_csv(folder / "classes.csv", [list(found["classes"][0]), *(line.values() for line in found["classes"])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ def matrix_figure(board: Json, folder: Path) -> Picture:
     """Draw the gain of each composition of two lines in the cell of both, and what it is beyond the sum of theirs."""
     by_name = {line["name"]: line for line in board["lines"]}
     pairs = _pairs(board)
-    firsts, seconds = (list(dict.fromkeys(line["parts"][k] for line in sorted(pairs, key=_name))) for k in (0, 1))
+    in_order = sorted(pairs, key=itemgetter("name"))
+    firsts, seconds = (list(dict.fromkeys(line["parts"][k] for line in in_order)) for k in (0, 1))
     cells: dict[tuple[int, int], Json] = {}
     for line in pairs:
         cells[1 + firsts.index(line["parts"][0]), 1 + seconds.index(line["parts"][1])] = line
@@ -150,7 +152,3 @@ def matrix_figure(board: Json, folder: Path) -> Picture:
 
 def _pairs(board: Json) -> list[Json]:
     return [line for line in board["lines"] if len(line["parts"]) == 2]
-
-
-def _name(line: Json) -> str:
-    return str(line["name"])

@@ -42,8 +42,7 @@ def row_metrics(runs: Sequence[Run]) -> dict[str, float]:
 def _mean_curve(runs: Sequence[Run]) -> list[list[Any]]:
     names = [name for name in _CURVES if all(name in run.curves for run in runs)]
     lines: list[list[Any]] = [["epoch", *names]]
-    epochs = runs[0].curves["epoch"] if all("epoch" in run.curves for run in runs) else []
-    for index, epoch in enumerate(epochs):
+    for index, epoch in enumerate(runs[0].curves["epoch"]):
         values = [[run.curves[name][index] for run in runs if index < len(run.curves[name])] for name in names]
         known = [[value for value in column if value is not None] for column in values]
         if all(known):  # accuracies are taken every few epochs

@@ -38,6 +38,14 @@ class PaperRow(Record):
     row: str | dict[str, str] | None = None
     fraction: float | None = Field(None, gt=0, le=1)
 
+    def row_of(self, column: str) -> str | None:
+        """Return the package's row that reproduces the cell of a measured column, if any."""
+        if self.row is None or isinstance(self.row, dict):
+            return (self.row or {}).get(column)
+        if _COLUMN in self.row and column not in self.cells:
+            return None
+        return self.row.replace(_COLUMN, column)
+
 
 class Comparison(Record):
     """Two of the package's rows whose difference the report judges: ``row`` minus ``to``.
@@ -102,23 +110,11 @@ class PaperTable(Record):
         for printed in self.rows:
             for column in self.measured:
                 value = printed.cells.get(column)
-                row = printed.row.get(column) if isinstance(printed.row, dict) else printed.row
-                yield MeasuredCell(printed, column, None if value is None else float(value), row)
+                yield MeasuredCell(printed, column, None if value is None else float(value), printed.row_of(column))
 
     def reproduced(self) -> dict[str, MeasuredCell]:
         """Map the package's rows to the cells that they reproduce."""
         return {cell.row: cell for cell in self.cells() if cell.row is not None}
-
-    @field_validator("rows")
-    @classmethod
-    def _name_rows_of_columns(cls, rows: tuple[PaperRow, ...], known: ValidationInfo) -> tuple[PaperRow, ...]:
-        def named(row: PaperRow) -> PaperRow:
-            if not isinstance(row.row, str) or _COLUMN not in row.row:
-                return row
-            columns = [column for column in known.data.get("measured", ()) if column in row.cells]
-            return row.model_copy(update={"row": {column: row.row.replace(_COLUMN, column) for column in columns}})
-
-        return tuple(named(row) for row in rows)
 
     @field_validator("comparisons")
     @classmethod
@@ -145,7 +141,7 @@ class PaperTable(Record):
             used = set(row.cells) | (set(row.row) if isinstance(row.row, dict) else set())
             if used - set(self.columns):
                 raise ValueError(f"row '{row.label}' has cells outside the columns: {sorted(used - set(self.columns))}")
-            if isinstance(row.row, str) and len(self.measured) != 1:
+            if isinstance(row.row, str) and _COLUMN not in row.row and len(self.measured) != 1:
                 raise ValueError(f"row '{row.label}' must name its package row per measured column")
             if any(isinstance(row.cells.get(column), bool | str) for column in self.measured):
                 raise ValueError(f"row '{row.label}' has a measured cell that is not a number")

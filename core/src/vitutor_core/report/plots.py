@@ -9,6 +9,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vitutor_core.report.drawing import (
     INK,
     QUIET,
@@ -96,16 +99,13 @@ def curves_figure(paper: PaperResults, title: str, rows: Rows, base: Path) -> Pi
         left, right = figure.subplots(1, 2)
         for axes, first in ((left, 0.0), (right, 0.6 * last)):
             for row, curve in curves.items():
-                points = [point for point in zip(*curve, strict=True) if point[0] >= first]
-                epochs, means, spreads = ([point[k] for point in points] for k in range(3))
+                epochs, means, spreads = curve[:, curve[0] >= first]
                 style = style_of(paper, row) | {"markevery": max(1, len(epochs) // 6)}
                 axes.plot(epochs, means, **style)
-                low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
-                high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
+                low, high = means - spreads, means + spreads
                 axes.fill_between(epochs, low, high, color=style["color"], alpha=0.18, linewidth=0)
-            _mark_events(axes, _events(rows, curves))
+            _epochs_below(axes, _events(rows, curves))
             axes.set(xlim=(first, last))
-            _epochs_below(axes)
         left.set(title=f"whole training ({measured_on(chain(*rows.values()))})", ylabel="top-1 accuracy (%)")
         right.set_title("the end, enlarged")
         draw_legend(figure)
@@ -134,9 +134,8 @@ def series_figure(paper: PaperResults, series: Series, rows: Rows, folder: Path)
             for number, ((epochs, means, _), colour) in enumerate(zip(lines, colours, strict=True), start=1):
                 axes.plot(epochs, means, color=colour, linewidth=1.8)
                 axes.annotate(f"{number}", (epochs[-1], means[-1]), (4, 0), textcoords="offset points", va="center")
-            _mark_events(axes, _events(rows, [row]))
+            _epochs_below(axes, _events(rows, [row]))
             axes.set(title=f"{paper.title_of(row)} ({measured_on(rows[row])})")
-            _epochs_below(axes)
             axes.margins(x=0.08)
         axes_of[0].set_ylabel(series.axis)
 
@@ -153,8 +152,8 @@ def series_figure(paper: PaperResults, series: Series, rows: Rows, folder: Path)
     )
 
 
-def _mean_curve(runs: Sequence[Run], column: str) -> tuple[list[float], list[float], list[float]]:
-    """Return epochs done, means and standard deviations over the runs where all of them measured ``column``."""
+def _mean_curve(runs: Sequence[Run], column: str) -> NDArray[np.float64]:
+    """Return epochs done, means and standard deviations over the runs where all measured ``column``, (3, epochs)."""
     points: dict[float, list[float]] = {}
     for run in runs:
         # strict=False: a column that was never measured is absent, so its list is empty
@@ -163,10 +162,10 @@ def _mean_curve(runs: Sequence[Run], column: str) -> tuple[list[float], list[flo
                 points.setdefault(epoch + 1, []).append(value)
     complete = {epoch: values for epoch, values in sorted(points.items()) if len(values) == len(runs)}
     spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in complete.values()]
-    return list(complete), [statistics.fmean(values) for values in complete.values()], spreads
+    return np.array([list(complete), [statistics.fmean(values) for values in complete.values()], spreads])
 
 
-def _numbered_curves(runs: Sequence[Run], series: Series) -> list[tuple[list[float], list[float], list[float]]]:
+def _numbered_curves(runs: Sequence[Run], series: Series) -> list[NDArray[np.float64]]:
     """Return the curves of the columns of a series, in the order of their numbers."""
     pattern = re.compile(re.escape(series.columns).replace(r"\*", r"(\d+)"))
     columns = sorted((int(found[1]), name) for name in runs[0].curves if (found := pattern.fullmatch(name)))
@@ -180,16 +179,14 @@ def _events(rows: Rows, drawn: Iterable[str]) -> dict[int, str]:
     return {epoch: name for name, epoch in sorted(found, key=lambda event: event[1])}
 
 
-def _epochs_below(axes: Any) -> None:
+def _epochs_below(axes: Any, events: Iterable[int]) -> None:
+    """Label the axis of epochs, and mark those after which something happens."""
+    for epoch in events:
+        axes.axvline(epoch, color=QUIET, linewidth=1, linestyle="--", zorder=0)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)  # there is no half an epoch
 
 
-def _mark_events(axes: Any, events: Iterable[int]) -> None:
-    for epoch in events:
-        axes.axvline(epoch, color=QUIET, linewidth=1, linestyle="--", zorder=0)
-
-
 def _named(events: dict[int, str]) -> str:
-    """Return a sentence that says what the dashed lines of `_mark_events` are."""
+    """Return a sentence that says what the dashed lines of `_epochs_below` are."""
     return f" Dashed: {', '.join(dict.fromkeys(events.values()))}." if events else ""

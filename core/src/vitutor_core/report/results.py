@@ -78,17 +78,13 @@ def _load_run(folder: Path, paper: str) -> Run:
     return Run(folder, result, read_curves(files.curves))
 
 
-def _read(path: Path) -> str:
+def read_curves(path: Path) -> Curves:
+    """Read a ``curves.csv``, a line per epoch; columns that are not numbers are an error, empty cells are None."""
     try:
-        return path.read_text(encoding="utf-8")
+        header, *lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines())) or [[]]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise DataError(f"{path}: {reason}; train this row again") from None
-
-
-def read_curves(path: Path) -> Curves:
-    """Read a ``curves.csv``, a line per epoch; columns that are not numbers are an error, empty cells are None."""
-    header, *lines = list(csv.reader(_read(path).splitlines())) or [[]]
     if "epoch" not in header or len(set(header)) != len(header):
         raise DataError(f"{path}: the first line must name the columns once each, 'epoch' among them; train again")
     curves: Curves = {name: [] for name in header}

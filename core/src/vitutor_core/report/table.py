@@ -85,6 +85,8 @@ def _table(paper: PaperResults, table: PaperTable, rows: Rows, *, judged: bool) 
 
 def _line(paper: PaperResults, table: PaperTable, cell: MeasuredCell, rows: Rows) -> Json:
     runs, ours = _measured(cell.row, table, rows)
+    # Costs are those of the student, and of no other network that a cell may show, such as its agent.
+    whole = runs if cell.row is not None and split_row(cell.row)[1] is None else ()
     is_baseline = cell.row is not None and cell.row == table.baseline
     baseline = table.reproduced()[table.baseline] if table.baseline and not is_baseline else None
     _, reference = _measured(table.baseline if not is_baseline else None, table, rows)
@@ -92,7 +94,7 @@ def _line(paper: PaperResults, table: PaperTable, cell: MeasuredCell, rows: Rows
         "label": cell.printed.label,
         "column": table.columns[cell.column] if len(table.measured) > 1 else None,
         "features": {name: cell.printed.cells.get(name) for name in table.columns if name not in table.measured}
-        | {f"{name}, ours": _cost(_whole(cell.row, runs), cost) for name, cost in table.costs.items()},
+        | {f"{name}, ours": _cost(whole, cost) for name, cost in table.costs.items()},
         "fraction": cell.printed.fraction,
         "row": cell.row,
         "method": paper.method_of(cell.row) if cell.row else None,
@@ -114,11 +116,6 @@ def _features(table: PaperTable) -> dict[str, str]:
         if name in table.costs:
             found[f"{name}, ours"] = f"{title}, ours"
     return found
-
-
-def _whole(row: str | None, runs: Sequence[Run]) -> Sequence[Run]:
-    """Return the runs unless a cell shows another network of theirs than the student, such as its agent."""
-    return runs if row is not None and split_row(row)[1] is None else ()
 
 
 def _cost(runs: Sequence[Run], cost: Cost) -> float | None:
@@ -163,46 +160,37 @@ def _comparisons(paper: PaperResults, table: PaperTable, rows: Rows, *, judged: 
     printed = [_printed_difference(cells[pair.row], cells[pair.to]) for pair in table.comparisons]
     found = [difference(*both) for both in samples]
     verdicts = judge(list(zip(printed, found, strict=True))) if judged else [None] * len(found)
-    names = [_names(paper, cells[pair.row], cells[pair.to]) for pair in table.comparisons]
-    names = [
-        name if names.count(name) == 1 else (*name[:2], name[2] + _detail(table, cells[pair.row]))
-        for name, pair in zip(names, table.comparisons, strict=True)
-    ]
-    return [
-        _comparison(table, *one)
-        for one in zip(table.comparisons, names, samples, printed, found, verdicts, strict=True)
-    ]
+    names = [_names(paper, pair, cells) for pair in table.comparisons]
+    lines = []
+    for pair, name, both, value, ours, verdict in zip(
+        table.comparisons, names, samples, printed, found, verdicts, strict=True
+    ):
+        subject, reference, where = name
+        if names.count(name) > 1:
+            where += _detail(table, cells[pair.row])
+        said = sentence(subject, reference, where, ours, verdict, unit=table.unit, decimals=table.decimals)
+        lines.append(
+            {
+                "row": pair.row,
+                "to": pair.to,
+                "headline": pair.headline,
+                "subject": subject,
+                "reference": reference,
+                "where": where,
+                "paper": value,
+                "ours": ours,
+                "seeds": [len(sample.runs) if sample else 0 for sample in both],
+                **(verdict or {"verdict": None, "p_holm": None, "smallest": None}),
+                "sentence": said,
+            }
+        )
+    return lines
 
 
-def _comparison(
-    table: PaperTable,
-    pair: Comparison,
-    names: tuple[str, str, str],
-    samples: Sequence[Sample | None],
-    printed: float | None,
-    found: Json | None,
-    judged: Json | None,
-) -> Json:
-    subject, reference, where = names
-    return {
-        "row": pair.row,
-        "to": pair.to,
-        "headline": pair.headline,
-        "subject": subject,
-        "reference": reference,
-        "where": where,
-        "paper": printed,
-        "ours": found,
-        "seeds": [len(sample.runs) if sample else 0 for sample in samples],
-        **(judged or {"verdict": None, "p_holm": None, "smallest": None}),
-        "sentence": sentence(subject, reference, where, found, judged, unit=table.unit, decimals=table.decimals),
-    }
-
-
-def _names(paper: PaperResults, one: MeasuredCell, other: MeasuredCell) -> tuple[str, str, str]:
+def _names(paper: PaperResults, pair: Comparison, cells: Mapping[str, MeasuredCell]) -> tuple[str, str, str]:
     """Name both sides and, if they share it, the share of the data; otherwise each side carries its own."""
-    titles = [paper.title_of(cell.row or "") for cell in (one, other)]
-    first, second = one.printed.fraction, other.printed.fraction
+    first, second = (cells[row].printed.fraction for row in (pair.row, pair.to))
+    titles = paper.title_of(pair.row), paper.title_of(pair.to)
     if first == second:
         return titles[0], titles[1], _at(first)
     return titles[0] + _at(first), titles[1] + _at(second), ""

@@ -143,16 +143,13 @@ def sentence(
     if judged["verdict"] == "not run":
         return f"{subject} minus {reference}{where}: not run with several seeds ({value} from one)."
     if judged["verdict"] == "inconclusive":
-        return f"{subject} minus {reference}{where}: {value}, inconclusive{_seen(judged, unit, decimals)}."
+        smallest = judged["smallest"]
+        seen = "" if smallest is None else f" (it takes {smallest:.{decimals}f} {unit} to be seen)"
+        return f"{subject} minus {reference}{where}: {value}, inconclusive{seen}."
     side = "above" if found["mean"] > 0 else "below"
     text = f"{subject} is {abs(found['mean']):.{decimals}f}{error} {unit} {side} {reference}{where}"
     word = {"confirmed": ", as in the paper: confirmed", "contradicted": ", unlike in the paper: contradicted"}
     return f"{text}{word.get(judged['verdict'], '')}."
-
-
-def _seen(judged: Json, unit: str, decimals: int) -> str:
-    smallest = judged["smallest"]
-    return "" if smallest is None else f" (it takes {smallest:.{decimals}f} {unit} to be seen)"
 
 
 def summary(tables: Sequence[Sequence[Json]]) -> str:

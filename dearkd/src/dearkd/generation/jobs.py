@@ -14,19 +14,20 @@ from vitutor_core.train.progress import RunProgress
 
 def generate_side_by_side(generation: Generation, name: str, work: Path, jobs: int) -> None:
     """Generate what is missing in ``jobs`` processes, each with a GPU of its own where there are several."""
+    config = generation.config
+    shared = {"config": config.model_dump(mode="json"), "name": name, "work": str(work.absolute()), "of": jobs}
     work_of = [
-        Job(f"{name}, shard {shard}/{jobs}", f"{__name__}:run_shard", _arguments(generation, name, work, shard, jobs))
+        Job(f"{name}, shard {shard}/{jobs}", f"{__name__}:run_shard", {**shared, "shard": shard})
         for shard in range(1, jobs + 1)
     ]
-    total, done = generation.config.num_batches * generation.config.iterations, generation.iterations_done()
-    title = f"generating {generation.config.num_images:,} images"
-    with RunProgress(title, total, done=done, streams=jobs) as progress:
+    total, done = config.num_batches * config.iterations, generation.iterations_done()
+    with RunProgress(f"generating {config.num_images:,} images", total, done=done, streams=jobs) as progress:
         run_jobs(
             work_of,
             jobs,
             preload=[__name__],
             tick=lambda: progress.update(generation.iterations_done(), "iterations"),
-            device=generation.config.runtime.device,
+            device=config.runtime.device,
         )
 
 
@@ -34,13 +35,3 @@ def run_shard(config: dict[str, Any], name: str, work: str, shard: int, of: int)
     """Generate the missing batches of one shard; this is what a job's process does."""
     generation = Generation(GenerationConfig.from_mapping(config, where=name), name, Path(work))
     generation.run(generation.missing((shard, of)))
-
-
-def _arguments(generation: Generation, name: str, work: Path, shard: int, of: int) -> dict[str, Any]:
-    return {
-        "config": generation.config.model_dump(mode="json"),
-        "name": name,
-        "work": str(work.absolute()),
-        "shard": shard,
-        "of": of,
-    }
