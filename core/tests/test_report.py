@@ -258,7 +258,7 @@ def test_epochs_on_axes_are_whole() -> None:
 
     axes = Figure().subplots()
     axes.set_xlim(0, 3)
-    _epochs_below(axes)
+    _epochs_below(axes, ())
     assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
