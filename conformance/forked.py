@@ -26,6 +26,9 @@ from typing import Any
 
 from conformance import fork_server
 
+DVC = ("dvc.cli.parser", "dvc.repo", "dvc.repo.reproduce", "dvc.fs", "dvc.scm", "dulwich.repo", "networkx", "configobj")
+"""What DVC imports, to be given as ``imports``."""
+
 
 class Forked:
     """A process that runs ``code`` as ``python -c`` does, in a session of its own; used as `subprocess.Popen` is.

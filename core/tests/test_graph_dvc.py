@@ -29,7 +29,6 @@ EVALUATIONS = tuple(row.replace("@", "_evaluate@") for row in ROWS)
 PAPERS = ("dearkd", "drloc", "mae_lite_distill", "bootstrapping_vit")
 TABLES, REPORTS = tuple(f"table@{paper}" for paper in PAPERS), tuple(f"report@{paper}" for paper in PAPERS)
 TARGETS = ("data@digits", "teacher@cnn", *ROWS, *EVALUATIONS, *TABLES, *REPORTS)
-DVC = ("dvc.cli.parser", "dvc.repo", "dvc.repo.reproduce", "dvc.fs", "dvc.scm", "dulwich.repo", "networkx", "configobj")
 STATUS = """
 import json, sys
 from dvc.repo import Repo
@@ -62,7 +61,7 @@ class Checkout:
                 shutil.copy(ROOT / name, folder / name)
         sources = [str(folder / package / "src") for package in ("core", *installed_papers())]
         programs = {"vitutor": "vitutor_core.cli.main", "dvc": "dvc.cli"}
-        tools = f"{forked.commands(folder / 'bin', programs, imports=DVC)}{os.pathsep}{os.environ['PATH']}"
+        tools = f"{forked.commands(folder / 'bin', programs, imports=forked.DVC)}{os.pathsep}{os.environ['PATH']}"
         self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(sources), "PATH": tools}
         self.run("dvc", "init", "--no-scm", "-q")
         self.run("dvc", "config", "core.analytics", "false")
@@ -79,7 +78,7 @@ class Checkout:
     def pretend(self, targets):
         """Make dummy outputs of all stages, and let DVC believe that ``targets`` were run."""
         script = "from dvc.repo import Repo; print('\\n'.join(o.fs_path for s in Repo().index.stages for o in s.outs))"
-        listed = forked.run(script, cwd=self.folder, env=self.environment, imports=DVC, check=True).stdout
+        listed = forked.run(script, cwd=self.folder, env=self.environment, imports=forked.DVC, check=True).stdout
         for name in listed.splitlines():
             path = Path(name)
             if not path.exists() and path.suffix:
@@ -109,7 +108,7 @@ class Checkout:
     def stale(self):
         """Plan again, and return which of the targets DVC would run because of their plan."""
         self.run("dvc", "repro", "-q", "plan")
-        done = forked.run(STATUS, *TARGETS, cwd=self.folder, env=self.environment, imports=DVC, check=True)
+        done = forked.run(STATUS, *TARGETS, cwd=self.folder, env=self.environment, imports=forked.DVC, check=True)
         return set(json.loads(done.stdout))
 
 

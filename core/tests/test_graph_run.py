@@ -42,7 +42,7 @@ class Place:
     def __init__(self, folder):
         toy = write_toy_paper(folder / "toy")
         modules = {"toypaper": "toypaper.cli", "vitutor": "vitutor_core.cli.main", "dvc": "dvc.cli"}
-        tools = forked.commands(folder / "bin", modules)
+        tools = forked.commands(folder / "bin", modules, imports=forked.DVC)
         (toy / "toypaper" / "paper_results.yaml").write_text(RESULTS)
         (toy / "toypaper-0.1.dist-info").mkdir()
         (toy / "toypaper-0.1.dist-info" / "METADATA").write_text(
