@@ -33,7 +33,7 @@ def files(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_memory_is_flat_in_the_size_of_the_set(tmp_path: Path) -> None:
     first, again = [], []
-    for mebibytes in (16, 144):
+    for mebibytes in (96, 224):
         write_set(tmp_path / "set", mebibytes)
         first.append(measure(tmp_path / "set")["peak_mib"])
         again.append(measure(tmp_path / "set")["peak_mib"])
