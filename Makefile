@@ -45,6 +45,8 @@ compare: setup
 	vitutor compare --scale $(SCALE) --out $(GRAPH)/results/compare $(if $(METHODS),,--publish docs/results/compare) \
 	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(METHODS),--methods $(METHODS)) $(if $(COMPOSE),--compose $(COMPOSE))
 
+# Without Python's caches of what it compiles, each process of the tests would compile all modules anew.
+test: export PYTHONDONTWRITEBYTECODE =
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
 

@@ -11,5 +11,5 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the notebooks, which take minutes: at the end, one process would wait for the other."""
-    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
+    """Begin with what takes longest: at the end, one process would wait for the other."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in ("test_graph_run", "test_notebooks")))

@@ -73,7 +73,8 @@ def relay(address: str, imports: Sequence[str], *arguments: str) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
     code = line.ended(None)
     if code is not None and code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # of one that nobody can handle
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(1 if code is None else code)
 
@@ -123,9 +124,14 @@ def serve(listening: int, lifeline: int, program: str) -> Request:
                     del lines[line]
             if listener in ready:
                 line, _ = listener.accept()
-                request, files = _received(line)
+                try:
+                    request, files = _received(line)
+                except (OSError, ValueError):  # who asked has gone
+                    line.close()
+                    continue
                 for name in request["imports"]:
-                    __import__(name)
+                    with contextlib.suppress(ImportError):  # which the process will meet itself
+                        __import__(name)
                 gc.freeze()  # a collection in a forked process would copy the pages of all that was imported
                 process = os.fork()
                 if process == 0:
@@ -135,7 +141,8 @@ def serve(listening: int, lifeline: int, program: str) -> Request:
                     return request
                 for number in files:
                     os.close(number)
-                line.sendall(f"{process}\n".encode())
+                with contextlib.suppress(OSError):
+                    line.sendall(f"{process}\n".encode())
                 lines[line] = process
 
 
