@@ -174,6 +174,14 @@ def test_params_that_cannot_be(tmp_path, text, message):
         Params.read(tmp_path / "params.yaml")
 
 
+def test_params_that_cannot_be_read_cannot_be_changed(tmp_path):
+    with pytest.raises(ConfigError, match=r"params\.yaml: No such file"):
+        change_params(tmp_path / "params.yaml", ("seeds=0",))
+    (tmp_path / "params.yaml").write_text("- x")
+    with pytest.raises(ConfigError, match="write fields such as"):
+        change_params(tmp_path / "params.yaml", ("seeds=0",))
+
+
 def test_what_cannot_run_here_is_named_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("VITUTOR_DATA_ROOT", str(tmp_path))
     monkeypatch.setattr("vitutor_core.graph.missing._reaches", lambda host: False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Self, get_args, get_origin
+from typing import Any, Self, get_args, get_origin
 
 from pydantic import field_validator
 from ruamel.yaml import YAML
@@ -33,13 +33,7 @@ class Params(Config):
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a params.yaml; raises `ConfigError`."""
-        try:
-            values = parse_yaml(path.read_text(encoding="utf-8"), where=str(path))
-        except OSError as error:
-            raise ConfigError(f"{path.absolute()}: {error.strerror}") from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: write fields such as 'scale: digits'")
-        return cls.from_mapping(values, where=str(path))
+        return cls.from_mapping(_read(path)[1], where=str(path))
 
     @field_validator("seeds")
     @classmethod
@@ -54,6 +48,18 @@ def check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the text of a params.yaml and its fields, as yet unchecked; raises `ConfigError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path.absolute()}: {error.strerror}") from None
+    values = parse_yaml(text, where=str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: write fields such as 'scale: digits'")
+    return text, values
+
+
 def change_params(path: Path, changes: tuple[str, ...]) -> list[str]:
     """Set fields of a params.yaml, whose comments stay, and return what is said of it; raises `ConfigError`.
 
@@ -61,7 +67,7 @@ def change_params(path: Path, changes: tuple[str, ...]) -> list[str]:
     """
     editor = YAML()
     editor.width = 120
-    before = path.read_text(encoding="utf-8")
+    before, _ = _read(path)
     values = editor.load(before)
     for change in changes:
         name, _, text = change.partition("=")
