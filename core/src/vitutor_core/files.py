@@ -71,7 +71,7 @@ def atomic(target: Path, *, shared: bool = False) -> Iterator[Path]:
             _set_aside(target)
         partial.replace(target)
         _flush(target.parent)
-    except BaseException as error:  # Ctrl-C leaves nothing, either
+    except (Exception, KeyboardInterrupt) as error:  # Ctrl-C leaves nothing, either
         with contextlib.suppress(OSError):
             _delete(partial)
             if not target.exists():
