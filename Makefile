@@ -1,7 +1,7 @@
 # make reproduce-dearkd [SCALE=scenes]   train teachers and every row, print the table; likewise the other papers
 # make reproduce                         all papers
 # make publish-dearkd [SCALE=scenes]     keep its tables and figures in docs/results; of SCALE=small also on its first page
-# make compare [SCALE=small] [METHODS=a,b] [COMPOSE=all]   one student by every method, on one budget;
+# make compare [SCALE=scenes] [METHODS=a,b] [COMPOSE=all]   one student by every method, on one budget;
 #                                        without METHODS into docs/results/compare
 # make test | lint                       run the whole test suite | ruff, mypy, import contracts, the graphs
 # make faults                            inject faults, count what became of them, write docs/reliability.md

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from vitutor_core.baseline import BaselineConfig
 from vitutor_core.config import fingerprinted, fingerprinted_fields, leaves, nearest, parse_yaml
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.needs import teacher_recipes
@@ -218,11 +219,43 @@ def test_a_recipe_like_another_changes_its_base_its_rows_and_its_groups(tmp_path
     assert read_recipe(first) == was
 
 
+def test_sections_that_share_an_alias_change_apart(tmp_path):
+    path = tmp_path / "shared.yaml"
+    path.write_text(
+        """
+base:
+  data: {source: digits, image_size: 16}
+  student: {name: vit_tiny_patch16_224, kwargs: &small {depth: 4}}
+  teacher: {model: {name: vit_tiny_patch16_224, kwargs: *small}, weights: t.safetensors}
+  method: {distill: soft}
+  optim: {lr: 1e-3}
+  train: {epochs: 1, batch_size: 8}
+rows:
+  deep: {student.kwargs.depth: 8}
+  both: {student.kwargs: &other {depth: 2}, teacher.model.kwargs: *other, student.kwargs.width: 3}
+"""
+    )
+    (tmp_path / "alike.yaml").write_text("like: shared\nbase: {student.kwargs.depth: 6}\n")
+
+    def kwargs(path, row=None, settings=()):
+        config = resolve(BaselineConfig, path, row=row, settings=settings)
+        return config.student.kwargs, config.teacher.model.kwargs
+
+    assert kwargs(path, "deep") == ({"depth": 8}, {"depth": 4})
+    assert kwargs(path, settings=["student.kwargs.depth=9"]) == ({"depth": 9}, {"depth": 4})
+    assert kwargs(path, "both") == ({"depth": 2, "width": 3}, {"depth": 2})
+    assert kwargs(tmp_path / "alike.yaml") == ({"depth": 6}, {"depth": 4})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("like: frist\n", r"frist\.yaml: No such file"),
-        ("like: itself\n", "a recipe has the key 'base'"),
+        ("like: frist\n", "like: no recipe 'frist' beside it; did you mean 'first'"),
+        ("like: itself\n", "like: no recipe 'itself' beside it"),
+        ("like: ../first\n", "like: no recipe '../first' beside it"),
+        ("like: [first]\n", "like: no recipe .* beside it"),
+        ("like: second\n", r"like: second\.yaml is itself like another; name that one"),
+        ("like: latin\n", r"latin\.yaml: not UTF-8 text"),
         ("like: first\nrows: {smal: {}}\n", "has no row 'smal'; did you mean 'small'"),
         ("like: first\nproducts: []\n", "beside 'like' a recipe may have base, rows, groups"),
         ("like: first\nrows: [small]\n", "rows: names with their values are expected"),
@@ -231,6 +264,8 @@ def test_a_recipe_like_another_changes_its_base_its_rows_and_its_groups(tmp_path
 )
 def test_mistakes_in_a_recipe_like_another(tmp_path, text, message):
     (tmp_path / "first.yaml").write_text(RECIPE)
+    (tmp_path / "second.yaml").write_text("like: first\n")
+    (tmp_path / "latin.yaml").write_bytes("# \xe9\n".encode("latin-1"))
     (tmp_path / "itself.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_recipe(tmp_path / "itself.yaml")

@@ -88,10 +88,14 @@ def read_recipe(path: Path) -> Recipe:
 
 def _shared(path: Path) -> Recipe:
     """Read a recipe file whose values are left as they are: to copy two hundred rows takes as long as to check one."""
+    return _parsed(_text(path), path)
+
+
+def _text(path: Path) -> str:
     try:
-        return _parsed(path.read_text(encoding="utf-8"), path)
+        return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+        raise ConfigError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
@@ -119,7 +123,7 @@ def _whole(loaded: Any, path: Path) -> Recipe:
     analyses = {name: tuple(of) for name, of in (loaded.get("analyses") or {}).items()}
     agreements = {name: _agreement(of, name, path) for name, of in (loaded.get("agreements") or {}).items()}
     shifts = _shifts(loaded.get("robustness"), rows, path)
-    return Recipe(loaded["base"], loaded.get("presets") or {}, rows, groups, analyses, agreements, shifts)
+    return Recipe(loaded["base"] or {}, loaded.get("presets") or {}, rows, groups, analyses, agreements, shifts)
 
 
 def _changed(loaded: dict[str, Any], path: Path) -> Recipe:
@@ -128,9 +132,15 @@ def _changed(loaded: dict[str, Any], path: Path) -> Recipe:
         raise ConfigError(f"{path}: beside 'like' a recipe may have {', '.join(_LIKE[1:])}; found {sorted(loaded)}")
     for key in _LIKE[1:]:
         _check_section(loaded.get(key), key, path)
-    file = path.with_name(f"{loaded['like']}.yaml")
-    other = _whole(parse_yaml(file.read_text(encoding="utf-8"), where=file.name), file)
-    base = copy.deepcopy(other.base)  # by aliases, rows may share parts of it
+    beside = {file.stem: file for file in path.parent.glob("*.yaml") if file.name != path.name}
+    file = beside.get(str(loaded["like"]))
+    if file is None:
+        raise ConfigError(f"{path}: like: no recipe '{loaded['like']}' beside it{nearest(str(loaded['like']), beside)}")
+    liked = parse_yaml(_text(file), where=file.name)
+    if isinstance(liked, dict) and "like" in liked:
+        raise ConfigError(f"{path}: like: {file.name} is itself like another; name that one")
+    other = _whole(liked, file)
+    base = _apart(other.base)
     for field, value in (loaded.get("base") or {}).items():
         assign(base, field, value)
     for pattern, changes in (loaded.get("rows") or {}).items():
@@ -140,6 +150,13 @@ def _changed(loaded: dict[str, Any], path: Path) -> Recipe:
         other.rows.update({row: _both(other.rows[row], changes) for row in fitting})
     other.groups.update({name: tuple(patterns) for name, patterns in (loaded.get("groups") or {}).items()})
     return other._replace(base=base)
+
+
+def _apart(value: Any) -> Any:
+    """Copy mappings and lists, such that none is part of two, as aliases make them in YAML."""
+    if isinstance(value, dict):
+        return {key: _apart(part) for key, part in value.items()}
+    return [_apart(part) for part in value] if isinstance(value, list) else value
 
 
 def _agreement(given: Any, name: str, path: Path) -> Agreement:
@@ -231,10 +248,10 @@ def resolve(
     What the recipe names by a dollar is filled in before the settings; see `vitutor_core.sizing`.
     """
     read = _shared(recipe)
-    values = copy.deepcopy(read.base)
+    values = _apart(read.base)
     for _, changes in changes_of(read, recipe.name, preset=preset, row=row):
         for path, value in changes.items():
-            assign(values, path, copy.deepcopy(value))
+            assign(values, path, _apart(value))
     sizes = sizes_of(values, settings, schema) if names_sizes(values) else None
     if sizes is not None:
         values = filled(values, sizes)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vitutor_core.errors import DataError
+from vitutor_core.errors import DataError, ResourceError
 from vitutor_core.files import write_csv
 from vitutor_core.jobs.models import load_any
 from vitutor_core.paper import Paper, load
@@ -59,7 +59,12 @@ def predict_images(
 
     paths = named_images(images)
     if table is not None:
-        table.parent.mkdir(parents=True, exist_ok=True)  # or says now that it cannot be written
+        try:
+            table.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResourceError(
+                f"--csv: cannot make {table.parent.absolute()} ({error.strerror}); choose another"
+            ) from None
     if paper is not None:
         load(paper.method)  # registers the paper's models with timm
     found = predict_files(model, paths, top=top, ema=ema, batch_size=batch, device=device)
