@@ -183,6 +183,12 @@ def test_an_estimate_trains_nothing(toy, monkeypatch, capsys):
     assert not (toy / "out").exists()
 
 
+def test_a_paper_without_a_recipe_at_the_scale_has_no_lines_there(toy):
+    of_core = {"plain", "cnn", "kd_soft", "kd_hard", "kd_token"}
+    assert set(Contest("digits", {"toypaper": PAPER}).lines) > of_core
+    assert set(Contest("small", {"toypaper": PAPER}).lines) == of_core
+
+
 def test_a_composition_has_one_name_and_is_one_line(toy):
     table = Contest("digits", {"toypaper": PAPER}, SMALL)
     entries = compare._entries(table, ["other+warmed"], ["warmed+other", "other+warmed"])

@@ -10,12 +10,11 @@ from click.shell_completion import BashComplete
 
 from core.tests.conftest import Called
 from core.tests.photo_samples import write_photos
-from vitutor_core.cli.options import SCALES
 from vitutor_core.cli.paper import paper_group
 from vitutor_core.config import leaves
 from vitutor_core.explain import commented, explained, fields_of
 from vitutor_core.paper import Paper, installed_papers, load
-from vitutor_core.recipe import OWN, read_recipe, recipe_path, resolve
+from vitutor_core.recipe import OWN, read_recipe, recipe_path, resolve, scales_of
 from vitutor_core.report.fields import fields_page
 
 PAPERS = installed_papers()
@@ -33,7 +32,7 @@ def test_every_field_has_a_text_and_every_leaf_is_explained(paper: Paper) -> Non
     assert all(field.text and field.kind for field in found)
     assert [field.path for field in found if not field.text[0].isupper() or field.text.endswith(".")] == []
     assert len({field.path for field in found}) == len(found)
-    for scale in SCALES:
+    for scale in scales_of(paper.package):
         recipe = recipe_path(paper.package, scale)
         for row in (None, *list(read_recipe(recipe).rows)[:3]):
             config = paper.resolve(scale, None, row, ())
@@ -41,8 +40,14 @@ def test_every_field_has_a_text_and_every_leaf_is_explained(paper: Paper) -> Non
             assert len(lines) == 3 * len(list(leaves(config)))
 
 
-@every_paper
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(
+    ("paper", "scale"),
+    [
+        pytest.param(paper, scale, id=f"{name}-{scale}")
+        for name, paper in PAPERS.items()
+        for scale in scales_of(paper.package)
+    ],
+)
 def test_a_commented_config_is_a_recipe_that_resolves_to_the_same(paper: Paper, scale: str, tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     for row in (None, *read_recipe(recipe_path(paper.package, scale)).rows):

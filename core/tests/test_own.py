@@ -25,7 +25,7 @@ from vitutor_core.recipe import OWN, read_recipe, recipe_path
 from vitutor_core.runs import RunRecord
 
 CPU, GPU = Machine(2, False, False), Machine(16, True, False)
-PAPERS = installed_papers()
+PAPERS = {name: paper for name, paper in installed_papers().items() if recipe_path(name, OWN).exists()}
 
 
 def images(train: int = 160, side: int = 400) -> Images:

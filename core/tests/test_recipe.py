@@ -15,7 +15,7 @@ from vitutor_core.cli.options import SCALES
 from vitutor_core.config import leaves, parse_yaml
 from vitutor_core.models.named import named_model
 from vitutor_core.paper import GROUP, teacher_recipe
-from vitutor_core.recipe import CORE_GROUP, read_recipe, recipe_path
+from vitutor_core.recipe import CORE_GROUP, read_recipe, recipe_path, scales_of
 
 PAPERS = [entry.load() for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)]
 FOLDERS = [Path(str(files(package))) / "recipes" for package in ("vitutor_core", *(paper.package for paper in PAPERS))]
@@ -69,8 +69,14 @@ def expected_group(config):
     return CORE_GROUP
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.package)
+@pytest.mark.parametrize(
+    ("paper", "scale"),
+    [
+        pytest.param(paper, scale, id=f"{paper.package}-{scale}")
+        for paper in PAPERS
+        for scale in scales_of(paper.package)
+    ],
+)
 def test_groups_name_the_rows_that_need_more_than_others(paper, scale):
     recipe = read_recipe(recipe_path(paper.package, scale))
     for row in recipe.rows:

@@ -94,6 +94,10 @@ def _shared(path: Path) -> Recipe:
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        others = sorted(other.stem for other in path.parent.glob("*.yaml"))
+        beside = f"; beside it are {', '.join(others)}" if others else ""
+        raise ConfigError(f"{path}: there is no such recipe{beside}") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -63,9 +63,10 @@ class Contest:
 
     @cached_property
     def lines(self) -> dict[str, tuple[Paper, Line]]:
-        """Return all lines by name, those without a paper first."""
+        """Return all lines by name, those without a paper first; of papers that have no recipe at the scale, none."""
         found: dict[str, tuple[Paper, Line]] = {}
-        for paper in (BASELINE, *self.papers.values()):
+        papers = [paper for paper in self.papers.values() if recipe_path(paper.package, self.scale).exists()]
+        for paper in (BASELINE, *papers):
             for name, line in read_lines(paper.package).items():
                 if name in found:
                     raise ConfigError(f"{paper.package}/compare.yaml: there is a line '{name}' already")

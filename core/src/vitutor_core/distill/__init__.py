@@ -1,4 +1,4 @@
-"""Frozen teachers and the losses that two or more papers share."""
+"""Frozen teachers, and what they say of the images: asked for, or stored."""
 
 from vitutor_core.distill.teacher import FrozenTeacher
 
