@@ -61,9 +61,9 @@ def relay(address: str, imports: Sequence[str], *arguments: str) -> NoReturn:
     while arguments[:1] == ("-u",):
         arguments = arguments[1:]
     if arguments[:1] not in {("-c",), ("-m",)}:
-        os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606
+        os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606  # Python itself, without a shell
     signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
-    files = sorted(number for number in map(int, os.listdir("/dev/fd")) if _is_inherited(number))  # noqa: PTH208
+    files = sorted(number for number in map(int, os.listdir("/dev/fd")) if _is_inherited(number))  # noqa: PTH208  # quicker
     where = {"environment": dict(os.environ), "folder": os.getcwd(), "imports": imports}  # noqa: PTH109  # quicker
     line = Line(address, {"arguments": arguments, "files": files, **where}, files)
     for number in files:
@@ -183,7 +183,7 @@ def be(request: Request) -> int:
     sys.path[0:1] = ["", *filter(None, own)]  # in place of the folder of this file
     for number, name, errors in ((1, "stdout", "strict"), (2, "stderr", "backslashreplace")):
         by_line = number == 2 or os.isatty(number)
-        stream = open(number, "w", 1 if by_line else -1, errors=errors, closefd=False)  # noqa: SIM115
+        stream = open(number, "w", 1 if by_line else -1, errors=errors, closefd=False)  # noqa: SIM115  # to the end
         setattr(sys, name, stream)
     how, what, *arguments = request["arguments"]
     sys.argv = [how, *arguments]

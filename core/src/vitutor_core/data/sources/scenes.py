@@ -97,7 +97,7 @@ def crop(photographs: Pixels, draws: Draws, side: int) -> Image.Image:
     """Return a square of a photograph of one to three times ``side``, chosen by four draws and brought to ``side``."""
     photograph = photographs[int(draws[0] * len(photographs))]
     length = int(side * (1 + 2 * draws[1]))
-    top, left = (int(draw * (room - length + 1)) for draw, room in zip(draws[2:], photograph.shape, strict=False))
+    top, left = (int(draw * (room - length + 1)) for draw, room in zip(draws[2:], photograph.shape[:2], strict=True))
     square = Image.fromarray(np.ascontiguousarray(photograph[top : top + length, left : left + length]))
     return square.resize((side, side), Image.Resampling.BILINEAR)
 
