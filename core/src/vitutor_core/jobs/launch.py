@@ -44,8 +44,8 @@ def default_jobs(device: str = "auto", processes: int = 1) -> int:
     gpus = len(usable_gpus(device))
     if gpus or processes > 1:
         return max(gpus // processes, 1)
-    # A small model keeps one core busy. One job more costs a tenth of the rate (`benchmarks.cores`), and yet three seeds
-    # on two cores end sooner together than two and then one.
+    # A small model keeps one core busy. One job more costs a tenth of the rate (`benchmarks.cores`), and yet three
+    # seeds on two cores end sooner together than two and then one.
     return usable_cores() + 1
 
 
