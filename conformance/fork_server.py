@@ -222,7 +222,7 @@ def _ended(run: Callable[[], None]) -> int:
         threading._shutdown()
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # the process may have closed it
                 stream.flush()
     return 0
 

@@ -142,7 +142,7 @@ def rows_of_every_paper():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("package", "row"), rows_of_every_paper())
+@pytest.mark.parametrize(("package", "row"), list(rows_of_every_paper()))
 def test_no_code_that_runs_escapes_the_closure(tmp_path, package, row):
     done = forked.run(RUN, package, row, SHORT, tmp_path, check=True)
     paper = installed_papers()[package]
