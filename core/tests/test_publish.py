@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,10 @@ def test_what_is_published_can_be_read_in_the_repository(tmp_path):
     runs = json.loads((target / "demo-runs.json").read_text())
     assert [run["config"]["teacher"]["weights"] for run in runs if run["row"] == "own_idea"] == ["results/teachers/cnn"]
     assert str(tmp_path) not in (target / "demo-runs.json").read_text()
+    copied = (tmp_path / "elsewhere" / "results").resolve()
+    shutil.copytree(results, copied)
+    publish_results(table, copied, tmp_path / "again", None)
+    assert (tmp_path / "again" / "demo-runs.json").read_text() == (target / "demo-runs.json").read_text()
     shown = re.findall(r"!?\[[^]]*\]\(([^)]*)\)", readme.read_text())
     assert shown == ["docs/results/digits/demo-ablation-ablation.svg", "docs/results/digits/demo.md"]
     found = "+3.0 ± 0.7 points, inconclusive (it takes "

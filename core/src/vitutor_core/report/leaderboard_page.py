@@ -12,6 +12,7 @@ from vitutor_core.files import copy_file, write_json, write_text
 from vitutor_core.report.drawing import COLOURS, INK, QUIET, Picture, draw_legend, save_picture
 from vitutor_core.report.html import fill_template, sources
 from vitutor_core.report.leaderboard_text import composition_grid, head, line_grid, notes, to_markdown
+from vitutor_core.report.publish import line_by_line, portable
 from vitutor_core.report.render import gap, measured
 from vitutor_core.report.results import Run
 from vitutor_core.report.verdict import Json
@@ -47,7 +48,7 @@ def write_board(board: Json, rows: Mapping[str, Sequence[Run]], out: Path) -> li
 
 def publish_board(board: Json, rows: Mapping[str, Sequence[Run]], out: Path, target: Path) -> list[Path]:
     """Keep table, page text, figures and the record of each run in the repository, in files named by the scale."""
-    scale, here = board["scale"], f"{out.absolute().parent}/"
+    scale = board["scale"]
     figures = sorted(out.glob("compare-*.svg"))
     written = [target / f"{scale}{suffix}" for suffix in (".json", ".md", "-runs.json")]
     written += [target / f"{scale}-{figure.name.removeprefix('compare-')}" for figure in figures]
@@ -56,10 +57,9 @@ def publish_board(board: Json, rows: Mapping[str, Sequence[Run]], out: Path, tar
     for figure, copy in zip(figures, written[3:], strict=True):
         copy_file(figure, copy)
     records = [run.result.model_dump(mode="json") for runs in rows.values() for run in runs]
-    # Where the results lay is nobody's concern: paths are kept relative to it.
-    write_text(written[0], json.dumps(board, indent=1).replace(here, "") + "\n")
+    write_text(written[0], portable(json.dumps(board, indent=1), out) + "\n")
     write_text(written[1], to_markdown(board, [path.name for path in written[3:]]))
-    write_text(written[2], "[\n" + ",\n".join(json.dumps(record).replace(here, "") for record in records) + "\n]\n")
+    write_text(written[2], portable(line_by_line(records), out))
     return written
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from vitutor_core.errors import DataError
 from vitutor_core.files import copy_file, write_text
@@ -26,11 +29,9 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
     runs = [RunRecord.read(path.parent, error=DataError).model_dump(mode="json") for path in records]
     curves = [RunDir(path.parent).curves.read_text() for path in records]
     written = [target / f"{paper}.json", target / f"{paper}.md", _runs(target, paper), _curves(target, paper)]
-    # Where the checkout was is nobody's concern: paths are kept relative to it.
-    here = f"{folder.absolute().parent}/"
-    write_text(written[0], json.dumps(table, indent=1).replace(here, "") + "\n")
-    write_text(written[2], "[\n" + ",\n".join(json.dumps(run).replace(here, "") for run in runs) + "\n]\n")
-    write_text(written[3], "[\n" + ",\n".join(map(json.dumps, curves)) + "\n]\n")
+    write_text(written[0], portable(json.dumps(table, indent=1), folder) + "\n")
+    write_text(written[2], portable(line_by_line(runs), folder))
+    write_text(written[3], line_by_line(curves))
     for figure in _figures(folder / "reports" / paper):
         written.append(target / f"{paper}-{figure.name}")
         copy_file(figure, written[-1])
@@ -72,6 +73,17 @@ def restore_results(paper: str, published: Path, results: Path) -> list[Path]:
             run.write(restored[-1])
             write_text(RunDir(restored[-1]).curves, lines)
     return restored
+
+
+def portable(text: str, folder: Path) -> str:
+    """Return JSON whose paths of a results ``folder`` begin at its name, also those of the folder it is a copy of."""
+    where = text.replace(f"{folder.absolute().parent}/", "")
+    return re.sub(rf'(?<=")/[^"]*?/(?={re.escape(folder.name)}/)', "", where)
+
+
+def line_by_line(entries: Iterable[Any]) -> str:
+    """Return a JSON list with an entry on each line."""
+    return "[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n"
 
 
 def _runs(target: Path, paper: str) -> Path:
