@@ -111,7 +111,7 @@ class _Computation(ast.NodeTransformer):
         return self._documented(node)
 
     visit_Module = visit_ClassDef = _documented  # noqa: N815  # as ast calls them
-    visit_FunctionDef = visit_AsyncFunctionDef = _function  # noqa: N815
+    visit_FunctionDef = visit_AsyncFunctionDef = _function  # noqa: N815  # likewise
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
         node.annotation = None
