@@ -151,7 +151,7 @@ def test_what_is_published_names_no_folder_of_this_machine(toy, made):
     run(toy, "--methods", "other", "--publish", str(toy / "docs"))
     written = {path.name: path.read_text() for path in (toy / "docs").iterdir()}
     assert written.keys() == {"digits.json", "digits.md", "digits-runs.json", "digits-gains.svg"}
-    assert "![digits gains.svg](digits-gains.svg)" in written["digits.md"]
+    assert "![digits gains](digits-gains.svg)" in written["digits.md"]
     commands = json.loads(written["digits-runs.json"])
     assert {record["row"] for record in commands} == {"plain", "other"}
     assert str(toy) not in written["digits.json"] + written["digits.md"]

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 from rich.markup import escape
 
-from vitutor_core.report.render import NOTHING, console_of, gap, markdown_grid, measured, number, plain, text_grid
+from vitutor_core.report.render import (
+    NOTHING,
+    console_of,
+    gap,
+    markdown_figure,
+    markdown_grid,
+    measured,
+    number,
+    plain,
+    text_grid,
+)
 from vitutor_core.report.verdict import Json
 
 Grid = tuple[list[str], list[list[str]]]
@@ -112,7 +122,7 @@ def to_markdown(board: Json, figures: Sequence[str] = ()) -> str:
     parts.append(markdown_grid(*line_grid(board)))
     composed = composition_grid(board)
     parts += ["## Do gains add?", markdown_grid(*composed)] if composed else []
-    parts += [f"![{name.replace('-', ' ')}]({name})" for name in figures]
+    parts += [markdown_figure(name) for name in figures]
     parts.append("\n".join(f"- {plain(note)}" for note in notes(board)))
     return "\n\n".join(parts) + "\n"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from vitutor_core.errors import DataError
 from vitutor_core.files import copy_file, write_text
-from vitutor_core.report.render import headlines, plain, scope, to_markdown
+from vitutor_core.report.render import headlines, markdown_figure, plain, scope, to_markdown
 from vitutor_core.report.verdict import Json
 from vitutor_core.runs import RunDir, RunRecord
 
@@ -37,7 +37,7 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
         copy_file(figure, written[-1])
     for path in set(_figures(target, f"{paper}-")) - set(written):
         path.unlink()
-    shown = [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in written[4:]]
+    shown = [markdown_figure(path.name) for path in written[4:]]
     page = [to_markdown(table).rstrip("\n"), *(["## Figures", *shown] if shown else [])]
     write_text(written[1], "\n\n".join(page) + "\n")
     if readme is not None:
@@ -105,7 +105,7 @@ def readme_block(table: Json, page: Path, figure: str | None, where: Path) -> st
     """
     parts = [plain(scope(table)), "\n".join(f"- {plain(sentence)}" for sentence in headlines(table))]
     if figure is not None:
-        parts.append(f"![{figure.replace('-', ' ')}]({where / figure}.svg)")
+        parts.append(markdown_figure(where / f"{figure}.svg"))
     return "\n\n".join([*parts, f"[All tables and figures]({page})"])
 
 

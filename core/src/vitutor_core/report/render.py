@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -143,6 +144,11 @@ def plain(text: str) -> str:
 
 def _bullets(sentences: Iterable[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def markdown_figure(file: Path | str) -> str:
+    """Show a picture, its name as its text."""
+    return f"![{Path(file).stem.replace('-', ' ')}]({file})"
 
 
 def markdown_grid(headings: list[str], lines: list[list[str]]) -> str:
