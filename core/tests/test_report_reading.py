@@ -45,6 +45,13 @@ def test_results_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], messag
     assert "\n" not in str(caught.value)
 
 
+def test_seeds_of_a_row_may_differ_in_what_may_change_when_a_run_resumes(tmp_path: Path) -> None:
+    later = {"data": {"decoded_gb": 5.0}, "runtime": {"workers": 7}, "student": {"weights": "of-seed-1"}}
+    write_run(tmp_path, "plain", 0, 90.0)
+    write_run(tmp_path, "plain", 1, 91.0, {"config": {"seed": 1, "train": {"epochs": 4}, **later}})
+    assert len(load_results(tmp_path, "demo")["plain"]) == 2
+
+
 @pytest.mark.parametrize("name", ["metrics.json", "curves.csv"])
 def test_missing_file(tmp_path: Path, name: str) -> None:
     folder = write_run(tmp_path, "plain", 0, 90.0)

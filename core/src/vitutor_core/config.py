@@ -91,6 +91,16 @@ def fingerprinted_fields(config: Config) -> dict[str, Any]:
     return {path: value for path, tag, value in leaves(config) if tag != "runtime"}
 
 
+def runtime_paths(schema: type[Config], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of each field of a schema that may change between a run and its resumption."""
+    for name, field in schema.model_fields.items():
+        section, extra = _config_type(field.annotation), field.json_schema_extra
+        if section is not None:
+            yield from runtime_paths(section, f"{prefix}{name}.")
+        elif isinstance(extra, dict) and extra["tag"] == "runtime":
+            yield prefix + name
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Describe each field that differs, one ``path: old -> new`` per line, for the resume refusal."""
     paths = sorted(old.keys() | new.keys())

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitutor_core.config import differences
+from vitutor_core.config import differences, runtime_paths
 from vitutor_core.errors import DataError
 from vitutor_core.runs import Record, RunDir, RunRecord
+from vitutor_core.schema import RunConfig
 
 Curves = dict[str, list[float | None]]
 """Column name to one value per epoch; None where nothing was measured."""
 
-# The seeds of a row may differ in these fields and in nothing else. Where a seed starts from another row's students,
-# it starts from that of the same number.
-_FREE_FIELDS = frozenset({"seed", "data.subset_seed", "student.weights"})
+# The seeds of a row may differ in these fields and in nothing else. Where a seed starts from another row's students
+# (student.weights), it starts from that of the same number. Where images lie decides here which they are.
+_FREE_FIELDS = frozenset({"seed", "data.subset_seed", *runtime_paths(RunConfig)} - {"data.train_from"})
 
 
 class Shifted(Record):
