@@ -84,6 +84,10 @@ def test_what_was_published_comes_back_beside_other_rows(tmp_path):
     found = load_results(later / "evaluation", "demo")
     assert [(run.result, run.curves) for run in found["plain"]] == [(run.result, run.curves) for run in rows["plain"]]
     assert [run.result.metrics["top1"] for run in found["ours"]] == [95.0]
+    added = restore_results("demo", tmp_path / "docs", later, missing_seeds=True)
+    assert added == [later / "evaluation" / "demo" / "ours" / "seed-1"]
+    found = load_results(later / "evaluation", "demo")
+    assert [run.result.metrics["top1"] for run in found["ours"]] == [95.0, 91.0]
     (tmp_path / "docs" / "demo-runs.json").write_text("[")
     with pytest.raises(DataError, match="no readable runs; publish them first"):
         restore_results("demo", tmp_path / "docs", later)

@@ -53,12 +53,13 @@ def show(paper: str, results: Path) -> None:
 @report.command("restore")
 @_paper
 @click.option("--from", "published", required=True, type=options.PathOption(exists=True, file_okay=False))
+@click.option("--missing-seeds", is_flag=True, help="Also the seeds that a row of RESULTS lacks.")
 @options.results
-def restore(paper: str, published: Path, results: Path) -> None:
+def restore(paper: str, published: Path, missing_seeds: bool, results: Path) -> None:
     """Bring back evaluated rows that were published, beside those of RESULTS, for a table of all."""
     from vitutor_core.report.publish import restore_results
 
-    for path in restore_results(paper, published, results):
+    for path in restore_results(paper, published, results, missing_seeds=missing_seeds):
         click.echo(str(path))
 
 

@@ -48,11 +48,12 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
     return written
 
 
-def restore_results(paper: str, published: Path, results: Path) -> list[Path]:
+def restore_results(paper: str, published: Path, results: Path, *, missing_seeds: bool = False) -> list[Path]:
     """Write the evaluated runs of what was ``published`` into ``results``, but for rows that are there already.
 
-    So a table can be made of rows that were trained at different times; their weights are not needed. Returns the
-    folders of runs; raises `DataError` where what was published cannot be read.
+    So a table can be made of rows that were trained at different times; their weights are not needed. With
+    ``missing_seeds`` a row that is there gets the seeds that it lacks. Returns the folders of runs; raises `DataError`
+    where what was published cannot be read.
     """
     path = _runs(published, paper)
     try:
@@ -65,13 +66,14 @@ def restore_results(paper: str, published: Path, results: Path) -> list[Path]:
     except (OSError, ValueError, TypeError, RecursionError):
         raise DataError(f"{path.absolute()}: no readable runs; publish them first") from None
     folder = results / "evaluation" / paper
-    there = {row.name for row in folder.glob("*") if any(row.glob("seed-*"))}
+    there = {path if missing_seeds else path.parent for path in folder.glob("*/seed-*")}
     restored = []
     for run, lines in pairs:
-        if run.row not in there:
-            restored.append(folder / run.row / f"seed-{run.seed}")
-            run.write(restored[-1])
-            write_text(RunDir(restored[-1]).curves, lines)
+        target = folder / run.row / f"seed-{run.seed}"
+        if there.isdisjoint((target, target.parent)):
+            run.write(target)
+            write_text(RunDir(target).curves, lines)
+            restored.append(target)
     return restored
 
 
