@@ -44,7 +44,7 @@ def test_what_is_published_can_be_read_in_the_repository(tmp_path):
     draw_figures(paper, table, rows, results / "reports" / "demo")
     readme = tmp_path / "repository" / "README.md"
     readme.parent.mkdir()
-    readme.write_text("# x\n<!-- results:demo -->\n<!-- end -->\n")
+    readme.write_text("# x\n<!-- results:headlines -->\n<!-- end -->\n<!-- results:demo -->\n<!-- end -->\n")
     target.mkdir(parents=True)
     for name in ("demo-old.svg", "demo-old-dark.png", "demo_2-kept.svg"):
         (target / name).write_text("")
@@ -60,11 +60,12 @@ def test_what_is_published_can_be_read_in_the_repository(tmp_path):
     publish_results(table, copied, tmp_path / "again", None)
     assert (tmp_path / "again" / "demo-runs.json").read_text() == (target / "demo-runs.json").read_text()
     shown = re.findall(r"!?\[[^]]*\]\(([^)]*)\)", readme.read_text())
-    assert shown == ["docs/results/digits/demo-ablation-ablation.svg", "docs/results/digits/demo.md"]
+    folder = "docs/results/digits/"
+    assert shown == [f"{folder}headlines.svg", f"{folder}demo-ablation-ablation.svg", f"{folder}demo.md"]
     found = "+3.0 ± 0.7 points, inconclusive (it takes "
     assert f"- OURS minus plain model: {found}" in readme.read_text()
     pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (target / "demo.md").read_text())
-    assert len(pictures) == len(list(target.glob("*.svg"))) == 3
+    assert len(pictures) == len(list(target.glob("demo-*.svg"))) == 3
     assert all((target / name).exists() for name in pictures)
 
 
@@ -97,6 +98,6 @@ def test_the_blocks_of_all_papers_are_where_make_writes_them():
     where = re.search(r"--readme (\S+?)\)", (ROOT / "Makefile").read_text())[1]
     page = ROOT / where
     papers = {path.parent.name for path in ROOT.glob("*/src/*/paper_results.yaml")}
-    assert set(re.findall(r"<!-- results:(\w+) -->", page.read_text())) == papers
+    assert set(re.findall(r"<!-- results:(\w+) -->", page.read_text())) == {*papers, "headlines"}
     for link in re.findall(r"\]\(([^):]*)\)", page.read_text()):
         assert (page.parent / link).exists(), link

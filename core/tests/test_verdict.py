@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from core.tests.report_samples import build, demo_paper, pair_of, write_row, write_run
+from core.tests.report_samples import PAPER, build, demo_paper, pair_of, write_row, write_run
 from vitutor_core.errors import DataError
 from vitutor_core.evaluate.accuracy import pack
-from vitutor_core.report.paper import PaperResults
+from vitutor_core.report.paper import PaperResults, load_paper_results
 from vitutor_core.report.render import to_markdown
 from vitutor_core.report.results import load_results
 from vitutor_core.report.significance import smallest_effect
@@ -72,6 +73,25 @@ def test_a_difference_that_the_paper_does_not_print() -> None:
     found = [{"mean": mean, "standard_error": 1.0, "df": 4.0, "p": 1e-4} for mean in (5.0, -5.0)]
     pairs = [(printed, one) for printed in (None, 0.0) for one in found]
     assert [one["verdict"] for one in judge(pairs)] == ["above", "below"] * 2
+
+
+@pytest.mark.parametrize(("claim", "verdict"), [("above", "confirmed"), ("below", "contradicted")])
+def test_a_side_that_the_text_claims_is_judged_like_printed_numbers(tmp_path: Path, claim: str, verdict: str) -> None:
+    path = tmp_path / "paper_results.yaml"
+    silent = re.sub(r"top1: [\d.]+", "top1: null", PAPER)
+    path.write_text(silent.replace("{row: ours, to: plain,", f"{{row: ours, to: plain, claim: {claim},"))
+    for row, top1 in (("plain", 80.0), ("ours", 90.0)):
+        write_row(tmp_path, row, [top1, top1 + 1, top1 + 2])
+    pair = pair_of(build(load_paper_results(path), tmp_path), "ours", "plain")
+    assert (pair["paper"], pair["claim"], pair["verdict"]) == (None, claim, verdict)
+    assert verdict in pair["sentence"]
+
+
+def test_numbers_that_are_printed_need_no_claim(tmp_path: Path) -> None:
+    path = tmp_path / "paper_results.yaml"
+    path.write_text(PAPER.replace("{row: ours, to: plain,", "{row: ours, to: plain, claim: above,"))
+    with pytest.raises(DataError, match="'ours' with 'plain': both are printed, so it needs no claim"):
+        load_paper_results(path)
 
 
 def test_equal_rows_are_not_different(paper: PaperResults, tmp_path: Path) -> None:

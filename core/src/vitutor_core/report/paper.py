@@ -50,12 +50,14 @@ class PaperRow(Record):
 class Comparison(Record):
     """Two of the package's rows whose difference the report judges: ``row`` minus ``to``.
 
-    A ``*`` in the names stands for the id of each measured column: one comparison for each.
+    A ``*`` in the names stands for the id of each measured column: one comparison for each. ``claim`` is the side that
+    the paper's text puts the row on, where it prints no numbers.
     """
 
     row: str
     to: str
     headline: bool = False
+    claim: Literal["above", "below"] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,7 @@ class PaperTable(Record):
             if _COLUMN not in pair.row or _COLUMN not in pair.to:
                 raise ValueError(f"comparison of '{pair.row}' with '{pair.to}': put the * into both, or into neither")
             return [
-                Comparison(
-                    row=pair.row.replace(_COLUMN, name), to=pair.to.replace(_COLUMN, name), headline=pair.headline
-                )
+                pair.model_copy(update={side: getattr(pair, side).replace(_COLUMN, name) for side in ("row", "to")})
                 for name in known.data.get("measured", ())
             ]
 
@@ -152,6 +152,10 @@ class PaperTable(Record):
             raise ValueError("a package row reproduces two cells")
         if not set(wanted) <= set(names):
             raise ValueError(f"baseline or comparisons name unknown rows: {sorted(set(wanted) - set(names))}")
+        cells = self.reproduced()
+        for pair in self.comparisons:
+            if pair.claim and None not in (cells[pair.row].value, cells[pair.to].value):
+                raise ValueError(f"comparison of '{pair.row}' with '{pair.to}': both are printed, so it needs no claim")
         return self
 
 

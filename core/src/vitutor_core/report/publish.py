@@ -10,6 +10,7 @@ from typing import Any
 
 from vitutor_core.errors import DataError
 from vitutor_core.files import copy_file, write_text
+from vitutor_core.report.headlines import HEADLINES, headline_figure
 from vitutor_core.report.render import headlines, markdown_figure, plain, scope, to_markdown
 from vitutor_core.report.verdict import Json
 from vitutor_core.runs import RunDir, RunRecord
@@ -21,8 +22,8 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
     """Copy table, figures, and the record and curves of each run from the results ``folder`` to ``target``.
 
     Figures of an earlier publication that are no longer drawn are deleted, and the paper's block of ``readme`` is
-    replaced. Returns what was written. Raises `DataError` if the README has no ``<!-- results:PAPER -->`` ...
-    ``<!-- end -->`` block.
+    replaced, and that of the headlines of all papers if there is one. Returns what was written. Raises `DataError` if
+    the README has no ``<!-- results:PAPER -->`` ... ``<!-- end -->`` block.
     """
     paper = table["paper"]
     records = sorted((folder / "evaluation" / paper).glob("*/seed-*/metrics.json"))
@@ -40,10 +41,16 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
     shown = [markdown_figure(path.name) for path in written[4:]]
     page = [to_markdown(table).rstrip("\n"), *(["## Figures", *shown] if shown else [])]
     write_text(written[1], "\n\n".join(page) + "\n")
+    headlines_drawn = headline_figure(target)
+    written += [headlines_drawn.path] if headlines_drawn is not None else []
     if readme is not None:
         where = target.absolute().relative_to(readme.absolute().parent)
         block = readme_block(table, where / f"{paper}.md", _main_figure(table, target), where)
-        write_text(readme, replace_block(readme.read_text(encoding="utf-8"), paper, block, where=str(readme)))
+        text = replace_block(readme.read_text(encoding="utf-8"), paper, block, where=str(readme))
+        if headlines_drawn is not None and block_start(HEADLINES) in text:
+            block = f"{markdown_figure(where / headlines_drawn.path.name)}\n\n{headlines_drawn.caption}"
+            text = replace_block(text, HEADLINES, block, where=str(readme))
+        write_text(readme, text)
         written.append(readme)
     return written
 
@@ -118,9 +125,14 @@ def _main_figure(table: Json, target: Path) -> str | None:
     return next((name for name in published if (target / f"{name}.svg").exists()), None)
 
 
+def block_start(name: str) -> str:
+    """Return the line of a page behind which a block of results begins."""
+    return f"<!-- results:{name} -->"
+
+
 def replace_block(text: str, name: str, block: str, *, where: str) -> str:
     """Replace what stands between ``<!-- results:name -->`` and the next ``<!-- end -->``."""
-    start, end = f"<!-- results:{name} -->", "<!-- end -->"
+    start, end = block_start(name), "<!-- end -->"
     before, found, rest = text.partition(start)
     _, closed, after = rest.partition(end)
     if not found or not closed:

@@ -82,7 +82,7 @@ def comparison_cells(table: Json) -> tuple[list[str], list[list[str]]]:
     lines = [
         [
             f"{pair['subject']} minus {pair['reference']}{pair['where']}",
-            signed(pair["paper"], table["decimals"]),
+            pair["claim"] or signed(pair["paper"], table["decimals"]),
             gap(pair["ours"], table["decimals"]),
             *((pair["verdict"], number(pair["smallest"], table["decimals"])) if has_verdicts(table) else ()),
         ]

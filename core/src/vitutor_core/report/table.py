@@ -159,7 +159,11 @@ def _comparisons(paper: PaperResults, table: PaperTable, rows: Rows, *, judged: 
     samples = [[_measured(row, table, rows)[1] for row in (pair.row, pair.to)] for pair in table.comparisons]
     printed = [_printed_difference(cells[pair.row], cells[pair.to]) for pair in table.comparisons]
     found = [difference(*both) for both in samples]
-    verdicts = judge(list(zip(printed, found, strict=True))) if judged else [None] * len(found)
+    sides = [
+        {"above": 1.0, "below": -1.0, None: value}[pair.claim]
+        for pair, value in zip(table.comparisons, printed, strict=True)
+    ]
+    verdicts = judge(list(zip(sides, found, strict=True))) if judged else [None] * len(found)
     names = [_names(paper, pair, cells) for pair in table.comparisons]
     lines = []
     for pair, name, both, value, ours, verdict in zip(
@@ -178,6 +182,7 @@ def _comparisons(paper: PaperResults, table: PaperTable, rows: Rows, *, judged: 
                 "reference": reference,
                 "where": where,
                 "paper": value,
+                "claim": pair.claim,
                 "ours": ours,
                 "seeds": [len(sample.runs) if sample else 0 for sample in both],
                 **(verdict or {"verdict": None, "p_holm": None, "smallest": None}),
