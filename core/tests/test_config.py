@@ -257,6 +257,7 @@ rows:
         ("like: second\n", r"like: second\.yaml is itself like another; name that one"),
         ("like: latin\n", r"latin\.yaml: not UTF-8 text"),
         ("like: first\nrows: {smal: {}}\n", "has no row 'smal'; did you mean 'small'"),
+        ("like: first\ngroups: {few: [smal]}\n", "groups.few: no row 'smal'; did you mean 'small'"),
         ("like: first\nproducts: []\n", "beside 'like' a recipe may have base, rows, groups"),
         ("like: first\nrows: [small]\n", "rows: names with their values are expected"),
         ("like: first\nbase: {data.image_size.x: 1}\n", "'image_size' is a value, not a section"),

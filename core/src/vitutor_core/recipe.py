@@ -123,7 +123,7 @@ def _whole(loaded: Any, path: Path) -> Recipe:
             if name in rows:
                 raise ConfigError(f"{path}: row '{name}' is made twice")
             rows[name] = changes
-    groups = {name: tuple(patterns) for name, patterns in (loaded.get("groups") or {}).items()}
+    groups = _groups(loaded, rows, path)
     analyses = {name: tuple(of) for name, of in (loaded.get("analyses") or {}).items()}
     agreements = {name: _agreement(of, name, path) for name, of in (loaded.get("agreements") or {}).items()}
     shifts = _shifts(loaded.get("robustness"), rows, path)
@@ -152,8 +152,16 @@ def _changed(loaded: dict[str, Any], path: Path) -> Recipe:
         if not fitting:
             raise ConfigError(f"{path}: {file.name} has no row '{pattern}'{nearest(pattern, other.rows)}")
         other.rows.update({row: _both(other.rows[row], changes) for row in fitting})
-    other.groups.update({name: tuple(patterns) for name, patterns in (loaded.get("groups") or {}).items()})
+    other.groups.update(_groups(loaded, other.rows, path))
     return other._replace(base=base)
+
+
+def _groups(loaded: Mapping[str, Any], rows: Mapping[str, Changes], path: Path) -> dict[str, tuple[str, ...]]:
+    groups = {name: tuple(patterns) for name, patterns in (loaded.get("groups") or {}).items()}
+    for name, pattern in ((name, pattern) for name, patterns in groups.items() for pattern in patterns):
+        if not any(fnmatchcase(row, pattern) for row in rows):
+            raise ConfigError(f"{path}: groups.{name}: no row '{pattern}'{nearest(pattern, rows)}")
+    return groups
 
 
 def _apart(value: Any) -> Any:
