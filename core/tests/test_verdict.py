@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from core.tests.report_samples import PAPER, build, demo_paper, pair_of, write_r
 from vitutor_core.errors import DataError
 from vitutor_core.evaluate.accuracy import pack
 from vitutor_core.report.paper import PaperResults, load_paper_results
-from vitutor_core.report.render import to_markdown
+from vitutor_core.report.render import listed, to_markdown
 from vitutor_core.report.results import load_results
 from vitutor_core.report.significance import smallest_effect
 from vitutor_core.report.verdict import judge
@@ -92,6 +93,13 @@ def test_numbers_that_are_printed_need_no_claim(tmp_path: Path) -> None:
     path.write_text(PAPER.replace("{row: ours, to: plain,", "{row: ours, to: plain, claim: above,"))
     with pytest.raises(DataError, match="'ours' with 'plain': both are printed, so it needs no claim"):
         load_paper_results(path)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "text"), [([0, 1, 2], "0, 1, 2"), (range(20), "0 to 19"), ([0, 1, 2, 3, 4, 6], "0, 1, 2, 3, 4, 6")]
+)
+def test_many_seeds_in_a_row_are_listed_by_the_first_and_the_last(seeds: Sequence[int], text: str) -> None:
+    assert listed(seeds) == text
 
 
 def test_equal_rows_are_not_different(paper: PaperResults, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from vitutor_core.report.render import (
     NOTHING,
     console_of,
     gap,
+    listed,
     markdown_figure,
     markdown_grid,
     measured,
@@ -35,7 +36,7 @@ def head(board: Json) -> list[tuple[str, str]]:
         ("scale", board["scale"] + (" (smoke test)" if board["is_smoke_test"] else "")),
         ("images", f"{images}; {board['image_size']} px"),
         ("student", f"{student['name']}{f' ({kwargs})' if kwargs else ''}, {student['parameters']:,.0f} parameters"),
-        ("budget", f"{board['updates']:,} updates of {board['batch_size']} images; seeds {_listed(board['seeds'])}"),
+        ("budget", f"{board['updates']:,} updates of {board['batch_size']} images; seeds {listed(board['seeds'])}"),
     ]
 
 
@@ -111,7 +112,7 @@ def notes(board: Json) -> list[str]:
         "these. Images: those seen in all updates. Minutes: measured.",
         "A teacher is one run, whose accuracy has no spread; it may have seen more images, as its own recipe says.",
     ]
-    text += [f"The training of {_listed(sorted(uncounted))} is not known, and not counted (+)."] if uncounted else []
+    text += [f"The training of {', '.join(sorted(uncounted))} is not known, and not counted (+)."] if uncounted else []
     return [*own, *text]
 
 
@@ -145,7 +146,3 @@ def _verdict(judged: Json | None, words: dict[str, str]) -> tuple[str, str]:
 
 def _star(judged: Json | None) -> str:
     return "*" if judged is not None and judged["verdict"] in _WORDS else ""
-
-
-def _listed(values: Sequence[object]) -> str:
-    return ", ".join(map(str, values))

@@ -100,10 +100,16 @@ def scope(table: Json) -> str:
     """Say what the measured numbers are: scale, seeds, training images, updates."""
     lines = [line for part in table["tables"] for line in part["lines"] if line["ours"]] + table["further"]
     lines = [line for line in lines if line["updates"]] or lines  # of those that were trained
-    seeds = ", ".join(map(str, table["seeds"]))
     images, updates = (_range([line[name] for line in lines]) for name in ("train_images", "updates"))
     scale = table["scale"] + (" (smoke test)" if table["is_smoke_test"] else "")
-    return f"Scale {scale}; seeds {seeds}; {images} training images; {updates} updates per run."
+    return f"Scale {scale}; seeds {listed(table['seeds'])}; {images} training images; {updates} updates per run."
+
+
+def listed(seeds: Sequence[int]) -> str:
+    """List the seeds of a table, many in a row by the first and the last."""
+    if len(seeds) > 5 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))
 
 
 def _range(values: list[int]) -> str:
