@@ -117,7 +117,7 @@ from vitutor_core.train.session import RunLabel, train
 package, row, settings, folder = sys.argv[1], sys.argv[2], sys.argv[3].split(";"), Path(sys.argv[4])
 paper = installed_paper(package)
 config = paper.resolve("digits", None, row, tuple(settings))
-config = with_teachers(config, "digits", folder, settings=("train.epochs=1", "optim.warmup_epochs=0"))
+config = with_teachers(config, "digits", folder, settings=tuple(settings))
 label = RunLabel(package, row, "digits", "x")
 train(config, load(paper.method).build, label=label, out=folder / "run", measure=False)
 trained = [name for name in sys.modules if name.partition(".")[0] in {"vitutor_core", package}]
@@ -133,7 +133,10 @@ ROWS = {
     "mae_lite_distill": ("mae", "moco", "scratch_probe"),
 }
 TELLING = {"cli", "provenance", "progress"}
-SHORT = "train.epochs=1;optim.warmup_epochs=0;data.fraction=1.0;data.per_class=9;train.batch_size=8"
+SHORT = (
+    *("train.epochs=1", "train.epoch_length=subset", "train.batch_size=8", "optim.warmup_epochs=0"),
+    *("data.fraction=1.0", "data.per_class=3"),
+)
 
 
 def rows_of_every_paper():
@@ -144,7 +147,7 @@ def rows_of_every_paper():
 @pytest.mark.slow
 @pytest.mark.parametrize(("package", "row"), list(rows_of_every_paper()))
 def test_no_code_that_runs_escapes_the_closure(tmp_path, package, row):
-    done = forked.run(RUN, package, row, SHORT, tmp_path, check=True)
+    done = forked.run(RUN, package, row, ";".join(SHORT), tmp_path, check=True)
     paper = installed_papers()[package]
     own = [reference.partition(":")[0] for reference in (paper.method, paper.config)]
     trained, evaluated = json.loads(done.stdout.splitlines()[-1])
