@@ -81,13 +81,17 @@ def test_the_closure_follows_imports_in_functions_and_data_files():
     assert "vitutor_core.graph.dvc" in closure(["vitutor_core.cli.graph"])  # imported in a function
 
 
+TRAINING = {f"vitutor_core.{name}" for name in ("train.update", "train.loop", "train.state", "train.method")}
+TRAINING |= {"vitutor_core.data.sampler"}
+
+
 def test_training_ends_where_measuring_begins():
-    for paper in installed_papers().values():
-        roots = [paper.method.partition(":")[0], "vitutor_core.train.session"]
-        found = closure(roots, without=MEASURING)
-        assert {"vitutor_core.train.update", "vitutor_core.train.loop", "vitutor_core.train.state"} <= found.keys()
+    methods = {name: paper.method.partition(":")[0] for name, paper in installed_papers().items()}
+    for package, method in (methods | {"": "vitutor_core.train.supervised"}).items():
+        found = closure([method, "vitutor_core.train.session"], without=MEASURING)
+        assert found.keys() >= TRAINING
         assert not [name for name in found if MEASURING & set(name.split("."))]
-        others = set(installed_papers()) - {paper.package}
+        others = set(methods) - {package}
         assert not others & {name.partition(".")[0] for name in found}
 
 
