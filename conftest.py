@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 
@@ -22,10 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_finish() -> None:
     """Leave what was imported and collected out of garbage collections: they would go through a million objects."""
     gc.freeze()
-
-
-def pytest_sessionfinish() -> None:
-    gc.unfreeze()  # else libraries in C++ would take for a leak what they find at the end
+    atexit.register(gc.unfreeze)  # else libraries in C++ would take for a leak what is still there at the end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
