@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 
 import pytest
 
+from conformance import forked
+
 # The tests' maps are small: a second thread only waits, many times longer where other work keeps the cores busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let all workers of pytest-xdist fork from one server, which takes seconds to start."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        forked.share()
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected out of garbage collections: they would go through a million objects."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # else libraries in C++ would take for a leak what is still there at the end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -110,7 +110,7 @@ def serve(listening: int, lifeline: int, program: str) -> Request:
             if lifeline in ready:
                 for process in lines.values():
                     _kill(process)
-                sys.exit()
+                os._exit(0)  # to take all modules apart would cost two seconds
             if woken in ready:
                 woken.recv(4096)
             for line in [line for line in ready if line in lines]:  # who asked has gone
@@ -229,5 +229,4 @@ def _ended(run: Callable[[], None]) -> int:
 
 if __name__ == "__main__":
     asked = serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
-    # To take all modules apart would cost two seconds of copying pages.
     os._exit(be(asked) & 0xFF)

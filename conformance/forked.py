@@ -28,6 +28,7 @@ from conformance import fork_server
 
 DVC = ("dvc.cli.parser", "dvc.repo", "dvc.repo.reproduce", "dvc.fs", "dvc.scm", "dulwich.repo", "networkx", "configobj")
 """What DVC imports, to be given as ``imports``."""
+_SHARED = "VITUTOR_TESTS_FORK_FROM"
 
 
 class Forked:
@@ -133,6 +134,11 @@ def python() -> str:
     return str(Path(_address()).with_name("python"))
 
 
+def share() -> None:
+    """Let the processes that this one starts fork from the same server as it."""
+    os.environ[_SHARED] = _address()
+
+
 def _write_program(path: Path, *call: object) -> None:
     path.write_text(
         f"#!{sys.executable} -SE\nimport sys\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
@@ -145,8 +151,11 @@ def _write_program(path: Path, *call: object) -> None:
 def _address() -> str:
     """Start the process that the others are forked from, with the path of one that was given none; return its address.
 
-    It ends with this process, which alone holds the other end of a pipe.
+    It ends with this process, which alone holds the other end of a pipe. Where another process shares its own, that
+    one is used.
     """
+    if _SHARED in os.environ:
+        return os.environ[_SHARED]
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
     address, program = (str(Path(folder.name, name)) for name in ("forked", "python"))

@@ -7,11 +7,13 @@ import select
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from conformance import forked
 
+ROOT = Path(__file__).parents[2]
 DEAF = "import signal; signal.signal(signal.SIGTERM, lambda *_: print('told') or exit(5)); print('here', flush=True); "
 
 
@@ -71,3 +73,10 @@ def test_it_ends_with_who_started_it():
         process.kill()
         assert select.select([own], [], [], 100)[0]
     os.close(own)
+
+
+def test_one_server_is_shared_by_the_processes_that_one_starts(monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    forked.share()
+    done = forked.run("from conformance import forked; print(forked.python())", cwd=ROOT, check=True)
+    assert done.stdout.strip() == forked.python()

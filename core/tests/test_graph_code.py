@@ -81,13 +81,17 @@ def test_the_closure_follows_imports_in_functions_and_data_files():
     assert "vitutor_core.graph.dvc" in closure(["vitutor_core.cli.graph"])  # imported in a function
 
 
+TRAINING = {f"vitutor_core.{name}" for name in ("train.update", "train.loop", "train.state", "train.method")}
+TRAINING |= {"vitutor_core.data.sampler"}
+
+
 def test_training_ends_where_measuring_begins():
-    for paper in installed_papers().values():
-        roots = [paper.method.partition(":")[0], "vitutor_core.train.session"]
-        found = closure(roots, without=MEASURING)
-        assert {"vitutor_core.train.update", "vitutor_core.train.loop", "vitutor_core.train.state"} <= found.keys()
+    methods = {name: paper.method.partition(":")[0] for name, paper in installed_papers().items()}
+    for package, method in (methods | {"": "vitutor_core.train.supervised"}).items():
+        found = closure([method, "vitutor_core.train.session"], without=MEASURING)
+        assert found.keys() >= TRAINING
         assert not [name for name in found if MEASURING & set(name.split("."))]
-        others = set(installed_papers()) - {paper.package}
+        others = set(methods) - {package}
         assert not others & {name.partition(".")[0] for name in found}
 
 
@@ -117,7 +121,7 @@ from vitutor_core.train.session import RunLabel, train
 package, row, settings, folder = sys.argv[1], sys.argv[2], sys.argv[3].split(";"), Path(sys.argv[4])
 paper = installed_paper(package)
 config = paper.resolve("digits", None, row, tuple(settings))
-config = with_teachers(config, "digits", folder, settings=("train.epochs=1", "optim.warmup_epochs=0"))
+config = with_teachers(config, "digits", folder, settings=tuple(settings))
 label = RunLabel(package, row, "digits", "x")
 train(config, load(paper.method).build, label=label, out=folder / "run", measure=False)
 trained = [name for name in sys.modules if name.partition(".")[0] in {"vitutor_core", package}]
@@ -133,7 +137,10 @@ ROWS = {
     "mae_lite_distill": ("mae", "moco", "scratch_probe"),
 }
 TELLING = {"cli", "provenance", "progress"}
-SHORT = "train.epochs=1;optim.warmup_epochs=0;data.fraction=1.0;data.per_class=9;train.batch_size=8"
+SHORT = (
+    *("train.epochs=1", "train.epoch_length=subset", "train.batch_size=8", "optim.warmup_epochs=0"),
+    *("data.fraction=1.0", "data.per_class=3"),
+)
 
 
 def rows_of_every_paper():
@@ -144,7 +151,7 @@ def rows_of_every_paper():
 @pytest.mark.slow
 @pytest.mark.parametrize(("package", "row"), list(rows_of_every_paper()))
 def test_no_code_that_runs_escapes_the_closure(tmp_path, package, row):
-    done = forked.run(RUN, package, row, SHORT, tmp_path, check=True)
+    done = forked.run(RUN, package, row, ";".join(SHORT), tmp_path, check=True)
     paper = installed_papers()[package]
     own = [reference.partition(":")[0] for reference in (paper.method, paper.config)]
     trained, evaluated = json.loads(done.stdout.splitlines()[-1])

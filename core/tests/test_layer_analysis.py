@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from cka import cka_from_features
 from safetensors.torch import load_file
 
 from vitutor_core.analysis.attention import attention_distance, attention_entropy
@@ -47,6 +46,8 @@ def gaussians(*shape, seed=0):
 
 
 def test_cka_agrees_with_the_library_pytorch_cka():
+    from cka import cka_from_features  # which takes half a second
+
     first = [gaussians(16, 10 + layer, seed=layer) for layer in range(3)]
     second = [x[:, :5] @ gaussians(5, 7, seed=9) + gaussians(16, 7, seed=10 + layer) for layer, x in enumerate(first)]
     found = MinibatchCKA()

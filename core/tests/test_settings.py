@@ -144,3 +144,9 @@ def test_fields_of_params_take_text_too(tmp_path: Path, text: str) -> None:
     change_params(path, (f"rows={text},other", f"preset={text}", "seeds=0 1"))
     found = Params.read(path)
     assert (found.rows, found.preset, found.seeds) == ((text, "other"), text, (0, 1))
+
+
+def test_a_value_that_another_setting_changed_is_read_as_it_was_typed():
+    first = "teachers={cnn: {recipe: cnn}}"
+    assert config().changed([first, "teachers.cnn.recipe=inn"]).teachers["cnn"].recipe == "inn"
+    assert config().changed([first]).teachers["cnn"].recipe == "cnn"

@@ -39,8 +39,8 @@ class Own(MethodConformance):
     test_help_takes_under_a_second = None
 
     @pytest.mark.parametrize("loader", list(LOADERS)[:1])
-    def test_resume_is_bit_exact(self, tmp_path, teachers, monkeypatch, loader):
-        super().test_resume_is_bit_exact(tmp_path, teachers, monkeypatch, loader)
+    def test_resume_is_bit_exact(self, tmp_path, teachers, monkeypatch, finished, loader):
+        super().test_resume_is_bit_exact(tmp_path, teachers, monkeypatch, finished, loader)
 
 
 class TestHidden(Own, TestDistilled):

@@ -7,12 +7,14 @@ This module and the schemas import neither torch nor timm, so that a typo is rep
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import io
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin
 
@@ -172,19 +174,28 @@ def read_value(text: str, annotation: Any, *, where: str) -> Any:
     """
     types = _types(annotation)
     if str not in types:
-        value = parse_yaml(text, where=where)
+        value = _typed(text, where)
         is_listed = list in types and isinstance(value, str)
-        return [parse_yaml(part.strip(), where=where) for part in value.split(",")] if is_listed else value
+        return [_typed(part.strip(), where) for part in value.split(",")] if is_listed else value
     if text == "null" and NoneType in types:
         return None
     try:
-        value = parse_yaml(text, where=where)
+        value = _typed(text, where)
     except ConfigError:
         return text
     if isinstance(value, str):
         return value if float in types and text[0] in {'"', "'"} else text
     is_other = type(value) in types and value is not None and (text[0] == "[" or not isinstance(value, list))
     return value if is_other else text
+
+
+def _typed(text: str, where: str) -> Any:
+    return copy.deepcopy(_parsed(text, where))  # a later setting may change a part of it
+
+
+@cache  # to plan or compare rows reads the same settings hundreds of times
+def _parsed(text: str, where: str) -> Any:
+    return parse_yaml(text, where=where)
 
 
 def _types(annotation: Any) -> set[Any]:

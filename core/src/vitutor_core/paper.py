@@ -6,6 +6,8 @@ Imports next to nothing, not even `dataclasses`: a command starts here, and answ
 from __future__ import annotations
 
 import importlib
+import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from vitutor_core.errors import ConfigError
@@ -77,11 +79,11 @@ def teacher_recipe(scale: str, name: str) -> Path:
 
     It is core's where none has it.
     """
-    from vitutor_core.recipe import read_recipe, recipe_path
+    from vitutor_core.recipe import has_row, recipe_path
 
     own = recipe_path("vitutor_core", scale)
     others = (recipe_path(package, f"teachers/{scale}") for package in _entries())
-    return next((path for path in (own, *others) if path.exists() and name in read_recipe(path).rows), own)
+    return next((path for path in (own, *others) if path.exists() and has_row(path, name)), own)
 
 
 def load(reference: str) -> Any:
@@ -128,6 +130,12 @@ def installed_paper(package: str) -> Paper:
 
 def _entries() -> dict[str, EntryPoint]:
     """Return the entry points of the installed papers by package name, in alphabetical order."""
+    return _entries_on(tuple(sys.path))
+
+
+@cache
+def _entries_on(path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    # To look through all that is installed takes longer than to resolve a row.
     from importlib.metadata import entry_points
 
     return {entry.name: entry for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)}

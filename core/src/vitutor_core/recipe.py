@@ -86,6 +86,11 @@ def read_recipe(path: Path) -> Recipe:
     return copy.deepcopy(_shared(path))
 
 
+def has_row(path: Path, name: str) -> bool:
+    """Return whether a recipe file has a row."""
+    return name in _shared(path).rows
+
+
 def _shared(path: Path) -> Recipe:
     """Read a recipe file whose values are left as they are: to copy two hundred rows takes as long as to check one."""
     return _parsed(_text(path), path)

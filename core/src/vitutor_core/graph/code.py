@@ -77,7 +77,8 @@ def _imported(node: ast.AST) -> Iterator[str]:
         yield node.module
         yield from (f"{node.module}.{alias.name}" for alias in node.names)
     for child in ast.iter_child_nodes(node):
-        yield from _imported(child)
+        if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):  # an expression imports nothing
+            yield from _imported(child)
 
 
 @cache

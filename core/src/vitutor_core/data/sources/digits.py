@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
+from numpy.typing import NDArray
 
 from vitutor_core.data.sources.images import array_split
 from vitutor_core.data.sources.statistics import DIGITS
@@ -18,11 +21,7 @@ def digits_source() -> Source:
 
     Values 0 to 16 become ``round(v * 255 / 16)``. Both halves keep the order of the file.
     """
-    from sklearn.datasets import load_digits
-
-    bundle = load_digits()
-    pixels = np.rint(bundle.images * (255 / 16)).astype(np.uint8)
-    labels = bundle.target.astype(np.int64)
+    pixels, labels = _read()
     held_out = draw_share(labels, 0.5, _SPLIT_SEED)
     return Source(
         name="digits",
@@ -32,3 +31,12 @@ def digits_source() -> Source:
         train=array_split(pixels[~held_out], labels[~held_out], "digits, training half"),
         evaluation=array_split(pixels[held_out], labels[held_out], "digits, evaluation half"),
     )
+
+
+@cache
+def _read() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    # They lie in a text file, which a comparison of methods would otherwise read many times.
+    from sklearn.datasets import load_digits
+
+    bundle = load_digits()
+    return np.rint(bundle.images * (255 / 16)).astype(np.uint8), bundle.target.astype(np.int64)
