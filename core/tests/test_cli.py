@@ -200,6 +200,9 @@ def test_data_are_listed_and_checked(call, tmp_path, images):
     assert json.loads((tmp_path / "new" / "manifest.json").read_text())["classes"] == list("0123456789")
     code, output, _ = call(vitutor, "data", "--source", f"folder:{images}", "--set", "image_size=8")
     assert "train               8 images, 4-4 per class" in output
+    code, output, _ = call(vitutor, "data", "--source", f"folder:{images}/train")  # the classes alone, as `own` takes
+    assert "train               6 images, 3-3 per class\nevaluation          2 images" in output
+    assert "evaluated on a part of the training images, holdout=0.2" in output
     refuse(call(vitutor, "data", "--set", "fraktion=0.1"), 2, "unknown key 'fraktion'; did you mean 'fraction'?")
 
 

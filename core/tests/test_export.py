@@ -16,6 +16,7 @@ from conformance.records import made_up_card
 from core.tests.photo_samples import CLASSES
 from core.tests.train_samples import same, weights
 from vitutor_core.data.augment.resample import eval_transform
+from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate.named import named_images
 from vitutor_core.jobs.export import Targets, export_run
 from vitutor_core.models.timm_folder import package_of, save_timm_folder, timm_crop
@@ -51,6 +52,13 @@ def by_plain_timm(folder, photos, tmp_path):
     arguments = (folder, photos / "val", tmp_path / "logits.safetensors")
     done = forked.run(PLAIN_TIMM, *arguments, env=environment, cwd=tmp_path, check=True)
     return float(done.stdout.split()[0]), load_file(tmp_path / "logits.safetensors")["logits"]
+
+
+@pytest.mark.parametrize("name", ["student.pth", "student.onnx"])
+def test_no_folder_is_called_like_a_file(photo_run, tmp_path, name):
+    with pytest.raises(ConfigError, match=rf"--to .*{name}: weights are written as NAME\.safetensors"):
+        export_run(photo_run, Targets(tmp_path / name), "toypaper")
+    assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize("ema", [False, True])

@@ -14,6 +14,7 @@ from vitutor_core.graph.params import Params, change_params
 from vitutor_core.graph.planned import read_planned
 from vitutor_core.recipe import read_recipe, recipe_path
 from vitutor_core.schema import DataConfig
+from vitutor_core.sizing import with_holdout
 
 _params = click.option(
     "--params", type=options.PathOption(), default=Path("params.yaml"), show_default=True, help="What is run."
@@ -95,8 +96,9 @@ def data(
 ) -> None:
     """Read and check every image of a data source; print what was found.
 
-    Counts are listed; images that cannot be read, or that both splits have, are named. --set changes fields of the
-    data section, e.g. --set fraction=0.1.
+    Counts are listed; images that cannot be read, or that both splits have, are named. A folder with nothing to
+    evaluate on has images held out, as at --scale own. --set changes fields of the data section, e.g. --set
+    fraction=0.1.
     """
     if plan is not None:
         planned = read_planned(plan)
@@ -108,7 +110,7 @@ def data(
     base = read_recipe(recipe_path("vitutor_core", scale)).base
     config = DataConfig.from_mapping(base["data"], where=f"{scale}.yaml")
     own = () if source is None else (setting("source", source),)
-    config = config.changed((*own, *settings))
+    config = with_holdout(config.changed((*own, *settings)))
 
     from vitutor_core.jobs.data import check_data
 
