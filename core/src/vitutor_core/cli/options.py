@@ -87,12 +87,16 @@ def _complete(part: str) -> Callable[[click.Context, click.Parameter, str], list
 
 
 def brief(changes: Mapping[str, object]) -> str:
-    """Show what a row changes; of a whole section only its first value, which names it."""
-    shown = {
-        path: next(iter(value.values()), None) if isinstance(value, Mapping) else value
-        for path, value in changes.items()
-    }
-    return ", ".join(f"{path}={'null' if value is None else value}" for path, value in shown.items())
+    """Show what a row changes, as --set takes it; of a whole section only its first value, which may name it."""
+    shown = dict(_first(path, value) for path, value in changes.items())
+    return ", ".join(setting(path, value) for path, value in shown.items()) or "the base as it is"
+
+
+def _first(path: str, value: object) -> tuple[str, object]:
+    if not isinstance(value, Mapping) or not value:
+        return path, value
+    name, first = next(iter(value.items()))
+    return (path if isinstance(first, str) else f"{path}.{name}"), first
 
 
 def _scale(names: tuple[str, ...], text: str) -> Callable[[Any], Any]:
