@@ -101,12 +101,11 @@ def test_written_and_given_again(call: Called, tmp_path: Path) -> None:
 
 def test_rows_show_their_changes_as_they_are_set(call: Called, tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
-    path.write_text(
-        "base: {}\nrows:\n  a: {}\n  b: {student: {name: vit, kwargs: {}}, train: {epochs: 3}, method.two_stage: false}\n"
-    )
+    sections = "{student: {name: vit, kwargs: {}}, train: {epochs: 3}, method: {distill: none}}"
+    path.write_text(f"base: {{}}\nrows:\n  a: {{}}\n  b: {sections}\n")
     _, out, _ = call(command("dearkd"), "rows", "--recipe", path)
     shown = {line.split()[0]: line.split(maxsplit=1)[1] for line in out.splitlines()}
-    assert shown == {"a": "the base as it is", "b": "student=vit, train.epochs=3, method.two_stage=false"}
+    assert shown == {"a": "the base as it is", "b": "student=vit, train.epochs=3, method.distill=none"}
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def _first(path: str, value: object) -> tuple[str, object]:
     if not isinstance(value, Mapping) or not value:
         return path, value
     name, first = next(iter(value.items()))
-    return (path if isinstance(first, str) else f"{path}.{name}"), first
+    return (path if name == "name" else f"{path}.{name}"), first
 
 
 def _scale(names: tuple[str, ...], text: str) -> Callable[[Any], Any]:
