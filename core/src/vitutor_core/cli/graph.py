@@ -23,7 +23,7 @@ _params = click.option(
 
 @click.command("graph")
 @options.scale
-@click.option("--folder", type=options.PathOption(exists=True, file_okay=False), default=Path())
+@options.folder("--folder", "Write there.  [default: the current folder]", exists=True, default=Path())
 @click.option("--check", is_flag=True, help="Write nothing; fail if the graph is not that of the recipes.")
 def graph(scale: str, folder: Path, check: bool) -> None:
     """Write FOLDER/dvc.yaml and FOLDER/inputs.json from the recipes of the installed papers at a scale."""
@@ -40,7 +40,7 @@ def graph(scale: str, folder: Path, check: bool) -> None:
 
 @click.command("plan")
 @_params
-@click.option("--out", type=options.PathOption(file_okay=False), default=Path("results/plan"))
+@options.folder("--out", "Write there.", default=Path("results/plan"), show_default=True)
 def plan(params: Path, out: Path) -> None:
     """Write what decides the result of each stage of the graph into OUT, a small file per stage.
 
@@ -87,7 +87,7 @@ def params(changes: tuple[str, ...], params: Path) -> None:
 @click.command("data")
 @options.scale
 @click.option("--source", help="A data source, instead of the scale's: digits, cifar100, folder:PATH, ...")
-@options.settings
+@options.settings_like("fraction=0.1")
 @options.stage_plan
 @options.file("--out", "Write the manifest there as JSON.")
 @options.folder("--coco", "Write scenes there in COCO's layout.")
@@ -97,8 +97,7 @@ def data(
     """Read and check every image of a data source; print what was found.
 
     Counts are listed; images that cannot be read, or that both splits have, are named. A folder with nothing to
-    evaluate on has images held out, as at --scale own. --set changes fields of the data section, e.g. --set
-    fraction=0.1.
+    evaluate on has images held out, as at --scale own. --set changes fields of the data section.
     """
     if plan is not None:
         planned = read_planned(plan)

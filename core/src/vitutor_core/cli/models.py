@@ -124,7 +124,7 @@ def agreement(models: tuple[Path, ...], plan: Path | None, out: Path, **shown: A
     "--epoch", "whole_epoch", is_flag=True, help="Go on to the end of its epoch, to compare the means of curves.csv."
 )
 @options.folder("--images", "Write the batch there: a contact sheet as the model saw it, and a list of all its images.")
-@options.settings
+@options.settings_like("runtime.device=cpu")
 def replay(run: Path, step: int, whole_epoch: bool, images: Path | None, settings: tuple[str, ...]) -> None:
     """Make a step of RUN again: its losses, gradient norms and images.
 

@@ -107,9 +107,15 @@ scale = _scale(SCALES, "Which recipe: data and model size.")
 any_scale = _scale((*SCALES, OWN), "Which recipe: data and model size; own: your images (--source), sized to them.")
 source = click.option("--source", metavar="SOURCE", help="Short for --set data.source=SOURCE, e.g. folder:my_images.")
 recipe = file("--recipe", "A recipe file of your own, instead of --scale's.")
-settings = click.option(
-    "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Override a field, e.g. train.epochs=5; repeatable."
-)
+
+
+def settings_like(example: str) -> Callable[[Any], Any]:
+    """Return the --set option of a command whose config has the field of ``example``."""
+    text = f"Override a field, e.g. {example}; repeatable."
+    return click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help=text)
+
+
+settings = settings_like("train.epochs=5")
 seed = number("--seed", "Short for --set seed=N.", least=0)
 seeds = click.option(
     "--seeds",
@@ -126,7 +132,7 @@ preset = click.option(
     shell_complete=_complete("presets"),
 )
 ema = click.option("--ema", is_flag=True, help="Take the average of the weights, of a run with train.ema_decay.")
-device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+device = click.option("--device", default="auto", show_default=True, help="Device: auto, cpu, cuda or cuda:N.")
 _TEACHERS = "Folder with one run per teacher recipe; a missing one is trained there."
 teachers = folder("--teachers", f"{_TEACHERS}  [default: OUT/teachers]")
 own_teachers = folder("--teachers", _TEACHERS, default=Path("teachers"), show_default=True)

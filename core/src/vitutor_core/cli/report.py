@@ -52,7 +52,13 @@ def show(paper: str, results: Path) -> None:
 
 @report.command("restore")
 @_paper
-@click.option("--from", "published", required=True, type=options.PathOption(exists=True, file_okay=False))
+@click.option(
+    "--from",
+    "published",
+    required=True,
+    type=options.PathOption(exists=True, file_okay=False),
+    help="Where they were published.",
+)
 @options.results
 def restore(paper: str, published: Path, results: Path) -> None:
     """Bring back evaluated rows that were published, beside those of RESULTS, for a table of all."""
@@ -65,7 +71,7 @@ def restore(paper: str, published: Path, results: Path) -> None:
 @report.command("publish")
 @_paper
 @options.results
-@click.option("--to", "target", required=True, type=options.PathOption(file_okay=False))
+@click.option("--to", "target", required=True, type=options.PathOption(file_okay=False), help="Write there.")
 @click.option("--readme", type=options.PathOption(exists=True, dir_okay=False), help="Replace its results block.")
 def publish(paper: str, results: Path, target: Path, readme: Path | None) -> None:
     """Keep the table and figures of RESULTS in the repository."""
