@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vitutor_core.baseline import paper_of
 from vitutor_core.jobs.launch import Job, run_jobs
@@ -16,7 +17,7 @@ def replay_run(run: Path, step: int, *, whole_epoch: bool, images: Path | None, 
     """Show a step of ``run``, by the processes that torchrun has started, else by as many as it takes."""
     from vitutor_core.train.origin import Origin
 
-    arguments = {
+    arguments: dict[str, Any] = {
         "run": str(run.absolute()),
         "step": step,
         "whole_epoch": whole_epoch,
