@@ -13,14 +13,15 @@ import pytest
 
 from conformance.cost import cpu_seconds
 from core.tests.toy_paper import environment
-from core.tests.train_samples import before_update, weights
+from core.tests.train_samples import before_update, tiny_config, weights
 from vitutor_core.cli.entry import run
 from vitutor_core.cli.paper import paper_group
 from vitutor_core.cli.vitutor import vitutor
+from vitutor_core.config import leaves
 from vitutor_core.errors import DataError
 from vitutor_core.models.weights import read_card
 from vitutor_core.paper import installed_papers
-from vitutor_core.schema import RunConfig
+from vitutor_core.schema import DataConfig, RunConfig
 from vitutor_core.train.run_folder import RunFolder
 
 VITUTOR = [sys.executable, "-c", "from vitutor_core.cli.main import main; main()"]
@@ -200,6 +201,9 @@ def test_data_are_listed_and_checked(call, tmp_path, images):
     assert json.loads((tmp_path / "new" / "manifest.json").read_text())["classes"] == list("0123456789")
     code, output, _ = call(vitutor, "data", "--source", f"folder:{images}", "--set", "image_size=8")
     assert "train               8 images, 4-4 per class" in output
+    code, output, _ = call(vitutor, "data", "--source", f"folder:{images}/train")  # the classes alone, as `own` takes
+    assert "train               6 images, 3-3 per class\nevaluation          2 images" in output
+    assert "evaluated on a part of the training images, holdout=0.2" in output
     refuse(call(vitutor, "data", "--set", "fraktion=0.1"), 2, "unknown key 'fraktion'; did you mean 'fraction'?")
 
 
@@ -246,6 +250,36 @@ def test_help_names_every_command(toypaper, call):
     code, output, _ = call(toypaper, "-h")
     for name in ("train", "reproduce", "config", "rows", "evaluate", "predict", "export"):
         assert f"\n  {name} " in output
+
+
+def _commands(group, *above):
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _commands(command, *above, name)
+        else:
+            yield (*above, name), command
+
+
+@pytest.mark.parametrize("name", ["vitutor", *installed_papers()])
+def test_every_option_says_what_it_is_and_its_default(name):
+    group = vitutor if name == "vitutor" else paper_group(installed_papers()[name])
+    options = [(path, o) for path, command in _commands(group) for o in command.params if isinstance(o, click.Option)]
+    assert [(path, o.name) for path, o in options if not o.help or o.help[0].islower()] == []
+    known = [(path, o) for path, o in options if isinstance(o.default, str | int | Path) and not o.is_flag]
+    assert [(path, o.name) for path, o in known if not o.show_default and "[default: " not in o.help] == []
+
+
+def test_the_example_of_a_setting_is_one_that_the_command_takes():
+    examples = {
+        path[-1]: o.help.split("e.g. ")[1].split(";")[0]
+        for path, command in _commands(vitutor)
+        for o in command.params
+        if o.name == "settings" and "e.g. " in o.help
+    }
+    assert DataConfig(image_size=8).changed([examples.pop("data")])
+    tags = {path: tag for path, tag, _ in leaves(tiny_config())}
+    assert tags[examples.pop("replay").partition("=")[0]] == "runtime"
+    assert all(tiny_config(example) for example in examples.values())
 
 
 def test_help_takes_under_a_second():

@@ -157,6 +157,15 @@ def test_the_records_of_a_row_are_as_before(photo_run, toypaper, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out" / "seed-0").iterdir()) == ["curves.csv", "metrics.json"]
 
 
+def test_names_of_classes_are_printed_as_they_are(evaluate, call, toypaper, photo_run, monkeypatch):
+    found = {"class_top1": {"\u00e9t\u00e9": 1.0, '"\u202e"': None}}
+    monkeypatch.setattr("vitutor_core.jobs.evaluate.evaluate_by_class", lambda *_, **__: found)
+    assert evaluate() == (0, found)
+    _, output, _ = call(toypaper, "evaluate", photo_run)
+    assert "\u00e9t\u00e9" in output
+    assert "\u202e" not in output  # it would turn the rest of the line round
+
+
 def test_many_classes_and_odd_names_are_drawn(tmp_path):
     names = [f"$class_{number}$ \u732b {'x' * 40}" for number in range(300)]
     targets = torch.arange(300).repeat(2)

@@ -88,14 +88,24 @@ def test_a_section_alone_and_a_field_that_is_not_there(call: Called) -> None:
 
 
 def test_written_and_given_again(call: Called, tmp_path: Path) -> None:
-    path = tmp_path / "my.yaml"
+    path = tmp_path / "my own.yaml"
     code, out, _ = call(command("coadvise"), "config", "--row", "cnn_inn", "--out", path)
     assert (code, out.split(";")[0]) == (0, f"written {path}")
+    assert f"--recipe '{path}' " in out  # as a shell takes it
     assert "# Images per update, over all processes" in path.read_text()
     before = call(command("coadvise"), "config", "--row", "cnn_inn")
     assert call(command("coadvise"), "config", "--recipe", path) == before
-    code, out, _ = call(command("coadvise"), "rows", "--recipe", path)
-    assert (code, out) == (0, "")
+    code, out, err = call(command("coadvise"), "rows", "--recipe", path)
+    assert (code, out, err) == (0, "", f"{path}: no rows and no presets; train its base, without --row\n")
+
+
+def test_rows_show_their_changes_as_they_are_set(call: Called, tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    sections = "{student: {name: vit, kwargs: {}}, train: {epochs: 3}, method: {distill: none}}"
+    path.write_text(f"base: {{}}\nrows:\n  a: {{}}\n  b: {sections}\n")
+    _, out, _ = call(command("dearkd"), "rows", "--recipe", path)
+    shown = {line.split()[0]: line.split(maxsplit=1)[1] for line in out.splitlines()}
+    assert shown == {"a": "the base as it is", "b": "student=vit, train.epochs=3, method.distill=none"}
 
 
 @pytest.mark.parametrize(

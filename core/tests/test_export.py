@@ -9,13 +9,16 @@ import os
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from conformance import forked
 from conformance.records import made_up_card
 from core.tests.photo_samples import CLASSES
 from core.tests.train_samples import same, weights
+from vitutor_core.api import predict
 from vitutor_core.data.augment.resample import eval_transform
+from vitutor_core.errors import ConfigError
 from vitutor_core.evaluate.named import named_images
 from vitutor_core.jobs.export import Targets, export_run
 from vitutor_core.models.timm_folder import package_of, save_timm_folder, timm_crop
@@ -51,6 +54,13 @@ def by_plain_timm(folder, photos, tmp_path):
     arguments = (folder, photos / "val", tmp_path / "logits.safetensors")
     done = forked.run(PLAIN_TIMM, *arguments, env=environment, cwd=tmp_path, check=True)
     return float(done.stdout.split()[0]), load_file(tmp_path / "logits.safetensors")["logits"]
+
+
+@pytest.mark.parametrize("name", ["student.pth", "student.onnx"])
+def test_no_folder_is_called_like_a_file(photo_run, tmp_path, name):
+    with pytest.raises(ConfigError, match=rf"--to .*{name}: weights are written as NAME\.safetensors"):
+        export_run(photo_run, Targets(tmp_path / name), "toypaper")
+    assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize("ema", [False, True])
@@ -91,6 +101,21 @@ def read(path):
     from vitutor_core.data.sources.images import read_image
 
     return read_image(path, str(path))
+
+
+def test_the_code_of_the_card_names_a_turned_photo_as_predict_does(photo_run, photos, tmp_path, monkeypatch):
+    export_run(photo_run, Targets(tmp_path / "out"), "toypaper")
+    with Image.open(photos / "val" / "roof" / "0.jpg") as photo:
+        exif = photo.getexif()
+        exif[0x0112] = 6  # as a phone that is held upright stores it
+        photo.save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    monkeypatch.chdir(tmp_path)
+    code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict[str, torch.Tensor] = {}
+    with torch.inference_mode():
+        exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+    (predicted,) = predict(photo_run, ["photo.jpg"], top=1)
+    assert predicted.classes[0][1] == pytest.approx(float(names["logits"].softmax(-1).max()), abs=1e-5)
 
 
 def test_the_config_says_what_timm_must_know(photo_run, tmp_path):

@@ -42,6 +42,17 @@ def commands() -> str:
     return block[1]
 
 
+def test_own_images_are_trained_on_by_recipes_that_fit_them() -> None:
+    lines = [
+        line
+        for page in (*README.parent.glob("*/README.md"), *README.parent.glob("docs/*.md"), README)
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if "folder:my_images" in line and "vitutor data" not in line
+    ]
+    assert len(lines) >= 6
+    assert [line for line in lines if not re.search(r"--scale own|scale=\"own\"|--recipe examples/", line)] == []
+
+
 def test_four_commands_lead_from_photos_to_a_model_that_timm_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -213,7 +213,10 @@ def test_what_cannot_be_replayed_is_said_in_a_line(tmp_path):
     described = json.loads((out / "run.json").read_text())
     session = described["sessions"][-1]
     (out / "run.json").write_text(json.dumps(described | {"sessions": [session | {"processes": 2}]}))
-    with pytest.raises(ConfigError, match="by 2 processes"):
+    with pytest.raises(ConfigError, match="by 2 processes, and here are 1"):
+        again(out, 3)
+    (out / "run.json").write_text(json.dumps(described | {"sessions": [session, session | {"processes": 2}]}))
+    with pytest.raises(ConfigError, match="by 1 and by 2 processes"):
         again(out, 3)
     (out / "run.json").write_text(json.dumps(described | {"sessions": [session | {"versions": {}}]}))
     assert "may differ" in "".join(again(out, 3).notes)

@@ -54,6 +54,12 @@ def test_unknown_sources_get_the_nearest_name(name: str, hint: str) -> None:
         opened(name)
 
 
+def test_a_folder_is_no_source_without_its_prefix(data_root: Path) -> None:
+    (data_root / "digit").mkdir()
+    with pytest.raises(ConfigError, match="no source 'digit'; did you mean 'folder:digit'"):
+        opened("digit")
+
+
 # --- digits
 
 

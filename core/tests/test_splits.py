@@ -108,7 +108,7 @@ def test_folders_of_classes_are_enough_with_a_holdout(data_root: Path) -> None:
 
 def test_a_validation_split_is_no_class(data_root: Path) -> None:
     write_folder(data_root / "pets", ttrain=0, val=100)
-    with pytest.raises(DataError, match=r"expected train/.*holds ttrain, val"):
+    with pytest.raises(DataError, match=r"expected train/.*holds ttrain, val$"):  # without advice that is followed
         opened("folder", holdout=0.5)
 
 

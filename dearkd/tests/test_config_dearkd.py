@@ -46,7 +46,7 @@ def test_defaults_are_the_recommended_reading():
         (("method.beta_loss=-1.0",), None, "method.beta_loss: Input should be greater than or equal to 0"),
         (("method.beta_loss=.nan",), None, "method.beta_loss: Input should be a finite number"),
         (("method.distill=soft",), None, "method.distill: Input should be 'none', 'pooled' or 'token'"),
-        (("method.pairs=[[2]]",), None, "method.pairs.0.1: Field required"),
+        (("method.pairs=[[2]]",), None, "method.pairs.0.1: is missing"),
         (("method.pairs=[[layer2, 2]]",), None, "method.pairs.0.0: Input should be a valid integer"),
         (("method.alpha=0.5",), None, "unknown key 'method.alpha'; did you mean 'alpha_loss'?"),
         (("method=3",), None, "method: Input should be an object"),

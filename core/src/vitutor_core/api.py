@@ -2,7 +2,7 @@
 
 from vitutor_core.api import compare, evaluate, predict, train
 
-record = train("dearkd", "runs/first", settings={"data.source": "folder:my_images", "train.epochs": 20})
+record = train("dearkd", "runs/first", scale="own", settings={"data.source": "folder:my_images"})
 print(evaluate("runs/first")["balanced_top1"])
 for prediction in predict("runs/first", ["new_images"]):
     print(prediction.path, prediction.classes[0])
@@ -46,7 +46,7 @@ def train(
     Args:
         paper: the name of an installed package, such as "dearkd".
         out: folder of the run.
-        scale: whose recipe is taken: digits, small, cifar100 or imagenet.
+        scale: whose recipe is taken, as --scale of the command: digits, ..., or own, sized to images of one's own.
         recipe: a recipe file, instead of the scale's.
         preset: a preset of the recipe.
         row: a row of the paper's tables.

@@ -252,6 +252,8 @@ def _explain(detail: ErrorDetails, schema: type[Config]) -> str:
     if detail["type"] == "value_error":  # of a rule over several fields
         message = detail["msg"].removeprefix("Value error, ")
         return f"{path}: {message}" if path else message
+    if detail["type"] == "missing":
+        return f"{path}: is missing"
     if detail["type"] == "string_type" and isinstance(detail["input"], bool | int | float):
         return f"{path}: {json.dumps(detail['input'])} is not text; quote it"
     if detail["type"] != "extra_forbidden":

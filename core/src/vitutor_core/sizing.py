@@ -90,9 +90,7 @@ def _images_of(reads: str) -> Images:
     from vitutor_core.data.sources.subsets import subset_indices
 
     config = DataConfig.from_mapping({**json.loads(reads), "image_size": _SEEN}, where="data")
-    held_out = config.holdout is not None
-    if not held_out and _lacks_validation(config):
-        config, held_out = config.changed([f"holdout={HOLDOUT}"]), True
+    config = with_holdout(config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # training opens it again
         source = open_source(config)
@@ -100,8 +98,20 @@ def _images_of(reads: str) -> Images:
     chosen = indices[:: max(len(indices) // _SEEN, 1)][:_SEEN].tolist()
     side = statistics.median_low([min(_size(source.train, index)) for index in chosen])
     return Images(
-        len(indices), len(source.train.labels), len(source.evaluation.labels), len(source.class_names), side, held_out
+        train=len(indices),
+        whole=len(source.train.labels),
+        evaluation=len(source.evaluation.labels),
+        classes=len(source.class_names),
+        side=side,
+        held_out=config.holdout is not None,
     )
+
+
+def with_holdout(config: DataConfig) -> DataConfig:
+    """Hold out training images where a folder has no others to evaluate on, as `own` recipes do."""
+    if config.holdout is None and _lacks_validation(config):
+        return config.changed([f"holdout={HOLDOUT}"])
+    return config
 
 
 def _lacks_validation(config: DataConfig) -> bool:

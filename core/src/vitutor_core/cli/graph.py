@@ -14,6 +14,7 @@ from vitutor_core.graph.params import Params, change_params
 from vitutor_core.graph.planned import read_planned
 from vitutor_core.recipe import read_recipe, recipe_path
 from vitutor_core.schema import DataConfig
+from vitutor_core.sizing import with_holdout
 
 _params = click.option(
     "--params", type=options.PathOption(), default=Path("params.yaml"), show_default=True, help="What is run."
@@ -22,7 +23,7 @@ _params = click.option(
 
 @click.command("graph")
 @options.scale
-@click.option("--folder", type=options.PathOption(exists=True, file_okay=False), default=Path())
+@options.folder("--folder", "Write there.  [default: the current folder]", exists=True, default=Path())
 @click.option("--check", is_flag=True, help="Write nothing; fail if the graph is not that of the recipes.")
 def graph(scale: str, folder: Path, check: bool) -> None:
     """Write FOLDER/dvc.yaml and FOLDER/inputs.json from the recipes of the installed papers at a scale."""
@@ -39,7 +40,7 @@ def graph(scale: str, folder: Path, check: bool) -> None:
 
 @click.command("plan")
 @_params
-@click.option("--out", type=options.PathOption(file_okay=False), default=Path("results/plan"))
+@options.folder("--out", "Write there.", default=Path("results/plan"), show_default=True)
 def plan(params: Path, out: Path) -> None:
     """Write what decides the result of each stage of the graph into OUT, a small file per stage.
 
@@ -86,7 +87,7 @@ def params(changes: tuple[str, ...], params: Path) -> None:
 @click.command("data")
 @options.scale
 @click.option("--source", help="A data source, instead of the scale's: digits, cifar100, folder:PATH, ...")
-@options.settings
+@options.settings_like("fraction=0.1")
 @options.stage_plan
 @options.file("--out", "Write the manifest there as JSON.")
 @options.folder("--coco", "Write scenes there in COCO's layout.")
@@ -95,8 +96,8 @@ def data(
 ) -> None:
     """Read and check every image of a data source; print what was found.
 
-    Counts are listed; images that cannot be read, or that both splits have, are named. --set changes fields of the
-    data section, e.g. --set fraction=0.1.
+    Counts are listed; images that cannot be read, or that both splits have, are named. A folder with nothing to
+    evaluate on has images held out, as at --scale own. --set changes fields of the data section.
     """
     if plan is not None:
         planned = read_planned(plan)
@@ -108,7 +109,7 @@ def data(
     base = read_recipe(recipe_path("vitutor_core", scale)).base
     config = DataConfig.from_mapping(base["data"], where=f"{scale}.yaml")
     own = () if source is None else (setting("source", source),)
-    config = config.changed((*own, *settings))
+    config = with_holdout(config.changed((*own, *settings)))
 
     from vitutor_core.jobs.data import check_data
 

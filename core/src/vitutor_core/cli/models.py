@@ -7,12 +7,11 @@ from typing import Any
 
 import click
 
-from vitutor_core.baseline import paper_of
 from vitutor_core.cli import options
 from vitutor_core.graph.planned import left_out
 from vitutor_core.jobs.predict import predict_images
-from vitutor_core.paper import Paper, load
-from vitutor_core.terminal import printable
+from vitutor_core.jobs.replay import replay_run
+from vitutor_core.paper import Paper
 
 _models = click.argument("models", nargs=-1, required=True, type=options.PathOption())
 _source = click.option("--source", help="Data source of the images, as data.source.  [default: that of the first run]")
@@ -125,25 +124,13 @@ def agreement(models: tuple[Path, ...], plan: Path | None, out: Path, **shown: A
     "--epoch", "whole_epoch", is_flag=True, help="Go on to the end of its epoch, to compare the means of curves.csv."
 )
 @options.folder("--images", "Write the batch there: a contact sheet as the model saw it, and a list of all its images.")
-@options.settings
+@options.settings_like("runtime.device=cpu")
 def replay(run: Path, step: int, whole_epoch: bool, images: Path | None, settings: tuple[str, ...]) -> None:
     """Make a step of RUN again: its losses, gradient norms and images.
 
     RUN may be unfinished, killed, finished or published. The nearest checkpoint before the step is taken, else the
-    initialisation. Of a run whose loss became NaN, the first step that is not finite is shown. --set is for runtime
-    fields, such as weights that lie elsewhere now. Nothing is written into RUN; an epoch
-    that is made again as a whole may add a teacher's logits to cache.folder.
+    initialisation. Of a run whose loss became NaN, the first step that is not finite is shown. A run of several
+    processes is replayed by as many. --set is for runtime fields, such as weights that lie elsewhere now. Nothing is
+    written into RUN; an epoch that is made again as a whole may add a teacher's logits to cache.folder.
     """
-    from vitutor_core.report.replay import replay_lines, write_batch
-    from vitutor_core.train.origin import Origin
-    from vitutor_core.train.replay import replay as replayed
-
-    origin = Origin.read(run)
-    paper = paper_of(origin.package)
-    config = load(paper.config).from_mapping(origin.config, where=str(run)).changed(settings)
-    seen = replayed(origin, config, load(paper.method).build, step, whole_epoch=whole_epoch)
-    for line in replay_lines(seen, step):
-        click.echo(printable(line))
-    if images is not None:
-        for path in write_batch(seen, images):
-            click.echo(path)
+    replay_run(run, step, whole_epoch=whole_epoch, images=images, settings=settings)

@@ -87,12 +87,16 @@ def _complete(part: str) -> Callable[[click.Context, click.Parameter, str], list
 
 
 def brief(changes: Mapping[str, object]) -> str:
-    """Show what a row changes; of a whole section only its first value, which names it."""
-    shown = {
-        path: next(iter(value.values()), None) if isinstance(value, Mapping) else value
-        for path, value in changes.items()
-    }
-    return ", ".join(f"{path}={'null' if value is None else value}" for path, value in shown.items())
+    """Show what a row changes, as --set takes it; of a whole section only its first value, which may name it."""
+    shown = dict(_first(path, value) for path, value in changes.items())
+    return ", ".join(setting(path, value) for path, value in shown.items()) or "the base as it is"
+
+
+def _first(path: str, value: object) -> tuple[str, object]:
+    if not isinstance(value, Mapping) or not value:
+        return path, value
+    name, first = next(iter(value.items()))
+    return (path if name == "name" else f"{path}.{name}"), first
 
 
 def _scale(names: tuple[str, ...], text: str) -> Callable[[Any], Any]:
@@ -103,9 +107,15 @@ scale = _scale(SCALES, "Which recipe: data and model size.")
 any_scale = _scale((*SCALES, OWN), "Which recipe: data and model size; own: your images (--source), sized to them.")
 source = click.option("--source", metavar="SOURCE", help="Short for --set data.source=SOURCE, e.g. folder:my_images.")
 recipe = file("--recipe", "A recipe file of your own, instead of --scale's.")
-settings = click.option(
-    "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Override a field, e.g. train.epochs=5; repeatable."
-)
+
+
+def settings_like(example: str) -> Callable[[Any], Any]:
+    """Return the --set option of a command whose config has the field of ``example``."""
+    text = f"Override a field, e.g. {example}; repeatable."
+    return click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help=text)
+
+
+settings = settings_like("train.epochs=5")
 seed = number("--seed", "Short for --set seed=N.", least=0)
 seeds = click.option(
     "--seeds",
@@ -122,7 +132,7 @@ preset = click.option(
     shell_complete=_complete("presets"),
 )
 ema = click.option("--ema", is_flag=True, help="Take the average of the weights, of a run with train.ema_decay.")
-device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+device = click.option("--device", default="auto", show_default=True, help="Device: auto, cpu, cuda or cuda:N.")
 _TEACHERS = "Folder with one run per teacher recipe; a missing one is trained there."
 teachers = folder("--teachers", f"{_TEACHERS}  [default: OUT/teachers]")
 own_teachers = folder("--teachers", _TEACHERS, default=Path("teachers"), show_default=True)

@@ -6,6 +6,7 @@ and config mistakes are answered at once.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,9 @@ def config(asked: Asked, explain: str | None, out: Path | None) -> None:
     """Print the resolved config as JSON, and its fingerprint."""
     resolved = asked.config()
     if out is not None:
-        command = f"{asked.paper.command} train --scale {asked.scale} --recipe {out} --out RUN"
+        command = shlex.join(
+            [asked.paper.command, "train", "--scale", asked.scale, "--recipe", str(out), "--out", "RUN"]
+        )
         write_text(out, commented(resolved, command))
         click.echo(f"written {out}; {command}")
     if explain is not None:
@@ -131,7 +134,10 @@ def config(asked: Asked, explain: str | None, out: Path | None) -> None:
 @click.pass_obj
 def rows(paper: Paper, scale: str, recipe: Path | None) -> None:
     """List the rows and presets that a recipe has, with what each changes."""
-    found = read_recipe(recipe_path(paper.package, scale, recipe))
+    path = recipe_path(paper.package, scale, recipe)
+    found = read_recipe(path)
+    if not found.rows and not found.presets:
+        click.echo(f"{path}: no rows and no presets; train its base, without --row", err=True)
     presets = {f"--preset {name}": changes for name, changes in found.presets.items()}
     for name, changes in (found.rows | presets).items():
         click.echo(f"{name:28}{options.brief(changes)}")

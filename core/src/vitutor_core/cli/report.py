@@ -52,7 +52,13 @@ def show(paper: str, results: Path) -> None:
 
 @report.command("restore")
 @_paper
-@click.option("--from", "published", required=True, type=options.PathOption(exists=True, file_okay=False))
+@click.option(
+    "--from",
+    "published",
+    required=True,
+    type=options.PathOption(exists=True, file_okay=False),
+    help="Where they were published.",
+)
 @click.option("--missing-seeds", is_flag=True, help="Also the seeds that a row of RESULTS lacks.")
 @options.results
 def restore(paper: str, published: Path, missing_seeds: bool, results: Path) -> None:
@@ -66,7 +72,7 @@ def restore(paper: str, published: Path, missing_seeds: bool, results: Path) -> 
 @report.command("publish")
 @_paper
 @options.results
-@click.option("--to", "target", required=True, type=options.PathOption(file_okay=False))
+@click.option("--to", "target", required=True, type=options.PathOption(file_okay=False), help="Write there.")
 @click.option("--readme", type=options.PathOption(exists=True, dir_okay=False), help="Replace its results block.")
 def publish(paper: str, results: Path, target: Path, readme: Path | None) -> None:
     """Keep the table and figures of RESULTS in the repository."""

@@ -90,7 +90,7 @@ def cache(asked: Asked, teachers: Path) -> None:
 @options.settings
 @click.option("--estimate", is_flag=True, help="Check every line, say what it costs, and train nothing.")
 @options.folder("--publish", "Keep table, figures and records there, too.")
-@options.out
+@options.folder("--out", "Folder of the comparison; the same command again goes on.", required=True)
 def compare(out: Path, source: str | None, student: str | None, settings: tuple[str, ...], **which: Any) -> None:
     """Train one common student by every installed method that can, and show what each adds and what it costs.
 
@@ -112,7 +112,9 @@ def compare(out: Path, source: str | None, student: str | None, settings: tuple[
 
 @click.command("detect")
 @click.argument("model")
-@click.option("--source", default="scenes", show_default=True, help="scenes, or coco:FOLDER in COCO's layout.")
+@click.option(
+    "--source", default="scenes", show_default=True, help="Scenes of digits, or coco:FOLDER in COCO's layout."
+)
 @options.settings
 @options.seed
 @options.out

@@ -25,7 +25,9 @@ def check_data(config: DataConfig, out: Path | None, coco: Path | None) -> None:
         split = manifest[name]
         say(f"{name:12}{split['images']:>9} images, {split['per_class']['min']}-{split['per_class']['max']} per class")
     say(f"{'classes':12}{len(manifest['classes']):>9}; fingerprint {manifest['fingerprint'][:16]}")
-    if manifest["evaluated_on"] is not None:
+    if config.holdout is not None:
+        say(f"evaluated on a part of the training images, holdout={config.holdout}")
+    elif manifest["evaluated_on"] is not None:
         say(printable(f"{'evaluated on':12} '{manifest['evaluated_on']}'"))
     for note in manifest["notes"]:
         say(printable(f"{'note':12}{note}"))

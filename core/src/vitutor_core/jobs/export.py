@@ -25,6 +25,7 @@ from vitutor_core.report.card import card_page, card_text
 from vitutor_core.runs import RunRecord
 from vitutor_core.schema import DataConfig, RuntimeConfig
 
+_FOREIGN = (".pth", ".pt", ".bin", ".ckpt", ".onnx", ".pt2")
 _IMAGES = 16
 """On which a program is compared with the model."""
 
@@ -48,6 +49,8 @@ def export_run(run: Path, targets: Targets, package: str, *, ema: bool = False, 
     to, programs = targets.to, {save_onnx: targets.onnx, save_exported: targets.torch_export}
     if to is None and not any(programs.values()):
         raise ConfigError("export: nothing to write; give --to, --onnx or --torch-export")
+    if to is not None and to.suffix in _FOREIGN:
+        raise ConfigError(f"--to {to}: weights are written as NAME.safetensors, or into a folder, which timm reads")
     if targets.push is not None and (to is None or to.suffix == ".safetensors"):
         raise ConfigError("--push: it pushes the folder of --to; give --to FOLDER, too")
     record = None if run.is_file() else RunRecord.read(run, package)

@@ -16,12 +16,13 @@ _PAGE = """{front}# {name}
 
 ```python
 {setup}import timm
-
+{pillow}
 model = timm.create_model({call}).eval()
 {transform}```
 
-Input: RGB, the shorter side resized to {resize} px ({interpolation}), the central {size} x {size} px; pixels in [0, 1],
-normalised with mean {mean} and standard deviation {std}.
+Input: RGB, turned by its EXIF orientation and over white where it is transparent, which timm leaves to you; the shorter
+side resized to {resize} px ({interpolation}), the central {size} x {size} px; pixels in [0, 1], normalised with mean
+{mean} and standard deviation {std}.
 {classes}
 
 ## What trained it
@@ -36,7 +37,10 @@ pipeline_tag: image-classification
 tags: [image-classification, timm, vitutor]
 ---
 """
-_TRANSFORM = "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
+_TRANSFORM = """transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")  # phones store photographs turned
+logits = model(transform(image).unsqueeze(0))
+"""
 
 
 def card_page(record: RunRecord | None, card: ModelCard, call: str, *, is_folder: bool = False) -> str:
@@ -49,6 +53,7 @@ def card_page(record: RunRecord | None, card: ModelCard, call: str, *, is_folder
         size=card.image_size,
         setup="" if package is None else f"import {package}.models  # registers {card.name} with timm\n",
         call=call,
+        pillow="from PIL import Image, ImageOps\n" if is_folder else "",
         transform=_TRANSFORM if is_folder else "",
         resize=round(card.image_size / card.crop_ratio),
         interpolation=card.interpolation,

@@ -16,7 +16,8 @@ _SHOWN = 8
 
 def replay_lines(seen: Replayed, asked: int) -> list[str]:
     """Return what is shown of a step; ``asked`` is the one that was asked for."""
-    before = f"{seen.step - seen.start} steps after " if seen.step > seen.start else "from "
+    gone = seen.step - seen.start
+    before = f"{gone} step{'s' if gone > 1 else ''} after " if gone else "from "
     start = f"the checkpoint of step {seen.start}" if seen.start else "the initialisation"
     lines = [f"step {seen.step} of {seen.total}, epoch {seen.epoch}, lr {seen.lr:.4g}; {before}{start}"]
     if seen.step < asked:

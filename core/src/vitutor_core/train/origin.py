@@ -64,6 +64,14 @@ class Origin:
         except (OSError, ValueError, LookupError, TypeError):
             raise CheckpointError(f"{path}: not readable") from None
 
+    @property
+    def processes(self) -> int:
+        """Return how many processes trained it; raises `ConfigError` where these changed on the way."""
+        counts = sorted({int(made["processes"]) for made in self.made_with})
+        if len(counts) > 1:
+            raise ConfigError(f"{self.run}: trained by {counts[0]} and by {counts[-1]} processes; {AS_MADE}")
+        return counts[0]
+
     def check(self, identity: dict[str, Any]) -> None:
         """Raise `ConfigError` where ``identity`` is not that of the run."""
         if self.identity is not None:

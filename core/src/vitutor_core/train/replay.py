@@ -1,4 +1,7 @@
-"""Make one step of a run again, from the nearest checkpoint before it: all randomness is keyed, so that is enough."""
+"""Make one step of a run again, from the nearest checkpoint before it: all randomness is keyed, so that is enough.
+
+Of a run of several processes, as many make it, each its own part.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 from vitutor_core.data.build import plan_data
 from vitutor_core.data.detection.open import is_annotated, open_annotated, usable
 from vitutor_core.data.types import Batch, TrainLoader
-from vitutor_core.distributed import Processes, processes
+from vitutor_core.distributed import Processes, gather_rows, processes, synchronise_batch_norm
 from vitutor_core.errors import ConfigError
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import checkpoint, optim
@@ -36,14 +39,14 @@ class Replayed:
         total: steps of the run.
         epoch: its epoch, from 0.
         start: step of the checkpoint from which it was reached; 0 for the initialisation.
-        terms: the loss and its parts, means over the step's images.
+        terms: the loss and its parts, means over the step's images, of all processes.
         norms: norm of the gradient, before clipping, of each module and, as "all", of all.
         lr: highest learning rate of the step.
-        images: (B, 3, H, W) in [0, 1], as the model saw them.
+        images: (B, 3, H, W) in [0, 1], as the model saw them; one process after the other.
         names: where each image comes from, and its class; no class where an image has objects.
         recorded: the epoch's means as curves.csv has them; empty where it does not.
         repeated: the epoch's means, replayed; empty unless the epoch was gone through.
-        crash: the loss that the run noted of this step when it was not finite.
+        crash: the loss that the run, or its first process, noted of this step when it was not finite.
         notes: what may make the last digits differ.
 
     """
@@ -74,17 +77,19 @@ def replay(origin: Origin, config: RunConfig, build: BuildMethod, step: int, *, 
 
     ``config`` is that of the run but for runtime fields. ``whole_epoch`` goes on to the end of the epoch, to compare
     its means with those recorded. Nothing is written but, where ``cache.folder`` is set, a teacher's logits of an epoch
-    that is made again as a whole. Raises `ConfigError` where the run is another or has no such step, and
-    `CheckpointError` for damaged files.
+    that is made again as a whole. All processes of a run call it. Raises `ConfigError` where the run is another, has no
+    such step, or had another number of processes, and `CheckpointError` for damaged files.
     """
-    last = origin.made_with[-1]
-    if any(of["processes"] != 1 for of in origin.made_with):
-        raise ConfigError(f"{origin.run}: trained by {last['processes']} processes; only runs of one can be replayed")
-    threads = last["threads"] or config.runtime.threads
+    threads = origin.made_with[-1]["threads"] or config.runtime.threads
     if threads is not None:
         torch.set_num_threads(threads)
     with processes(config.runtime.device) as group:
-        with opened(config, build, group) as (data, method):
+        if group.world_size != origin.processes:
+            raise ConfigError(
+                f"{origin.run}: trained by {origin.processes} processes, and here are {group.world_size}; {AS_MADE}"
+            )
+        with opened(config, build, group) as (data, built):
+            method = synchronise_batch_norm(built) if config.runtime.sync_batch_norm else built
             identity = identity_of(config, origin.package, data, method)
             origin.check(identity)
             updates = data.train.steps_per_epoch
@@ -99,8 +104,9 @@ def replay(origin: Origin, config: RunConfig, build: BuildMethod, step: int, *, 
                 run = _Run(method, config, group, TrainState.build(method, config, found, clock, identity), updates)
                 seen = run.until(step, data.train, whole_epoch=whole_epoch)
         here = circumstances(origin.package, group)
-        seen = replace(seen, images=_pixels(seen.images, data.info.mean, data.info.std))
-        seen.names = _names(config, run.indices)
+        images, indices = gather_rows(seen.images), gather_rows(torch.tensor(run.indices, device=group.device))
+        seen = replace(seen, images=_pixels(images, data.info.mean, data.info.std))
+        seen.names = _names(config, indices.tolist())
         seen.recorded = origin.recorded(seen.epoch)
         seen.crash = origin.crash_loss(seen.step, run.indices)
         seen.notes = origin.notes(here)

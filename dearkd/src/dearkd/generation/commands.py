@@ -21,7 +21,7 @@ from vitutor_core.terminal import command_line
 @click.argument("name")
 @options.scale
 @options.recipe
-@options.settings
+@options.settings_like("flip=0.5")
 @options.plan
 @options.results
 @click.option("--shard", metavar="I/N", help="Only the batches of shard I of N, counted from 1; nothing is published.")
@@ -99,7 +99,7 @@ def generate(
     metavar="FILE|download|auto",
     help="LPIPS too: AlexNet's weights as safetensors, or torchvision's; auto: torchvision's if they can be had.",
 )
-@options.settings
+@options.settings_like("diversity_pairs=10")
 @click.pass_obj
 def diversity(
     paper: Paper,
@@ -112,7 +112,7 @@ def diversity(
 ) -> None:
     """Measure how different the images below RESULTS/generated and the real ones are, for the paper's table.
 
-    --set changes the scale's generation recipe, e.g. --set diversity_pairs=10.
+    --set changes the scale's generation recipe.
     """
     stage = None if plan is None else plan / "stages" / "dearkd_diversity-images.json"
     sets = ("real", *read_recipe(recipe_path("dearkd", f"generation/{scale}")).rows)

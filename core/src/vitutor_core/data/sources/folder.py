@@ -40,7 +40,7 @@ def folder_source(folder: Path, config: DataConfig) -> Source:
     if config.holdout is not None and not any(map(_folders, (folder / name for name in found))):
         chosen = splits.Chosen("", None, ())  # the classes themselves, of which one may be called train
     if chosen is None:
-        hint = "; if these are classes, hold out some of their images with data.holdout=0.2"
+        hint = "" if config.holdout else "; if these are classes, hold out some of their images with data.holdout=0.2"
         hint = f"; did you mean {folder.parent}?" if splits.is_split(folder.name) else hint
         raise DataError(f"{folder}: expected {_LAYOUT}; the folder holds {contents(folder)}{hint}")
     class_names = _class_names(folder / chosen.train)

@@ -102,7 +102,7 @@ def _open(config: DataConfig) -> Source:
         return cifar_source(name, config)
     if kind in _OPENERS and argument:
         return _OPENERS[kind](argument, config)
-    hint = nearest(kind + colon, _VALID)
+    hint = f"; did you mean 'folder:{name}'?" if locate(name).is_dir() else nearest(kind + colon, _VALID)
     raise ConfigError(f"data.source: no source '{name}'{hint}; valid: {', '.join(_VALID)}")
 
 
