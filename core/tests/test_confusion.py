@@ -158,7 +158,8 @@ def test_the_records_of_a_row_are_as_before(photo_run, toypaper, tmp_path):
 
 
 def test_names_of_classes_are_printed_as_they_are(evaluate, call, toypaper, photo_run, monkeypatch):
-    found = {"class_top1": {"\u00e9t\u00e9": 1.0, '"\u202e"': None}}
+    odd = ['"\u202e"', "a\u00a0b", "\u00ad", "\x7f", "\U000e0001", "\udcff"]
+    found = {"class_top1": {"\u00e9t\u00e9": 1.0, **dict.fromkeys(odd)}}
     monkeypatch.setattr("vitutor_core.jobs.evaluate.evaluate_by_class", lambda *_, **__: found)
     assert evaluate() == (0, found)
     _, output, _ = call(toypaper, "evaluate", photo_run)

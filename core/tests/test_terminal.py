@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import subprocess
@@ -20,7 +21,7 @@ from vitutor_core.cli.paper import paper_group
 from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.errors import DataError
 from vitutor_core.paper import installed_papers
-from vitutor_core.terminal import printable
+from vitutor_core.terminal import printable, say_json
 
 NAMES = [
     "bad\x1b[2J\x1b[31m.png",
@@ -97,6 +98,18 @@ def test_output_spells_out_what_its_encoding_has_not(encoding: str, name: str, m
         run(click.Command("call", callback=lambda: click.echo(f"written {name}")), [])
     assert caught.value.code == 0
     assert written.getvalue() == f"written {name}\n".encode("ascii", "backslashreplace")
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("latin-1", "\\u00e9"), ("utf-8", "\u00e9")])
+def test_json_stays_json_in_every_encoding(encoding: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {"\u00e9": dict.fromkeys([*NAMES, "\u56f3", "a\u00a0b", "\u00ad", "\U000e0001"], 1.5)}
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+    say_json(value)
+    text = written.getvalue().decode(encoding)
+    assert json.loads(text) == value
+    assert f'"{shown}"' in text
+    assert all(character.isprintable() or character == "\n" for character in text)
 
 
 def test_plain_text_stays() -> None:

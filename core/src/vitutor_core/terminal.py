@@ -35,6 +35,15 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def say_json(value: Any) -> None:
+    """Print JSON, names as they are; what is invisible, or not in the terminal's encoding, is escaped as JSON does."""
+    import json
+
+    is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    text = json.dumps(value, indent=2, ensure_ascii=not is_unicode)
+    say("".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text))
+
+
 def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:
     """Make a call and leave the process; ``who`` says in an error which of several calls it is.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from vitutor_core.graph.planned import PlannedRow, leave_out, take_up
 from vitutor_core.jobs.models import run_weights
 from vitutor_core.paper import Paper, load
 from vitutor_core.runs import RunDir, RunRecord
-from vitutor_core.terminal import printable, say
+from vitutor_core.terminal import say, say_json
 
 if TYPE_CHECKING:
     from vitutor_core.evaluate.accuracy import Measured
@@ -36,7 +35,7 @@ def evaluate_published(
     """Evaluate one run and print its figures, or all runs of a row as a ``plan`` says, or into ``out``."""
     if plan is None and not any(run.glob("seed-*")):
         found = evaluate_by_class(paper, run, out, source=source, split=split, ema=ema, speed=speed)
-        say("\n".join(map(printable, json.dumps(found, indent=2, ensure_ascii=False).split("\n"))))
+        say_json(found)
         return
     if source is not None or split is not None or ema:
         raise ConfigError(f"{run}: holds several runs; --source, --split and --ema are for one of them")
