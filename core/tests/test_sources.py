@@ -60,6 +60,17 @@ def test_a_folder_is_no_source_without_its_prefix(data_root: Path) -> None:
         opened("digit")
 
 
+@pytest.mark.parametrize("name", ["", "x" * 5000, "~nobody-of-this-name/x"], ids=["nothing", "too long", "no home"])
+def test_what_cannot_be_a_folder_gets_no_such_hint(data_root: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"no source '{name}'; valid: digits"):
+        opened(name)
+
+
+def test_a_home_that_is_not_there_is_said(data_root: Path) -> None:
+    with pytest.raises(DataError, match=r"^~nobody-of-this-name/x: no home folder '~nobody-of-this-name'$"):
+        opened("folder:~nobody-of-this-name/x")
+
+
 # --- digits
 
 

@@ -26,8 +26,14 @@ def user_cache() -> Path:
 
 
 def locate(path: str) -> Path:
-    """Resolve a path of a config: as it is, else under `data_root` if it exists there, else in the current folder."""
-    given = Path(path).expanduser()
+    """Resolve a path of a config: as it is, else under `data_root` if it exists there, else in the current folder.
+
+    Raises `DataError` where the path begins with the home of a user who has none.
+    """
+    try:
+        given = Path(path).expanduser()
+    except RuntimeError:
+        raise DataError(f"{path}: no home folder '{Path(path).parts[0]}'") from None
     under_root = data_root() / given
     return under_root if under_root.exists() else given.absolute()
 

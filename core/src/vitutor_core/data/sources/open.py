@@ -102,8 +102,15 @@ def _open(config: DataConfig) -> Source:
         return cifar_source(name, config)
     if kind in _OPENERS and argument:
         return _OPENERS[kind](argument, config)
-    hint = f"; did you mean 'folder:{name}'?" if locate(name).is_dir() else nearest(kind + colon, _VALID)
+    hint = f"; did you mean 'folder:{name}'?" if _is_folder(name) else nearest(kind + colon, _VALID)
     raise ConfigError(f"data.source: no source '{name}'{hint}; valid: {', '.join(_VALID)}")
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return bool(name) and locate(name).is_dir()
+    except (OSError, DataError):  # too long for a path, or in no one's home
+        return False
 
 
 def _check_labels(source: Source, name: str) -> None:
