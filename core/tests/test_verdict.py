@@ -14,6 +14,7 @@ import torch
 from core.tests.report_samples import PAPER, build, demo_paper, pair_of, write_row, write_run
 from vitutor_core.errors import DataError
 from vitutor_core.evaluate.accuracy import pack
+from vitutor_core.report.html import write_report
 from vitutor_core.report.paper import PaperResults, load_paper_results
 from vitutor_core.report.render import listed, to_markdown
 from vitutor_core.report.results import load_results
@@ -86,6 +87,21 @@ def test_a_side_that_the_text_claims_is_judged_like_printed_numbers(tmp_path: Pa
     pair = pair_of(build(load_paper_results(path), tmp_path), "ours", "plain")
     assert (pair["paper"], pair["claim"], pair["verdict"]) == (None, claim, verdict)
     assert verdict in pair["sentence"]
+
+
+def test_a_claim_stands_wherever_the_papers_difference_does(tmp_path: Path) -> None:
+    path = tmp_path / "paper_results.yaml"
+    silent = re.sub(r"top1: [\d.]+", "top1: null", PAPER)
+    path.write_text(silent.replace("{row: ours, to: plain,", "{row: ours, to: plain, claim: above,"))
+    write_row(tmp_path, "plain", [80.0, 81.0])
+    write_row(tmp_path, "ours", [90.0, 91.0])
+    table = build(load_paper_results(path), tmp_path)
+    write_report(table, load_results(tmp_path, "demo"), [], tmp_path / "report.html")
+    assert "paper: above" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "| OURS minus plain model | above |" in to_markdown(table)
+    for pair in table["tables"][0]["comparisons"]:
+        del pair["claim"]  # as a table of an older version
+    assert "| OURS minus plain model | - |" in to_markdown(table)
 
 
 def test_numbers_that_are_printed_need_no_claim(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitutor_core.report.drawing import COLOURS, INK, QUIET, Picture, draw_legend, save_picture
-from vitutor_core.report.render import gap, signed
+from vitutor_core.report.render import claimed, gap
 from vitutor_core.report.verdict import Json
 
 HEADLINES = "headlines"
@@ -69,5 +69,4 @@ def _named(pair: Json) -> str:
 
 
 def _said(pair: Json) -> str:
-    printed = pair.get("claim") or signed(pair["paper"])
-    return f"{_named(pair)}: {gap(pair['ours'])}, {pair['verdict']} (paper: {printed})"
+    return f"{_named(pair)}: {gap(pair['ours'])}, {pair['verdict']} (paper: {claimed(pair)})"

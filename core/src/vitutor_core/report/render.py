@@ -27,6 +27,11 @@ def signed(value: float | None, decimals: int = 1) -> str:
     return NOTHING if value is None else f"{value:+.{decimals}f}"
 
 
+def claimed(pair: Json, decimals: int = 1) -> str:
+    """Format what the paper says of a difference: the number that it prints, else the side that its text claims."""
+    return pair.get("claim") or signed(pair["paper"], decimals)  # a table of an older version has no claims
+
+
 def measured(stats: Json | None, decimals: int = 1) -> str:
     """Format mean and standard deviation of a row."""
     if stats is None:
@@ -82,7 +87,7 @@ def comparison_cells(table: Json) -> tuple[list[str], list[list[str]]]:
     lines = [
         [
             f"{pair['subject']} minus {pair['reference']}{pair['where']}",
-            pair["claim"] or signed(pair["paper"], table["decimals"]),
+            claimed(pair, table["decimals"]),
             gap(pair["ours"], table["decimals"]),
             *((pair["verdict"], number(pair["smallest"], table["decimals"])) if has_verdicts(table) else ()),
         ]

@@ -3,9 +3,9 @@
 The spread of a row is the sample standard deviation over its seeds. How a difference is tested: `report.significance`.
 A verdict is one word:
 
-- ``confirmed``: the rows differ, in the direction that the paper prints
+- ``confirmed``: the rows differ, in the direction that the paper prints or claims
 - ``contradicted``: they differ in the other direction
-- ``above``, ``below``: they differ, and the paper prints no difference
+- ``above``, ``below``: they differ, and the paper names no direction
 - ``inconclusive``: the test saw no difference; ``smallest`` is the one that it would have seen with 80 % chance
 - ``not run``: a row is missing or has one seed
 """
@@ -95,7 +95,7 @@ def _same_images(*samples: Sample) -> list[np.ndarray] | None:
 
 
 def judge(pairs: Sequence[tuple[float | None, Json | None]]) -> list[Json]:
-    """Judge the differences of one table, each given as the paper's and ours.
+    """Judge the differences of one table, each given as the paper's, of which only the sign counts, and ours.
 
     Returns, for each, ``verdict``, ``p_holm`` (null where nothing was tested) and ``smallest`` (null unless
     inconclusive, and where the seeds do not vary at all).
