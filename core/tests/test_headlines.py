@@ -29,6 +29,9 @@ def test_judged_headlines_of_all_papers_stand_in_order(tmp_path):
         tmp_path, "two", pair("confirmed", 3.0, paper=2.0), pair("not run", 7.0), pair("contradicted", -1.0, paper=4)
     )
     (tmp_path / "regime.json").write_text("{}")  # other files may lie beside them
+    (tmp_path / "digits-runs.json").write_text("[]")
+    (tmp_path / "digits.json").write_text('{"lines": []}')  # such as a comparison
+    (tmp_path / "alone-runs.json").write_text("[]")
     picture = headline_figure(tmp_path)
     assert picture.path == tmp_path / "headlines.svg"
     assert picture.title.endswith("scale small")

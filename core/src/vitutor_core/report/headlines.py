@@ -20,8 +20,9 @@ def headline_figure(folder: Path) -> Picture | None:
 
     Each is a point with its 95 % interval, by the t-quantile of its own degrees of freedom, in points of accuracy.
     """
-    files = sorted(folder.glob("*-runs.json"))
-    tables = [json.loads(path.with_name(path.name.replace("-runs", "")).read_text(encoding="utf-8")) for path in files]
+    files = [path.with_name(path.name.removesuffix("-runs.json") + ".json") for path in folder.glob("*-runs.json")]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(files) if path.exists()]
+    tables = [table for table in found if "tables" in table]  # a comparison, which may lie there too, has none
     pairs = [(table, pair) for table in tables for pair in _judged(table)]
     if not pairs:
         return None
