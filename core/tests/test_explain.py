@@ -101,11 +101,16 @@ def test_written_and_given_again(call: Called, tmp_path: Path) -> None:
 
 def test_rows_show_their_changes_as_they_are_set(call: Called, tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
-    sections = "{student: {name: vit, kwargs: {}}, train: {epochs: 3}, method: {distill: none}}"
+    sections = "{student: {name: dearkd_tiny_patch16_224, kwargs: {}}, train: {epochs: 3}, method: {distill: none}}"
     path.write_text(f"base: {{}}\nrows:\n  a: {{}}\n  b: {sections}\n")
     _, out, _ = call(command("dearkd"), "rows", "--recipe", path)
     shown = {line.split()[0]: line.split(maxsplit=1)[1] for line in out.splitlines()}
-    assert shown == {"a": "the base as it is", "b": "student=vit, train.epochs=3, method.distill=none"}
+    assert shown == {
+        "a": "the base as it is",
+        "b": "student.name=dearkd_tiny_patch16_224, train.epochs=3, method.distill=none",
+    }
+    set_so = [argument for change in shown["b"].split(", ") for argument in ("--set", change)]
+    assert call(command("dearkd"), "config", *set_so)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -88,15 +88,14 @@ def _complete(part: str) -> Callable[[click.Context, click.Parameter, str], list
 
 def brief(changes: Mapping[str, object]) -> str:
     """Show what a row changes, as --set takes it; of a whole section only its first value, which may name it."""
-    shown = dict(_first(path, value) for path, value in changes.items())
-    return ", ".join(setting(path, value) for path, value in shown.items()) or "the base as it is"
+    return ", ".join(setting(*_first(path, value)) for path, value in changes.items()) or "the base as it is"
 
 
 def _first(path: str, value: object) -> tuple[str, object]:
     if not isinstance(value, Mapping) or not value:
         return path, value
     name, first = next(iter(value.items()))
-    return (path if name == "name" else f"{path}.{name}"), first
+    return f"{path}.{name}", first
 
 
 def _scale(names: tuple[str, ...], text: str) -> Callable[[Any], Any]:
