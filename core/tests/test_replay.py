@@ -24,7 +24,8 @@ from core.tests.train_samples import (
 )
 from vitutor_core.baseline import paper_of
 from vitutor_core.cli.vitutor import vitutor
-from vitutor_core.errors import CheckpointError, ConfigError, NonFiniteError
+from vitutor_core.errors import CheckpointError, ConfigError, InterruptedRun, NonFiniteError
+from vitutor_core.jobs.replay import replay_run
 from vitutor_core.paper import load
 from vitutor_core.report.replay import replay_lines
 from vitutor_core.runs import RunDir
@@ -207,13 +208,25 @@ def test_a_detector_is_replayed_by_the_command(tmp_path):
     )
 
 
+def test_stopping_a_replay_by_several_processes_saves_nothing_and_does_not_say_so(tmp_path):
+    run(tmp_path)
+    described = json.loads((tmp_path / "run.json").read_text())
+    session = described["sessions"][-1]
+    (tmp_path / "run.json").write_text(json.dumps(described | {"sessions": [session | {"processes": 2}]}))
+    stopped = InterruptedRun("stopped and saved; run it again to go on", 15)
+    replaced = mock.patch("vitutor_core.jobs.replay.run_jobs", side_effect=stopped)
+    with replaced, pytest.raises(InterruptedRun, match=r"^stopped$") as caught:
+        replay_run(tmp_path, 3, whole_epoch=False, images=None, settings=[])
+    assert caught.value.exit_code == 143
+
+
 def test_what_cannot_be_replayed_is_said_in_a_line(tmp_path):
     out = tmp_path / "run"
     run(out)
     described = json.loads((out / "run.json").read_text())
     session = described["sessions"][-1]
     (out / "run.json").write_text(json.dumps(described | {"sessions": [session | {"processes": 2}]}))
-    with pytest.raises(ConfigError, match="by 2 processes, and here are 1"):
+    with pytest.raises(ConfigError, match="the number of processes was 2, and is 1; a step"):
         again(out, 3)
     (out / "run.json").write_text(json.dumps(described | {"sessions": [session, session | {"processes": 2}]}))
     with pytest.raises(ConfigError, match="by 1 and by 2 processes"):

@@ -73,7 +73,7 @@ def test_two_processes_make_every_step_again(tmp_path, monkeypatch, capfd):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     forked.together(_rank, str(tmp_path), port)
-    with pytest.raises(ConfigError, match="trained by 2 processes, and here are 1"):
+    with pytest.raises(ConfigError, match="the number of processes was 2, and is 1; a step"):
         replay_step(str(tmp_path / "run"), 14, whole_epoch=False, images=None, settings=[])
 
     monkeypatch.setattr(sys, "executable", forked.python())

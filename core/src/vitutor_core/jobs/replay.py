@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitutor_core.baseline import paper_of
+from vitutor_core.errors import InterruptedRun
 from vitutor_core.jobs.launch import Job, run_jobs
 from vitutor_core.paper import load
 from vitutor_core.terminal import printable, say
@@ -29,7 +30,10 @@ def replay_run(run: Path, step: int, *, whole_epoch: bool, images: Path | None, 
         replay_step(**arguments)
     else:
         job = Job("replay", f"{__name__}:replay_step", arguments)
-        run_jobs([job], 1, preload=(), tick=lambda: None, processes=count)
+        try:
+            run_jobs([job], 1, preload=(), tick=lambda: None, processes=count)
+        except InterruptedRun as error:  # of a training run it says that it was saved
+            raise InterruptedRun("stopped", error.exit_code - 128) from None
 
 
 def replay_step(run: str, step: int, whole_epoch: bool, images: str | None, settings: list[str]) -> None:

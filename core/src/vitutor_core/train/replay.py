@@ -86,7 +86,7 @@ def replay(origin: Origin, config: RunConfig, build: BuildMethod, step: int, *, 
     with processes(config.runtime.device) as group:
         if group.world_size != origin.processes:
             raise ConfigError(
-                f"{origin.run}: trained by {origin.processes} processes, and here are {group.world_size}; {AS_MADE}"
+                f"{origin.run}: the number of processes was {origin.processes}, and is {group.world_size}; {AS_MADE}"
             )
         with opened(config, build, group) as (data, built):
             method = synchronise_batch_norm(built) if config.runtime.sync_batch_norm else built
