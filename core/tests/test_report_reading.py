@@ -52,6 +52,31 @@ def test_seeds_of_a_row_may_differ_in_what_may_change_when_a_run_resumes(tmp_pat
     assert len(load_results(tmp_path, "demo")["plain"]) == 2
 
 
+def test_images_that_lie_elsewhere_are_others(tmp_path: Path) -> None:
+    for seed, folder in enumerate(("generated", "elsewhere")):
+        config = {"seed": seed, "data": {"train_from": folder}}
+        write_run(tmp_path, "plain", seed, 90.0, {"config": config})
+    with pytest.raises(DataError, match=r"data\.train_from: 'generated' -> 'elsewhere'"):
+        load_results(tmp_path, "demo")
+
+
+def test_a_teacher_is_the_same_by_its_weights_and_not_by_where_they_lie(tmp_path: Path) -> None:
+    """As those of published seeds do, whose paths begin at the name of the results' folder."""
+
+    def write(seed: int, folder: str, sha256: str) -> None:
+        section = {"recipe": "cnn", "weights": f"{folder}/teachers/cnn"}
+        config = {"seed": seed, "teacher": section, "teachers": {"cnn": section}, "method": {"weights": [0.5]}}
+        teachers = {"cnn": {"name": "resnet8", "sha256": sha256, "top1": 99.0}}
+        write_run(tmp_path, "ours", seed, 90.0, {"config": config, "teachers": teachers})
+
+    write(0, "results", "3f" * 32)
+    write(1, "/elsewhere/results", "3f" * 32)
+    assert len(load_results(tmp_path, "demo")["ours"]) == 2
+    write(2, "results", "4f" * 32)
+    with pytest.raises(DataError, match=r"\(weights of the teacher cnn: '3f3f3f3f3f3f' -> '4f4f4f4f4f4f'\)"):
+        load_results(tmp_path, "demo")
+
+
 @pytest.mark.parametrize("name", ["metrics.json", "curves.csv"])
 def test_missing_file(tmp_path: Path, name: str) -> None:
     folder = write_run(tmp_path, "plain", 0, 90.0)

@@ -18,7 +18,8 @@ Curves = dict[str, list[float | None]]
 """Column name to one value per epoch; None where nothing was measured."""
 
 # The seeds of a row may differ in these fields and in nothing else. Where a seed starts from another row's students
-# (student.weights), it starts from that of the same number. Where images lie decides here which they are.
+# (student.weights), it starts from that of the same number. data.train_from is no such
+# field: its path alone says which images it names.
 _FREE_FIELDS = frozenset({"seed", "data.subset_seed", *runtime_paths(RunConfig)} - {"data.train_from"})
 
 
@@ -119,14 +120,16 @@ def _check_configs(runs: list[Run]) -> None:
 
 
 def _comparable(result: RunRecord) -> dict[str, Any]:
-    """Return the dotted config fields that must agree between the seeds of a row."""
+    """Return what must agree between the seeds of a row: dotted config fields, and the weights of teachers."""
     fields = {name: value for name, value in result.config.items() if name != "runtime"}
-    return {name: value for name, value in _leaves(fields, "") if name not in _FREE_FIELDS}
+    found = {name: value for name, value in _leaves(fields, "") if name not in _FREE_FIELDS}
+    return found | {f"weights of the teacher {name}": of.sha256[:12] for name, of in result.teachers.items()}
 
 
 def _leaves(values: dict[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    is_teacher = {"recipe", "weights"} <= values.keys()
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name}.")
-        else:
+        elif not (is_teacher and name == "weights"):  # where they lie does not say which they are
             yield prefix + name, value
