@@ -113,7 +113,7 @@ def test_the_code_of_the_card_names_a_turned_photo_as_predict_does(photo_run, ph
     code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     names: dict[str, torch.Tensor] = {}
     with torch.inference_mode():
-        exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+        exec(compile(code, "README.md", "exec"), names)  # noqa: S102  # our own page, as a reader runs it
     (predicted,) = predict(photo_run, ["photo.jpg"], top=1)
     assert predicted.classes[0][1] == pytest.approx(float(names["logits"].softmax(-1).max()), abs=1e-5)
 
