@@ -55,7 +55,7 @@ def headline_figure(folder: Path) -> Picture | None:
         folder / HEADLINES,
         draw,
         title=f"What the papers are about, at scale {scale}",
-        caption="Differences with their 95 % intervals; the papers' are of other, larger scales.",
+        caption="Differences with their 95 % intervals; the papers' are of their own scales.",
         alt=f"Differences with intervals. {said}.",
     )
 

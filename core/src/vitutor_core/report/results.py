@@ -18,8 +18,8 @@ Curves = dict[str, list[float | None]]
 """Column name to one value per epoch; None where nothing was measured."""
 
 # The seeds of a row may differ in these fields and in nothing else. Where a seed starts from another row's students
-# (student.weights), it starts from that of the same number. data.train_from is no such
-# field: its path alone says which images it names.
+# (student.weights), it starts from that of the same number. data.train_from is no such field: its path alone says which
+# images it names.
 _FREE_FIELDS = frozenset({"seed", "data.subset_seed", *runtime_paths(RunConfig)} - {"data.train_from"})
 
 
