@@ -23,7 +23,7 @@ _out = options.folder("--out", "Folder of analysis.json and the figures.", requi
 @click.argument("model", metavar="RUN|FILE", type=options.PathOption(exists=True))
 @click.argument("images", nargs=-1, required=True)
 @options.number("--top", "Classes per image.", default=5)
-@click.option("--csv", "table", type=options.PathOption(dir_okay=False), help="Write there, a line for each image.")
+@options.file("--csv table", "Write there, a line for each image.")
 @options.ema
 @options.number("--batch", "Images at once.", most=2**20, default=256)
 @options.device

@@ -39,13 +39,13 @@ SCALES = ("digits", "scenes", "small", "cifar100", "imagenet")
 
 
 def folder(name: str, text: str, *, exists: bool = False, **how: Any) -> Callable[[Any], Any]:
-    """Return an option that names a folder."""
-    return click.option(name, type=PathOption(exists=exists, file_okay=False), help=text, **how)
+    """Return an option that names a folder; the parameter's name may follow the option's."""
+    return click.option(*name.split(), type=PathOption(exists=exists, file_okay=False), help=text, **how)
 
 
 def file(name: str, text: str, *, exists: bool = False, **how: Any) -> Callable[[Any], Any]:
-    """Return an option that names a file."""
-    return click.option(name, type=PathOption(exists=exists, dir_okay=False), help=text, **how)
+    """Return an option that names a file, likewise."""
+    return click.option(*name.split(), type=PathOption(exists=exists, dir_okay=False), help=text, **how)
 
 
 def names(name: str, text: str) -> Callable[[Any], Any]:

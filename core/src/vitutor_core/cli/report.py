@@ -52,13 +52,7 @@ def show(paper: str, results: Path) -> None:
 
 @report.command("restore")
 @_paper
-@click.option(
-    "--from",
-    "published",
-    required=True,
-    type=options.PathOption(exists=True, file_okay=False),
-    help="Where they were published.",
-)
+@options.folder("--from published", "Where they were published.", required=True, exists=True)
 @click.option("--missing-seeds", is_flag=True, help="Also the seeds that a row of RESULTS lacks.")
 @options.results
 def restore(paper: str, published: Path, missing_seeds: bool, results: Path) -> None:
@@ -72,8 +66,8 @@ def restore(paper: str, published: Path, missing_seeds: bool, results: Path) -> 
 @report.command("publish")
 @_paper
 @options.results
-@click.option("--to", "target", required=True, type=options.PathOption(file_okay=False), help="Write there.")
-@click.option("--readme", type=options.PathOption(exists=True, dir_okay=False), help="Replace its results block.")
+@options.folder("--to target", "Write there.", required=True)
+@options.file("--readme", "Replace its results block.", exists=True)
 def publish(paper: str, results: Path, target: Path, readme: Path | None) -> None:
     """Keep the table and figures of RESULTS in the repository."""
     from vitutor_core.report.publish import publish_results
