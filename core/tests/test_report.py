@@ -96,7 +96,7 @@ def test_another_metric_of_a_row_in_another_unit(tmp_path: Path) -> None:
     assert agent["train_images"] == 898
     # Both have a standard deviation of sqrt(2) / 100 over 2 seeds: sqrt(1e-4 + 1e-4), and t at 2 degrees of freedom
     # is seen with 80 % chance from 5.6535 standard errors on.
-    sentence = "the agent of OURS minus OURS: -0.040 +- 0.014 nats, inconclusive (it takes 0.080 nats to be seen)."
+    sentence = "The agent of OURS minus OURS: -0.040 +- 0.014 nats, inconclusive (it takes 0.080 nats to be seen)."
     assert pair_of(table, "ours:agent", "ours")["sentence"] == sentence
     assert table["further"] == []
     markdown = to_markdown(table)
@@ -149,7 +149,7 @@ def test_rows_without_results_are_kept_empty(paper: PaperResults, tmp_path: Path
     assert missing["ours"] is missing["difference"] is missing["train_images"] is missing["command"] is None
     assert missing["paper_difference"] == 1.5
     assert pair_of(table, "part", "plain")["verdict"] == "not run"
-    assert pair_of(table, "part", "plain")["sentence"] == "half of OURS against plain model: not run."
+    assert pair_of(table, "part", "plain")["sentence"] == "Half of OURS against plain model: not run."
 
 
 def test_shares_of_the_data(paper: PaperResults, tmp_path: Path) -> None:

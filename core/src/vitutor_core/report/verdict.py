@@ -134,6 +134,7 @@ def sentence(
 
     ``judged`` is what `judge` returns, None at a scale without verdicts.
     """
+    subject = subject[:1].upper() + subject[1:]
     if found is None:
         return f"{subject} against {reference}{where}: not run."
     error = "" if found["standard_error"] is None else f" +- {found['standard_error']:.{decimals}f}"
