@@ -15,7 +15,7 @@ from scipy import stats
 from core.tests.report_samples import texts_of, write_run
 from vitutor_core.report.leaderboard import Entrant, Spent, build_leaderboard, spent_by
 from vitutor_core.report.leaderboard_page import write_board
-from vitutor_core.report.leaderboard_text import composition_grid, head, line_grid, print_board, to_markdown
+from vitutor_core.report.leaderboard_text import composition_grid, head, line_grid, notes, print_board, to_markdown
 from vitutor_core.report.results import Run, load_results
 from vitutor_core.report.significance import contrast
 
@@ -206,6 +206,12 @@ def test_a_composition_of_three_alone_has_no_matrix(entrants, tmp_path):
     files = {path.name for path in write_board(build_leaderboard(changed, [], FACTS), rows, tmp_path / "out")}
     assert "compare-gains.svg" in files
     assert "compare-matrix.svg" not in files
+
+
+def test_a_teacher_of_other_images_is_named(board):
+    assert "was trained on" not in " ".join(notes(board))
+    few = board | {"train_images": 100}
+    assert "The teacher cnn was trained on 1,000 images; the students on 100." in notes(few)
 
 
 def test_terminal_markdown_and_page_have_the_same_cells(board, entrants, tmp_path, capsys):

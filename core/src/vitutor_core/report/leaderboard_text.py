@@ -110,8 +110,12 @@ def notes(board: Json) -> list[str]:
         "no more than that; a star marks a verdict. Compute: FLOPs of training, forward and backward, of one run and "
         "of every teacher and pre-training that it needs, over those of the student alone. Before: the updates of "
         "these. Images: those seen in all updates. Minutes: measured.",
-        "A teacher is one run, whose accuracy has no spread; it may have seen more images, as its own recipe says.",
+        "A teacher is one run, whose accuracy has no spread.",
     ]
+    for teacher in board["teachers"]:
+        if teacher["train_images"] != board["train_images"]:
+            own = f"{teacher['train_images']:,} images; the students on {board['train_images']:,}"
+            text.append(f"The teacher {teacher['name']} was trained on {own}.")
     text += [f"The training of {', '.join(sorted(uncounted))} is not known, and not counted (+)."] if uncounted else []
     return [*own, *text]
 
