@@ -114,8 +114,8 @@ def notes(board: Json) -> list[str]:
     ]
     for teacher in board["teachers"]:
         if teacher["train_images"] != board["train_images"]:
-            own = f"{teacher['train_images']:,} images; the students on {board['train_images']:,}"
-            text.append(f"The teacher {teacher['name']} was trained on {own}.")
+            images = f"{teacher['train_images']:,} images; the students on {board['train_images']:,}"
+            text.append(f"The teacher {teacher['name']} was trained on {images}.")
     text += [f"The training of {', '.join(sorted(uncounted))} is not known, and not counted (+)."] if uncounted else []
     return [*own, *text]
 
