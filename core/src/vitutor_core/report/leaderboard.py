@@ -138,7 +138,7 @@ def answer(board: Json) -> str:
     tested = [line for line in board["lines"] if line["gain"] and line["gain"]["p"] is not None]
     text = f"With these images {first['title']} helps{' most' if first is best else ''}: {_gain(first)}, "
     text += f"a gain beyond chance among {len(tested)} lines"
-    titles = ", ".join(line["title"] for line in others)
+    titles = "; of ".join(line["title"] for line in others)  # a title may have a comma
     text += f"; so {'is that' if len(others) == 1 else 'are those'} of {titles}" if others else ""
     if first is not best:
         text += f". The highest mean is that of {best['title']}, {_gain(best)}, {_unseen(best['verdict'])}"
