@@ -77,6 +77,7 @@ def test_two_processes_make_every_step_again(tmp_path, monkeypatch, capfd):
         replay_step(str(tmp_path / "run"), 14, whole_epoch=False, images=None, settings=[])
 
     monkeypatch.setattr(sys, "executable", forked.python())
+    monkeypatch.setenv("WORLD_SIZE", "1")  # as some clusters set it for one process
     capfd.readouterr()
     arguments = ["replay", str(tmp_path / "run"), "--step", "14", "--images", str(tmp_path / "batch")]
     done = CliRunner().invoke(vitutor, arguments, catch_exceptions=False)

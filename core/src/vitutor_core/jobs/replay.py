@@ -26,7 +26,7 @@ def replay_run(run: Path, step: int, *, whole_epoch: bool, images: Path | None, 
         "settings": list(settings),
     }
     count = Origin.read(run).processes
-    if count == 1 or "WORLD_SIZE" in os.environ:
+    if count == 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:  # some clusters set it to 1 everywhere
         replay_step(**arguments)
     else:
         job = Job("replay", f"{__name__}:replay_step", arguments)

@@ -48,8 +48,8 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
         block = readme_block(table, where / f"{paper}.md", _main_figure(table, target), where)
         text = replace_block(readme.read_text(encoding="utf-8"), paper, block, where=str(readme))
         if headlines_drawn is not None and block_start(HEADLINES) in text:
-            block = f"{markdown_figure(where / headlines_drawn.path.name)}\n\n{headlines_drawn.caption}"
-            text = replace_block(text, HEADLINES, block, where=str(readme))
+            drawn = f"{markdown_figure(where / headlines_drawn.path.name)}\n\n{headlines_drawn.caption}"
+            text = replace_block(text, HEADLINES, drawn, where=str(readme))
         write_text(readme, text)
         written.append(readme)
     return written
