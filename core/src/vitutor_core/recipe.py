@@ -163,9 +163,10 @@ def _changed(loaded: dict[str, Any], path: Path) -> Recipe:
 
 def _groups(loaded: Mapping[str, Any], rows: Mapping[str, Changes], path: Path) -> dict[str, tuple[str, ...]]:
     groups = {name: tuple(patterns) for name, patterns in (loaded.get("groups") or {}).items()}
-    for name, pattern in ((name, pattern) for name, patterns in groups.items() for pattern in patterns):
-        if not any(fnmatchcase(row, pattern) for row in rows):
-            raise ConfigError(f"{path}: groups.{name}: no row '{pattern}'{nearest(pattern, rows)}")
+    for name, patterns in groups.items():
+        for pattern in patterns:
+            if not any(fnmatchcase(row, pattern) for row in rows):
+                raise ConfigError(f"{path}: groups.{name}: no row '{pattern}'{nearest(pattern, rows)}")
     return groups
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitutor_core.report.drawing import COLOURS, INK, QUIET, Picture, draw_legend, save_picture
-from vitutor_core.report.render import claimed, gap
+from vitutor_core.report.render import claimed, compared, gap
 from vitutor_core.report.verdict import Json
 
 HEADLINES = "headlines"
@@ -42,7 +42,7 @@ def headline_figure(folder: Path) -> Picture | None:
                 style = {"color": QUIET, "marker": "D", "fillstyle": "none", "linestyle": "", "label": "in the paper"}
                 axes.plot(pair["paper"], position, **style)
         axes.axvline(0, color=INK, linewidth=1)
-        axes.set_yticks(range(len(pairs)), [f"{table['paper']}\n{_named(pair)}" for table, pair in pairs])
+        axes.set_yticks(range(len(pairs)), [f"{table['paper']}\n{compared(pair)}" for table, pair in pairs])
         axes.invert_yaxis()
         axes.margins(y=0.12)
         axes.grid(visible=False, axis="y")
@@ -65,9 +65,5 @@ def _judged(table: Json) -> list[Json]:
     return [pair for pair in pairs if pair["headline"] and pair["ours"] and pair["verdict"] in _COLOURS]
 
 
-def _named(pair: Json) -> str:
-    return f"{pair['subject']} minus {pair['reference']}{pair['where']}"
-
-
 def _said(pair: Json) -> str:
-    return f"{_named(pair)}: {gap(pair['ours'])}, {pair['verdict']} (paper: {claimed(pair)})"
+    return f"{compared(pair)}: {gap(pair['ours'])}, {pair['verdict']} (paper: {claimed(pair)})"

@@ -27,6 +27,11 @@ def signed(value: float | None, decimals: int = 1) -> str:
     return NOTHING if value is None else f"{value:+.{decimals}f}"
 
 
+def compared(pair: Json) -> str:
+    """Name a difference by its two rows."""
+    return f"{pair['subject']} minus {pair['reference']}{pair['where']}"
+
+
 def claimed(pair: Json, decimals: int = 1) -> str:
     """Format what the paper says of a difference: the number that it prints, else the side that its text claims."""
     return pair.get("claim") or signed(pair["paper"], decimals)  # a table of an older version has no claims
@@ -86,7 +91,7 @@ def comparison_cells(table: Json) -> tuple[list[str], list[list[str]]]:
     """Return the headings and the cells of a table's comparisons, as text."""
     lines = [
         [
-            f"{pair['subject']} minus {pair['reference']}{pair['where']}",
+            compared(pair),
             claimed(pair, table["decimals"]),
             gap(pair["ours"], table["decimals"]),
             *((pair["verdict"], number(pair["smallest"], table["decimals"])) if has_verdicts(table) else ()),
