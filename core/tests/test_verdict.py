@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,8 +19,8 @@ from vitutor_core.report.html import write_report
 from vitutor_core.report.paper import PaperResults, load_paper_results
 from vitutor_core.report.render import listed, to_markdown
 from vitutor_core.report.results import load_results
-from vitutor_core.report.significance import smallest_effect
-from vitutor_core.report.verdict import judge
+from vitutor_core.report.significance import p_value, smallest_effect, spread
+from vitutor_core.report.verdict import Pair, judge
 
 
 @pytest.fixture
@@ -73,8 +74,63 @@ def test_verdicts_of_a_table_share_its_five_percent(paper: PaperResults, tmp_pat
 
 def test_a_difference_that_the_paper_does_not_print() -> None:
     found = [{"mean": mean, "standard_error": 1.0, "df": 4.0, "p": 1e-4} for mean in (5.0, -5.0)]
-    pairs = [(printed, one) for printed in (None, 0.0) for one in found]
+    pairs = [Pair(printed, None, one) for printed in (None, 0.0) for one in found]
     assert [one["verdict"] for one in judge(pairs)] == ["above", "below"] * 2
+
+
+@pytest.mark.parametrize(
+    ("printed", "mean", "verdict"),
+    [
+        (12.9, 0.2, "smaller"),
+        (-12.9, 0.2, "smaller"),  # the other side of zero is short of it, too
+        (4.0, 0.2, "inconclusive"),  # t of what is missing is 3.8, and 4.1 is asked for: 2.5 %, since two are tested
+        (-0.1, -1.5, "inconclusive"),  # more than the paper's, but not seen
+        (0.0, 0.2, "inconclusive"),
+        (12.9, 8.0, "confirmed"),  # seen, and the size is not judged
+    ],
+)
+def test_no_difference_where_the_paper_prints_a_large_one(printed: float, mean: float, verdict: str) -> None:
+    """With a standard error of 1 and 3 degrees of freedom; the second pair of the table is as in the paper."""
+    found = [{"mean": value, "standard_error": 1.0, "df": 3.0, "p": p} for value, p in ((mean, 0.9), (1.0, 0.9))]
+    found[0]["p"] = 1e-3 if verdict == "confirmed" else 0.3
+    assert [one["verdict"] for one in judge([Pair(printed, None, found[0]), Pair(1.0, None, found[1])])] == [
+        verdict,
+        "inconclusive",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("true", "printed", "least", "most"), [(1.0, 1.0, 1, 50), (0.0, 3.0, 900, 1000)], ids=["as large", "none"]
+)
+def test_one_table_of_twenty_at_most_is_called_smaller_by_chance(
+    true: float, printed: float, least: int, most: int
+) -> None:
+    """1,000 tables of four differences, by five seeds of standard deviation 1 for each row."""
+    values = np.random.default_rng(5).standard_normal((1000, 5, 5)) + true * np.array([0, 1, 1, 1, 1])[:, None]
+    found = spread([values[:, 1:], values[:, :1]], (1, -1))
+    numbers = zip(*(np.broadcast_to(part, (1000, 4)) for part in (*found, p_value(found))), strict=True)
+    said = 0
+    for table in numbers:
+        pairs = [
+            Pair(printed, None, dict(zip(("mean", "standard_error", "df", "p"), one, strict=True)))
+            for one in zip(*table, strict=True)
+        ]
+        said += any(one["verdict"] == "smaller" for one in judge(pairs))
+    assert least <= said <= most
+
+
+def test_a_smaller_difference_is_said_wherever_verdicts_are(tmp_path: Path) -> None:
+    """Ours is +0.3 +- 0.8 with 4 degrees of freedom where 12 are printed."""
+    path = tmp_path / "paper_results.yaml"
+    path.write_text(PAPER.replace("top1: 72.3", "top1: 82.0"))
+    write_row(tmp_path, "plain", [90.0, 91.0, 92.0])
+    write_row(tmp_path, "ours", [90.3, 91.3, 92.3])
+    table = build(load_paper_results(path), tmp_path)
+    pair = pair_of(table, "ours", "plain")
+    assert pair["sentence"] == "OURS minus plain model: +0.3 +- 0.8 points, smaller than the paper's +12.0."
+    assert pair["smallest"] == pytest.approx(float(smallest_effect(math.sqrt(2 / 3), 4, 0.05)))
+    assert "0 inconclusive, 1 smaller than the paper's" in table["summary"]
+    assert sum(note.startswith("Smaller: ") for note in table["notes"]) == 1
 
 
 @pytest.mark.parametrize(("claim", "verdict"), [("above", "confirmed"), ("below", "contradicted")])

@@ -12,7 +12,7 @@ from vitutor_core.report.verdict import Json
 
 HEADLINES = "headlines"
 """Name of the figure's file, and of the block of a page that shows it."""
-_COLOURS = {"confirmed": COLOURS[3], "contradicted": COLOURS[4], "inconclusive": COLOURS[0]}
+_COLOURS = {"confirmed": COLOURS[3], "contradicted": COLOURS[4], "smaller": COLOURS[1], "inconclusive": COLOURS[0]}
 
 
 def headline_figure(folder: Path) -> Picture | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from vitutor_core.report.results import Run
-from vitutor_core.report.verdict import SMOKE_TEST, Json, Sample, combined, difference, judge, summarise
+from vitutor_core.report.verdict import SMOKE_TEST, Json, Pair, Sample, combined, difference, judge, summarise
 
 Kind = Literal["plain", "long", "method", "model", "composition"]
 """Of a line: the student alone; that for longer; a way to train it; another model; several ways at once."""
@@ -107,7 +107,7 @@ def _line(entrant: Entrant, samples: Mapping[str, Sample], plain: Entrant, long:
 
 def _judge(lines: Sequence[Json], of: str, key: str, *, judged: bool) -> None:
     """Write the verdicts of a column into its lines, Holm's correction being over them."""
-    found = judge([(None, line[of]) for line in lines]) if judged else [None] * len(lines)
+    found = judge([Pair(None, None, line[of]) for line in lines]) if judged else [None] * len(lines)
     for line, verdict in zip(lines, found, strict=True):
         line[key] = verdict
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vitutor_core.report.paper import Comparison, Cost, MeasuredCell, PaperResults, PaperTable, split_row
 from vitutor_core.report.results import Run
-from vitutor_core.report.verdict import SMOKE_TEST, Json, Sample, difference, judge, sentence, summarise, summary
+from vitutor_core.report.verdict import SMOKE_TEST, Json, Pair, Sample, difference, judge, sentence, summarise, summary
 
 Rows = Mapping[str, Sequence[Run]]
 
@@ -159,11 +159,8 @@ def _comparisons(paper: PaperResults, table: PaperTable, rows: Rows, *, judged: 
     samples = [[_measured(row, table, rows)[1] for row in (pair.row, pair.to)] for pair in table.comparisons]
     printed = [_printed_difference(cells[pair.row], cells[pair.to]) for pair in table.comparisons]
     found = [difference(*both) for both in samples]
-    sides = [
-        {"above": 1.0, "below": -1.0, None: value}[pair.claim]
-        for pair, value in zip(table.comparisons, printed, strict=True)
-    ]
-    verdicts = judge(list(zip(sides, found, strict=True))) if judged else [None] * len(found)
+    pairs = [Pair(value, pair.claim, ours) for pair, value, ours in zip(table.comparisons, printed, found, strict=True)]
+    verdicts = judge(pairs) if judged else [None] * len(found)
     names = [_names(paper, pair, cells) for pair in table.comparisons]
     lines = []
     for pair, name, both, value, ours, verdict in zip(
@@ -172,7 +169,9 @@ def _comparisons(paper: PaperResults, table: PaperTable, rows: Rows, *, judged: 
         subject, reference, where = name
         if names.count(name) > 1:
             where += _detail(table, cells[pair.row])
-        said = sentence(subject, reference, where, ours, verdict, unit=table.unit, decimals=table.decimals)
+        said = sentence(
+            subject, reference, where, ours, verdict, unit=table.unit, decimals=table.decimals, printed=value
+        )
         lines.append(
             {
                 "row": pair.row,
@@ -228,6 +227,11 @@ def _notes(paper: PaperResults, scale: str, images: Sequence[int], comparisons: 
             "A verdict is a t-test on that error (degrees of freedom by Welch and Satterthwaite); Holm's correction "
             "keeps the chance of any false verdict in a table at 5 %. Inconclusive means that the test saw nothing; "
             "beside it stands the true difference that it would have seen with 80 % chance."
+        )
+    if any(pair["verdict"] == "smaller" for pair in pairs):
+        notes.append(
+            "Smaller: the test saw no difference, and ours falls short of the paper's by more than chance (a t-test of "
+            "what is missing, with Holm's correction of its own), at our scale."
         )
     if images:
         counts = " or ".join(f"{count:,} evaluation images (one is {100 / count:.2f} points)" for count in images)

@@ -6,22 +6,24 @@ A verdict is one word:
 - ``confirmed``: the rows differ, in the direction that the paper prints or claims
 - ``contradicted``: they differ in the other direction
 - ``above``, ``below``: they differ, and the paper names no direction
+- ``smaller``: the test saw no difference, and one as large as the paper prints is excluded
 - ``inconclusive``: the test saw no difference; ``smallest`` is the one that it would have seen with 80 % chance
 - ``not run``: a row is missing or has one seed
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from vitutor_core.errors import DataError
 from vitutor_core.report.results import Run
-from vitutor_core.report.significance import LEVEL, contrast, holm, p_value, smallest_effect, spread
+from vitutor_core.report.significance import LEVEL, Estimate, contrast, holm, p_value, smallest_effect, spread
 
 Json = dict[str, Any]
 
@@ -94,30 +96,58 @@ def _same_images(*samples: Sample) -> list[np.ndarray] | None:
     return [np.stack([right for right in row if right is not None]) for row in answers]
 
 
-def judge(pairs: Sequence[tuple[float | None, Json | None]]) -> list[Json]:
-    """Judge the differences of one table, each given as the paper's, of which only the sign counts, and ours.
+class Pair(NamedTuple):
+    """A difference of two rows: what the paper prints or claims of it, and what `difference` found."""
 
-    Returns, for each, ``verdict``, ``p_holm`` (null where nothing was tested) and ``smallest`` (null unless
-    inconclusive, and where the seeds do not vary at all).
+    printed: float | None
+    claim: Literal["above", "below"] | None
+    """The side that the text claims where no number is printed."""
+    found: Json | None
+
+    @property
+    def side(self) -> float:
+        """Positive above, negative below, 0 where the paper names no direction."""
+        return {"above": 1.0, "below": -1.0, None: self.printed or 0.0}[self.claim]
+
+
+def judge(pairs: Sequence[Pair]) -> list[Json]:
+    """Judge the differences of one table.
+
+    Returns, for each, ``verdict``, ``p_holm`` (null where nothing was tested) and ``smallest`` (null unless the test
+    saw nothing, and where the seeds do not vary at all).
     """
-    tested = [
-        (index, printed, found)
-        for index, (printed, found) in enumerate(pairs)
-        if found is not None and found["p"] is not None
-    ]
-    adjusted = holm([found["p"] for _, _, found in tested])
+    tested = {
+        index: pair.found for index, pair in enumerate(pairs) if pair.found is not None and pair.found["p"] is not None
+    }
+    adjusted = holm([found["p"] for found in tested.values()])
     # Once Holm's steps have stopped, every p-value that is left was held against this level.
     left = LEVEL / max(1, int((adjusted > LEVEL).sum()))
+    too_small = _smaller({index: (found, pairs[index].printed or 0.0) for index, found in tested.items()})
     verdicts: list[Json] = [{"verdict": "not run", "p_holm": None, "smallest": None} for _ in pairs]
-    for (index, printed, found), p in zip(tested, adjusted, strict=True):
-        verdict, smallest = "inconclusive", None
+    for (index, found), p in zip(tested.items(), adjusted, strict=True):
+        verdict, smallest, claimed = "inconclusive", None, pairs[index].side
         if p <= LEVEL:
             side = "above" if found["mean"] > 0 else "below"
-            verdict = side if not printed else "confirmed" if (side == "above") == (printed > 0) else "contradicted"
+            verdict = side if not claimed else "confirmed" if (side == "above") == (claimed > 0) else "contradicted"
         elif found["standard_error"] > 0:
             smallest = float(smallest_effect(found["standard_error"], found["df"], left))
+            verdict = "smaller" if index in too_small else verdict
         verdicts[index] = {"verdict": verdict, "p_holm": float(p), "smallest": smallest}
     return verdicts
+
+
+def _smaller(tested: Mapping[int, tuple[Json, float]]) -> set[int]:
+    """Return which differences, each with the paper's, fall short of it by more than chance.
+
+    This is a second question to a table, and the chance of any false answer to it is `LEVEL` again.
+    """
+    sized = {index: pair for index, pair in tested.items() if pair[1]}
+    short = {index: math.copysign(1, printed) * (printed - found["mean"]) for index, (found, printed) in sized.items()}
+    p = [
+        p_value(Estimate(np.asarray(short[index]), np.asarray(found["standard_error"]), found["df"]))
+        for index, (found, _) in sized.items()
+    ]
+    return {index for index, p in zip(sized, holm(p), strict=True) if p <= LEVEL and short[index] > 0}
 
 
 def sentence(
@@ -129,10 +159,11 @@ def sentence(
     *,
     unit: str = "points",
     decimals: int = 1,
+    printed: float | None = None,
 ) -> str:
     """Say in words how ``subject`` stands to ``reference``; ``where`` is empty or says at which share of the data.
 
-    ``judged`` is what `judge` returns, None at a scale without verdicts.
+    ``judged`` is what `judge` returns, None at a scale without verdicts; ``printed`` is the paper's difference.
     """
     subject = subject[:1].upper() + subject[1:]
     if found is None:
@@ -143,6 +174,8 @@ def sentence(
         return f"{subject} minus {reference}{where}: {value}."
     if judged["verdict"] == "not run":
         return f"{subject} minus {reference}{where}: not run with several seeds ({value} from one)."
+    if judged["verdict"] == "smaller":
+        return f"{subject} minus {reference}{where}: {value}, smaller than the paper's {printed:+.{decimals}f}."
     if judged["verdict"] == "inconclusive":
         smallest = judged["smallest"]
         seen = "" if smallest is None else f" (it takes {smallest:.{decimals}f} {unit} to be seen)"
@@ -165,6 +198,7 @@ def summary(tables: Sequence[Sequence[Json]]) -> str:
             strictest[key] = pair
     count = Counter(pair["verdict"] for pair in strictest.values())
     parts = [f"{count[verdict]} {verdict}" for verdict in ("confirmed", "contradicted", "inconclusive")]
+    parts += [f"{count['smaller']} smaller than the paper's"] if count["smaller"] else []
     if unprinted := count["above"] + count["below"]:
         parts.append(f"{unprinted} clear where the paper prints none")
     parts += [f"{count['not run']} not run"] if count["not run"] else []
