@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from vitutor_core.train import progress
-from vitutor_core.train.progress import Eta, RunProgress, duration
+from vitutor_core import progress
+from vitutor_core.progress import Eta, RunProgress, duration
 
 
 class Clock:
@@ -130,3 +130,13 @@ def test_a_log_says_so(clock, capsys, monkeypatch):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "row 2 of 12, vit, epochs: 0/30, estimating"
     assert lines[-1] == "row 2 of 12, vit, epochs: 5/30, 8 min 20 s left"
+
+
+def test_short_work_shows_no_bar(clock, capsys, monkeypatch):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal for rich, too
+    for seconds, is_shown in ((2.0, False), (4.0, True)):
+        with RunProgress("decoding", 10, patience_s=3.0) as shown:
+            clock.now += seconds
+            shown.update(10, "")
+        assert ("decoding" in capsys.readouterr().err) == is_shown

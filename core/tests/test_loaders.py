@@ -298,6 +298,16 @@ def test_the_size_of_resident_images(sizes, cropped, side):
     assert images[:, 0, 0, 0].tolist() == list(range(len(sizes)))
 
 
+@pytest.mark.parametrize(("rank", "lines"), [("0", ["16/20", "20/20"]), ("1", [])])
+def test_decoding_tells_how_far_it_is(monkeypatch, capsys, rank, lines):
+    monkeypatch.setattr("vitutor_core.progress._LOG_EVERY_S", 0.0)
+    monkeypatch.setenv("RANK", rank)
+    source = fake_source([(16, 16)] * 20)
+    resident.load_train(source.train, np.arange(20), config().data, cropped=False, device=CPU)
+    said = [line.partition(", ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert said == [f"decoding 20 images: {done}" for done in lines]
+
+
 def test_images_that_do_not_fit(monkeypatch):
     def full(*_args, **_kwargs):
         raise MemoryError

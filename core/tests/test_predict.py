@@ -172,7 +172,7 @@ def test_no_more_than_two_batches_are_in_memory(photo_run, photos, monkeypatch):
 
 
 def test_progress_is_shown_of_many_images(photo_run, photos, call, monkeypatch, tmp_path):
-    monkeypatch.setattr("vitutor_core.train.progress._LOG_EVERY_S", 0.0)
+    monkeypatch.setattr("vitutor_core.progress._LOG_EVERY_S", 0.0)
     arguments = ("predict", photo_run, photos / "val", "--csv", tmp_path / "out.csv")
     assert "predicting: 12/24" in call(vitutor, *arguments, "--batch", 12)[2]
     assert call(vitutor, *arguments)[2] == ""

@@ -22,9 +22,9 @@ from vitutor_core.graph.planned import place_in_plan
 from vitutor_core.jobs import reproduce
 from vitutor_core.jobs.reproduce import Folders, Row, reproduce_row
 from vitutor_core.paper import Paper, load
+from vitutor_core.progress import RunProgress
 from vitutor_core.recipe import resolve
 from vitutor_core.schema import RunConfig, TeacherConfig
-from vitutor_core.train.progress import RunProgress
 from vitutor_core.train.session import RunLabel, train
 from vitutor_core.train.supervised import Supervised
 

@@ -21,9 +21,9 @@ from vitutor_core.jobs.reproduce import Folders, Row, reproduce_planned, reprodu
 from vitutor_core.jobs.robustness import measure
 from vitutor_core.jobs.train import Asked, train_row
 from vitutor_core.paper import Paper, load
+from vitutor_core.progress import is_silent
 from vitutor_core.recipe import SHIFTED_SETS, read_recipe, recipe_path
 from vitutor_core.terminal import printable
-from vitutor_core.train.progress import is_silent
 
 
 def paper_group(paper: Paper) -> click.Group:

@@ -14,9 +14,9 @@ from vitutor_core.errors import ConfigError
 from vitutor_core.jobs.sizes import show_sizes
 from vitutor_core.jobs.train import Settings, texts
 from vitutor_core.paper import Paper, installed_papers
+from vitutor_core.progress import is_silent
 from vitutor_core.recipe import OWN
 from vitutor_core.terminal import say
-from vitutor_core.train.progress import is_silent
 
 
 def compare_papers(

@@ -14,13 +14,13 @@ from vitutor_core.jobs.evaluate import evaluate_row
 from vitutor_core.jobs.launch import default_jobs
 from vitutor_core.jobs.reproduce import Folders, Row, reproduce_row
 from vitutor_core.paper import load
+from vitutor_core.progress import duration, is_silent
 from vitutor_core.provenance import usable_cores
 from vitutor_core.report.leaderboard import Entrant, Kind, Spent, build_leaderboard, spent_by
 from vitutor_core.report.results import Run, load_results
 from vitutor_core.runs import RunDir, RunRecord
 from vitutor_core.schema import RunConfig
 from vitutor_core.terminal import say
-from vitutor_core.train.progress import duration, is_silent
 
 Seeds = tuple[int, ...]
 

@@ -8,9 +8,9 @@ from vitutor_core.data.check import check_annotated, check_source
 from vitutor_core.data.detection.coco import write_coco
 from vitutor_core.data.detection.open import open_annotated
 from vitutor_core.files import write_json
+from vitutor_core.progress import RunProgress
 from vitutor_core.schema import DataConfig
 from vitutor_core.terminal import printable, say
-from vitutor_core.train.progress import RunProgress
 
 
 def check_data(config: DataConfig, out: Path | None, coco: Path | None) -> None:

@@ -17,6 +17,7 @@ from vitutor_core.files import write_json
 from vitutor_core.hub import is_named
 from vitutor_core.jobs.models import load_any
 from vitutor_core.models.weights import load_strictly
+from vitutor_core.progress import is_silent
 from vitutor_core.recipe import recipe_path, resolve
 from vitutor_core.report.detections import IMAGES, draw_detections
 from vitutor_core.report.drawing import Picture
@@ -24,7 +25,6 @@ from vitutor_core.runs import RunDir
 from vitutor_core.schema import DetectorConfig
 from vitutor_core.terminal import say
 from vitutor_core.train.detector import Detector
-from vitutor_core.train.progress import is_silent
 from vitutor_core.train.session import RunLabel, train
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 
 from vitutor_core.errors import InterruptedRun, VitutorError
 from vitutor_core.paper import load
+from vitutor_core.progress import QUIET
 from vitutor_core.provenance import usable_cores, usable_gpus
 from vitutor_core.terminal import exit_after
-from vitutor_core.train.progress import QUIET
 from vitutor_core.train.signals import STOP_SIGNALS
 
 Environment = Mapping[str, str]

@@ -68,7 +68,7 @@ def predict_images(
     if paper is not None:
         load(paper.method)  # registers the paper's models with timm
     found = predict_files(model, paths, top=top, ema=ema, batch_size=batch, device=device)
-    from vitutor_core.train.progress import RunProgress
+    from vitutor_core.progress import RunProgress
 
     lines: list[Prediction] = []
     problems = []

@@ -20,10 +20,10 @@ from vitutor_core.graph.stages import train_code
 from vitutor_core.jobs.launch import Job, default_jobs, run_jobs
 from vitutor_core.jobs.teacher import with_teachers
 from vitutor_core.paper import Paper, load
+from vitutor_core.progress import RunProgress
 from vitutor_core.runs import RunDir, weights_file
 from vitutor_core.schema import RunConfig
 from vitutor_core.terminal import say
-from vitutor_core.train.progress import RunProgress
 
 
 @dataclass(frozen=True)

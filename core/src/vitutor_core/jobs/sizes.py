@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from vitutor_core.own import CPU_SIZE, FULL_SIZE, Images, Machine
+from vitutor_core.progress import is_silent
 from vitutor_core.schema import ModelConfig, RunConfig
 from vitutor_core.sizing import images_of, machine
 from vitutor_core.terminal import printable, say
-from vitutor_core.train.progress import is_silent
 
 
 def show_sizes(config: RunConfig, teachers: Mapping[str, RunConfig] = MappingProxyType({})) -> None:

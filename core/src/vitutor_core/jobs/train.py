@@ -13,11 +13,11 @@ from vitutor_core.graph.needs import rows_of
 from vitutor_core.jobs.sizes import show_sizes
 from vitutor_core.jobs.teacher import recipe_teachers, with_teachers
 from vitutor_core.paper import Paper, load
+from vitutor_core.progress import is_silent
 from vitutor_core.recipe import OWN
 from vitutor_core.runs import RunDir
 from vitutor_core.schema import RunConfig
 from vitutor_core.terminal import say
-from vitutor_core.train.progress import is_silent
 
 if TYPE_CHECKING:
     from vitutor_core.runs import RunRecord

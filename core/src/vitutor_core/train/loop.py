@@ -21,11 +21,11 @@ from vitutor_core.data.types import Batch, Data, WaitGivenUp, never
 from vitutor_core.distributed import Processes, effective_precision
 from vitutor_core.errors import InterruptedRun, NonFiniteError
 from vitutor_core.evaluate.accuracy import Measured, measure
+from vitutor_core.progress import RunProgress
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import optim
 from vitutor_core.train.memory import advise_for_evaluation
 from vitutor_core.train.method import Clock, Method
-from vitutor_core.train.progress import RunProgress
 from vitutor_core.train.run_folder import RunFolder
 from vitutor_core.train.signals import StopRequest
 from vitutor_core.train.state import TrainState

@@ -17,13 +17,13 @@ from vitutor_core.data.detection.open import is_annotated, open_annotated, usabl
 from vitutor_core.data.types import Batch, TrainLoader
 from vitutor_core.distributed import Processes, gather_rows, processes, synchronise_batch_norm
 from vitutor_core.errors import ConfigError
+from vitutor_core.progress import RunProgress
 from vitutor_core.schema import RunConfig
 from vitutor_core.train import checkpoint, optim
 from vitutor_core.train.memory import advise_for_training
 from vitutor_core.train.meter import Meter
 from vitutor_core.train.method import Clock, Method, StepOutput
 from vitutor_core.train.origin import AS_MADE, Origin
-from vitutor_core.train.progress import RunProgress
 from vitutor_core.train.run_folder import check_same
 from vitutor_core.train.session import BuildMethod, circumstances, identity_of, opened
 from vitutor_core.train.state import TrainState

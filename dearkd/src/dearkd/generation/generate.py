@@ -29,8 +29,8 @@ from vitutor_core.config import fingerprinted_fields
 from vitutor_core.distributed import choose_device
 from vitutor_core.errors import ConfigError, DataError, ResourceError
 from vitutor_core.files import check_replaceable, discard, file_sha256, replace_folder, write_json, write_text
+from vitutor_core.progress import RunProgress
 from vitutor_core.provenance import here
-from vitutor_core.train.progress import RunProgress
 
 MANIFEST = "manifest.json"
 """Every image with target, teacher's prediction, confidence and SHA-256; the same for the same images."""

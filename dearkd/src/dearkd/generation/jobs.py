@@ -9,7 +9,7 @@ from dearkd import method as _method  # noqa: F401  # registers the students, of
 from dearkd.generation.config import GenerationConfig
 from dearkd.generation.generate import Generation
 from vitutor_core.jobs.launch import Job, run_jobs
-from vitutor_core.train.progress import RunProgress
+from vitutor_core.progress import RunProgress
 
 
 def generate_side_by_side(generation: Generation, name: str, work: Path, jobs: int) -> None:

@@ -24,9 +24,12 @@ from vitutor_core.data.sampler import KeyedSampler, join
 from vitutor_core.data.transfer import to_device
 from vitutor_core.data.types import Batch, Split, never
 from vitutor_core.errors import ResourceError
+from vitutor_core.progress import RunProgress, is_silent
 from vitutor_core.schema import DataConfig
 
-_CHUNK = 256
+_CHUNK = 16
+_PATIENCE_S = 3.0
+"""What is decoded by then needs no progress bar."""
 _PIXELS_AT_ONCE = 2**19
 """Small batches are augmented several at a time, which costs the same number of calls and kernels as one."""
 
@@ -156,8 +159,14 @@ def decode(
                 image = prepare(split.read(int(indices[position])))
                 pixels[position] = np.asarray(image).transpose(2, 0, 1)
 
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(fill, range(0, len(indices), _CHUNK)))  # raises what a thread has raised
+        title, enabled = f"decoding {len(indices):,} images", not is_silent()
+        with (
+            RunProgress(title, len(indices), streams=4, enabled=enabled, patience_s=_PATIENCE_S) as progress,
+            ThreadPoolExecutor() as pool,
+        ):
+            chunks = pool.map(fill, range(0, len(indices), _CHUNK))
+            for chunk, _ in enumerate(chunks, start=1):  # raises what a thread has raised
+                progress.update(min(chunk * _CHUNK, len(indices)), "")
         return pixels
 
     def facts() -> list[Any]:

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar with ETA on a terminal, a line now and then in a log."""
+"""Progress of long work: a bar with ETA on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -85,15 +85,26 @@ def duration(seconds: float) -> str:
 class RunProgress:
     """Shows ``done`` of ``total`` steps, and what is said with `say`. Durations come from the monotonic clock.
 
-    ``streams`` is how many processes do the steps, side by side; see `Eta`.
+    ``streams`` is how many processes do the steps, side by side; see `Eta`. Work that is done within ``patience_s``
+    seconds shows no bar.
     """
 
-    def __init__(self, title: str, total: int, *, done: int = 0, streams: int = 1, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        done: int = 0,
+        streams: int = 1,
+        enabled: bool = True,
+        patience_s: float = 0.0,
+    ) -> None:
         self._title, self._total, self._eta = title, total, Eta(total, done, streams=streams)
         self._enabled = enabled = enabled and os.environ.get(QUIET) != "1"
         self._console = Console(stderr=True, soft_wrap=True)
         self._live = enabled and sys.stderr.isatty()
         self._last_line = self._last_update = time.monotonic()
+        self._first_shown = self._last_line + patience_s
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -106,13 +117,14 @@ class RunProgress:
         self._task: TaskID = self._bar.add_task(title, total=total, completed=done, left="", note="")
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self._show_if_due()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._bar.live.is_started:
+            self._bar.stop()
 
     def is_due(self) -> bool:
         """Return whether nothing was shown for a while, as when a single step takes seconds."""
@@ -121,11 +133,16 @@ class RunProgress:
     def update(self, done: int, note: str) -> None:
         """Show that ``done`` steps are done; in a log, at most one line every 15 seconds."""
         self._eta.update(done, self._total)
+        self._show_if_due()
         self._bar.update(self._task, completed=done, left=str(self._eta), note=note)
         now = self._last_update = time.monotonic()
         if not self._live and now - self._last_line >= _LOG_EVERY_S:
             self._last_line = now
             self.say(", ".join(filter(None, (f"{self._title}: {done}/{self._total}", str(self._eta), note))))
+
+    def _show_if_due(self) -> None:
+        if not self._bar.live.is_started and time.monotonic() >= self._first_shown:
+            self._bar.start()
 
     def of(self, done: int, total: int) -> None:
         """Show ``done`` of ``total`` where the total is known only now."""
