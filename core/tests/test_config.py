@@ -270,3 +270,19 @@ def test_mistakes_in_a_recipe_like_another(tmp_path, text, message):
     (tmp_path / "itself.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_recipe(tmp_path / "itself.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("groups: {few: [smal]}", "groups.few"),
+        ("analyses: {attention: [small, smal]}", "analyses.attention"),
+        ("agreements: {both: {rows: [smal, small]}}", "agreements.both"),
+        ("robustness: {rows: [smal], sets: [a]}", "robustness.rows"),
+    ],
+)
+def test_what_names_a_row_that_there_is_not(tmp_path, text, message):
+    path = tmp_path / "first.yaml"
+    path.write_text(f"{RECIPE}{text}\n")
+    with pytest.raises(ConfigError, match=f"{message}: no row 'smal'; did you mean 'small'"):
+        read_recipe(path)

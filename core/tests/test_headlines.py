@@ -56,6 +56,8 @@ def test_an_interval_is_that_of_students_t(tmp_path, monkeypatch):
 
 
 def test_without_verdicts_there_is_no_figure(tmp_path):
+    publish(tmp_path, "one", pair("confirmed", 3.0, paper=2.0))
+    assert headline_figure(tmp_path).path.exists()
     publish(tmp_path, "one", pair(None, 3.0, paper=2.0))
     assert headline_figure(tmp_path) is None
     assert not (tmp_path / "headlines.svg").exists()

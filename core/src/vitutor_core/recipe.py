@@ -131,6 +131,10 @@ def _whole(loaded: Any, path: Path) -> Recipe:
     groups = _groups(loaded, rows, path)
     analyses = {name: tuple(of) for name, of in (loaded.get("analyses") or {}).items()}
     agreements = {name: _agreement(of, name, path) for name, of in (loaded.get("agreements") or {}).items()}
+    for name, named in analyses.items():
+        _check_rows(named, rows, f"{path}: analyses.{name}")
+    for name, agreement in agreements.items():
+        _check_rows(agreement.rows, rows, f"{path}: agreements.{name}")
     shifts = _shifts(loaded.get("robustness"), rows, path)
     return Recipe(loaded["base"] or {}, loaded.get("presets") or {}, rows, groups, analyses, agreements, shifts)
 
@@ -164,10 +168,14 @@ def _changed(loaded: dict[str, Any], path: Path) -> Recipe:
 def _groups(loaded: Mapping[str, Any], rows: Mapping[str, Changes], path: Path) -> dict[str, tuple[str, ...]]:
     groups = {name: tuple(patterns) for name, patterns in (loaded.get("groups") or {}).items()}
     for name, patterns in groups.items():
-        for pattern in patterns:
-            if not any(fnmatchcase(row, pattern) for row in rows):
-                raise ConfigError(f"{path}: groups.{name}: no row '{pattern}'{nearest(pattern, rows)}")
+        _check_rows(patterns, rows, f"{path}: groups.{name}")
     return groups
+
+
+def _check_rows(patterns: Iterable[str], rows: Mapping[str, Changes], where: str) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(row, pattern) for row in rows):
+            raise ConfigError(f"{where}: no row '{pattern}'{nearest(pattern, rows)}")
 
 
 def _apart(value: Any) -> Any:
@@ -192,6 +200,7 @@ def _shifts(given: Any, rows: Mapping[str, Changes], path: Path) -> Shifts:
         return Shifts()
     if not isinstance(given, dict) or set(given) != {"rows", "sets"} or not all(map(_are_names, given.values())):
         raise ConfigError(f"{path}: 'robustness' has the keys 'rows' and 'sets', each a list of names")
+    _check_rows(given["rows"], rows, f"{path}: robustness.rows")
     chosen = tuple(row for row in rows if any(fnmatchcase(row, pattern) for pattern in given["rows"]))
     return Shifts(chosen, shifted_sets(given["sets"], f"{path}: robustness"))
 

@@ -16,7 +16,9 @@ _COLOURS = {"confirmed": COLOURS[3], "contradicted": COLOURS[4], "smaller": COLO
 
 
 def headline_figure(folder: Path) -> Picture | None:
-    """Draw the judged headline differences of the tables in ``folder`` into ``headlines.svg``; None if there are none.
+    """Draw the judged headline differences of the tables in ``folder`` into ``headlines.svg``.
+
+    None, and no file, if there are none.
 
     Each is a point with its 95 % interval, by the t-quantile of its own degrees of freedom, in points of accuracy.
     """
@@ -25,6 +27,7 @@ def headline_figure(folder: Path) -> Picture | None:
     tables = [table for table in found if "tables" in table]  # a comparison, which may lie there too, has none
     pairs = [(table, pair) for table in tables for pair in _judged(table)]
     if not pairs:
+        (folder / f"{HEADLINES}.svg").unlink(missing_ok=True)
         return None
     pairs.sort(key=lambda entry: -entry[1]["ours"]["mean"])
 

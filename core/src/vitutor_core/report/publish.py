@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,10 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
         where = target.absolute().relative_to(readme.absolute().parent)
         block = readme_block(table, where / f"{paper}.md", _main_figure(table, target), where)
         text = replace_block(readme.read_text(encoding="utf-8"), paper, block, where=str(readme))
-        if headlines_drawn is not None and block_start(HEADLINES) in text:
-            drawn = f"{markdown_figure(where / headlines_drawn.path.name)}\n\n{headlines_drawn.caption}"
+        if block_start(HEADLINES) in text:
+            drawn = "No difference that a paper is about is judged."
+            if headlines_drawn is not None:
+                drawn = f"{markdown_figure(where / headlines_drawn.path.name)}\n\n{headlines_drawn.caption}"
             text = replace_block(text, HEADLINES, drawn, where=str(readme))
         write_text(readme, text)
         written.append(readme)
@@ -62,16 +65,19 @@ def restore_results(paper: str, published: Path, results: Path, *, missing_seeds
     ``missing_seeds`` a row that is there gets the seeds that it lacks. Returns the folders of runs; raises `DataError`
     where what was published cannot be read.
     """
-    path = _runs(published, paper)
+    path, drawn_from = _runs(published, paper), _curves(published, paper)
     try:
         runs = [
             RunRecord.parse(json.dumps(run), where=str(path), error=DataError, advice="publish it again")
             for run in json.loads(path.read_text())
         ]
-        curves = json.loads(_curves(published, paper).read_text()) if _curves(published, paper).exists() else []
+        curves = json.loads(drawn_from.read_text()) if drawn_from.exists() else []
         pairs = list(zip(runs, map(str, curves or [_NO_CURVES] * len(runs)), strict=True))
     except (OSError, ValueError, TypeError, RecursionError):
         raise DataError(f"{path.absolute()}: no readable runs; publish them first") from None
+    if not curves:
+        message = f"{drawn_from} is missing, so learning curves that are published next will be without these rows"
+        warnings.warn(message, stacklevel=2)
     folder = results / "evaluation" / paper
     there = {path if missing_seeds else path.parent for path in folder.glob("*/seed-*")}
     restored = []
