@@ -55,7 +55,7 @@ def test_verdict_follows_the_numbers(
     pair = pair_of(table, "ours", "plain")
     assert (pair["verdict"], pair["sentence"]) == (verdict, sentence)
     assert f"1 {verdict}" in table["summary"] or verdict == "not run"
-    chance = "about 0.05 verdicts in one table" if len(values) > 1 else "about 0 verdicts in 0 tables"
+    chance = "about 0.05 differences in one table" if len(values) > 1 else "about 0 differences in 0 tables"
     assert chance in table["summary"]
 
 

@@ -187,7 +187,7 @@ def sentence(
 
 
 def summary(tables: Sequence[Sequence[Json]]) -> str:
-    """Count the verdicts of the comparisons of all tables, and say how many of them chance alone would give.
+    """Count the verdicts of the comparisons of all tables, and say how many differences chance alone would show.
 
     A comparison that several tables make is counted once, with the verdict of the table that asks most of it. Not seen,
     it is smaller only if it falls short of what each of them prints.
@@ -207,7 +207,7 @@ def summary(tables: Sequence[Sequence[Json]]) -> str:
     number = f"{tested} tables" if tested != 1 else "one table"
     return (
         f"Of {len(strictest)} differences in the paper's tables: {', '.join(parts)}. If no two rows differed, chance "
-        f"alone would give about {LEVEL * tested:.2g} verdicts in {number} (5 % for each table as a whole)."
+        f"alone would show about {LEVEL * tested:.2g} differences in {number} (5 % for each table as a whole)."
     )
 
 
