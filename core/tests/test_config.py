@@ -275,14 +275,19 @@ def test_mistakes_in_a_recipe_like_another(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("groups: {few: [smal]}", "groups.few"),
-        ("analyses: {attention: [small, smal]}", "analyses.attention"),
-        ("agreements: {both: {rows: [smal, small]}}", "agreements.both"),
-        ("robustness: {rows: [smal], sets: [a]}", "robustness.rows"),
+        ("groups: {few: [smal]}", "groups.few: no row 'smal'; did you mean 'small'"),
+        ("analyses: {attention: [small, smal]}", "analyses.attention: no row 'smal'; did you mean 'small'"),
+        ("analyses: {attention: [small, 'smal*']}", r"analyses.attention: no row 'smal\*'"),  # a folder has one name
+        ("agreements: {both: {rows: [smal, small]}}", "agreements.both: no row 'smal'; did you mean 'small'"),
+        ("agreements: {both: {rows: ['smal*', small]}}", r"agreements.both: no row 'smal\*'"),
+        ("robustness: {rows: [smal], sets: [a]}", "robustness.rows: no row 'smal'; did you mean 'small'"),
+        ("presets: {quick: {rows: {smal: {}}}}", "presets.quick.rows: no row 'smal'; did you mean 'small'"),
+        ("presets: {quick: {rows: [small]}}", "presets.quick: rows: names with their values are expected"),
+        ("presets: {quick: {rows: {small: 3}}}", "presets.quick: rows.small: fields with their values are expected"),
     ],
 )
 def test_what_names_a_row_that_there_is_not(tmp_path, text, message):
     path = tmp_path / "first.yaml"
-    path.write_text(f"{RECIPE}{text}\n")
-    with pytest.raises(ConfigError, match=f"{message}: no row 'smal'; did you mean 'small'"):
+    path.write_text(RECIPE.replace("presets:\n  official: {optim.lr: 2e-3, data.fraction: 0.25}\n", "") + text)
+    with pytest.raises(ConfigError, match=message):
         read_recipe(path)

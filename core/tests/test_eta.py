@@ -132,11 +132,13 @@ def test_a_log_says_so(clock, capsys, monkeypatch):
     assert lines[-1] == "row 2 of 12, vit, epochs: 5/30, 8 min 20 s left"
 
 
-def test_short_work_shows_no_bar(clock, capsys, monkeypatch):
+def test_short_work_shows_no_bar_and_longer_work_leaves_none(clock, capsys, monkeypatch):
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal for rich, too
     for seconds, is_shown in ((2.0, False), (4.0, True)):
         with RunProgress("decoding", 10, patience_s=3.0) as shown:
             clock.now += seconds
             shown.update(10, "")
-        assert ("decoding" in capsys.readouterr().err) == is_shown
+        shown_of_it = capsys.readouterr().err
+        assert ("decoding" in shown_of_it) == is_shown
+        assert shown_of_it.endswith("\x1b[1A\x1b[2K") == is_shown  # a line up, and erased

@@ -95,6 +95,14 @@ def test_training_ends_where_measuring_begins():
         assert not others & {name.partition(".")[0] for name in found}
 
 
+def test_a_progress_bar_is_in_no_fingerprint():
+    """What evaluates and what draws figures decode images, which shows a bar."""
+    for root in ("train.evaluation", "evaluate.shifts", "jobs.analyse", "jobs.agreement"):
+        found = closure([f"vitutor_core.{root}"])
+        assert "vitutor_core.data.loaders.resident" in found
+        assert "vitutor_core.progress" not in found
+
+
 def test_fingerprints_differ_between_papers_and_are_stable():
     prints = {name: train_code(paper) for name, paper in installed_papers().items()}
     assert len(set(prints.values())) == len(prints)

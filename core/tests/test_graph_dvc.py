@@ -121,7 +121,7 @@ NOTHING = (
     (f"{CORE}train/update.py", "\n# a comment\n"),
     (f"{CORE}data/sources/domainnet.py", "\n# a comment\n"),
     (f"{CORE}evaluate/accuracy.py", ("over all processes", "over every process")),  # in a docstring
-    (f"{CORE}train/progress.py", "\n_X = 1\n"),
+    (f"{CORE}progress.py", "\n_X = 1\n"),
     ("dearkd/src/dearkd/recipes/digits.yaml", "\n# a comment\n"),
     ("params.yaml", ("processes: 1", "processes: 2")),
     ("params.yaml", ("rows: []", "rows: [vit, distill, swin_drloc, mae_finetune, vit_sam, mae]")),

@@ -1,6 +1,8 @@
 """Both loaders: what they yield is a function of (seed, epoch, step) alone."""
 
 import random
+import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -306,6 +308,25 @@ def test_decoding_tells_how_far_it_is(monkeypatch, capsys, rank, lines):
     resident.load_train(source.train, np.arange(20), config().data, cropped=False, device=CPU)
     said = [line.partition(", ")[0] for line in capsys.readouterr().err.splitlines()]
     assert said == [f"decoding 20 images: {done}" for done in lines]
+
+
+def test_an_interrupt_while_progress_is_drawn_stops_the_decoding(monkeypatch):
+    source, decoded = fake_source([(16, 16)] * 4), []
+
+    class Slow:
+        def read(self, index):
+            time.sleep(1e-3)
+            decoded.append(index)
+            return source.train.read(index % 4)
+
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(resident.RunProgress, "update", interrupt)
+    indices = np.arange(4096)
+    with pytest.raises(KeyboardInterrupt):
+        resident.decode(Slow(), indices, 16, partial(lambda image: image), gigabytes=0, device=CPU)
+    assert len(decoded) < len(indices)
 
 
 def test_images_that_do_not_fit(monkeypatch):

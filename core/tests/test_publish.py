@@ -67,6 +67,12 @@ def test_what_is_published_can_be_read_in_the_repository(tmp_path):
     pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (target / "demo.md").read_text())
     assert len(pictures) == len(list(target.glob("demo-*.svg"))) == 3
     assert all((target / name).exists() for name in pictures)
+    for pair in (pair for part in table["tables"] for pair in part["comparisons"]):
+        pair["verdict"] = None  # as after a table with one seed
+    publish_results(table, results, target, readme)
+    assert "<!-- results:headlines -->\nNo headline difference of a paper has a verdict yet.\n<!-- end -->" in (
+        readme.read_text()
+    )
 
 
 def test_what_was_published_comes_back_beside_other_rows(tmp_path):

@@ -20,7 +20,7 @@ from vitutor_core.report.paper import PaperResults, load_paper_results
 from vitutor_core.report.render import listed, to_markdown
 from vitutor_core.report.results import load_results
 from vitutor_core.report.significance import p_value, smallest_effect, spread
-from vitutor_core.report.verdict import Pair, judge
+from vitutor_core.report.verdict import Pair, judge, summary
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_verdict_follows_the_numbers(
     pair = pair_of(table, "ours", "plain")
     assert (pair["verdict"], pair["sentence"]) == (verdict, sentence)
     assert f"1 {verdict}" in table["summary"] or verdict == "not run"
-    chance = "about 0.05 verdicts in one table" if len(values) > 1 else "about 0 verdicts in 0 tables"
+    chance = "about 0.05 differences in one table" if len(values) > 1 else "about 0 differences in 0 tables"
     assert chance in table["summary"]
 
 
@@ -127,10 +127,29 @@ def test_a_smaller_difference_is_said_wherever_verdicts_are(tmp_path: Path) -> N
     write_row(tmp_path, "ours", [90.3, 91.3, 92.3])
     table = build(load_paper_results(path), tmp_path)
     pair = pair_of(table, "ours", "plain")
-    assert pair["sentence"] == "OURS minus plain model: +0.3 +- 0.8 points, smaller than the paper's +12.0."
+    assert pair["sentence"] == "OURS minus plain model: +0.3 +- 0.8 points, short of the paper's +12.0: smaller."
     assert pair["smallest"] == pytest.approx(float(smallest_effect(math.sqrt(2 / 3), 4, 0.05)))
     assert "0 inconclusive, 1 smaller than the paper's" in table["summary"]
     assert sum(note.startswith("Smaller: ") for note in table["notes"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "counted"),
+    [
+        (("smaller", 1.0), "1 inconclusive, 1 smaller"),  # the same in both tables
+        (("inconclusive", 1.0), "2 inconclusive"),  # as likely by chance in both, as where nothing at all is seen
+        (("inconclusive", 0.5), "2 inconclusive"),  # the first table tests more, the second prints less
+        (("confirmed", 0.01), "1 inconclusive, 1 smaller"),  # seen in the smaller table alone
+    ],
+)
+def test_a_comparison_of_two_tables_is_smaller_only_if_it_is_in_both(verdicts: tuple[str, float], counted: str) -> None:
+    first = [
+        {"row": "a", "to": "b", "verdict": "smaller", "p_holm": 1.0},
+        {"row": "c", "to": "b", "verdict": "inconclusive", "p_holm": 1.0},
+    ]
+    second = [{"row": "a", "to": "b", "verdict": verdicts[0], "p_holm": verdicts[1]}]
+    for tables in ([first, second], [second, first]):
+        assert f"Of 2 differences in the paper's tables: 0 confirmed, 0 contradicted, {counted}" in summary(tables)
 
 
 @pytest.mark.parametrize(("claim", "verdict"), [("above", "confirmed"), ("below", "contradicted")])

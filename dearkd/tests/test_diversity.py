@@ -21,7 +21,7 @@ from dearkd.generation.generate import Generation
 from dearkd.tests.generation_samples import micro
 from vitutor_core.cli.paper import paper_group
 from vitutor_core.data.sources.images import array_split
-from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
+from vitutor_core.errors import CheckpointError, ConfigError, DataError, ResourceError
 from vitutor_core.report.results import load_results
 
 CPU = torch.device("cpu")
@@ -41,6 +41,8 @@ def test_pairs_are_different_images_of_one_class():
     counts = np.unique(many[labels[many[:, 0]] == 5], axis=0, return_counts=True)[1]
     assert len(counts) == 42
     assert abs(counts - 100).max() < 5 * math.sqrt(100)
+    with pytest.raises(DataError, match="no class has two images to compare"):
+        same_class_pairs(np.arange(5), 4, seed=0)
 
 
 class Brightness(nn.Module):

@@ -14,7 +14,7 @@ from vitutor_core.train.objective import Objective, describe
 
 
 class Joint(Objective):
-    """A ViT and the agent CNN that learns with it: eq. 9 of both, in one backward pass.
+    """A ViT and the agent CNN that learns with it: the objectives of both (eq. 9) in one backward pass.
 
     Args:
         student: a vision transformer of timm.

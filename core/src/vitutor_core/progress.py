@@ -85,8 +85,8 @@ def duration(seconds: float) -> str:
 class RunProgress:
     """Shows ``done`` of ``total`` steps, and what is said with `say`. Durations come from the monotonic clock.
 
-    ``streams`` is how many processes do the steps, side by side; see `Eta`. Work that is done within ``patience_s``
-    seconds shows no bar.
+    ``streams`` is how many processes or threads do the steps, side by side; see `Eta`. With ``patience_s`` the bar
+    comes only after so many seconds, and goes when the work is done.
     """
 
     def __init__(
@@ -112,6 +112,7 @@ class RunProgress:
             TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[note]}"),
             console=self._console,
+            transient=patience_s > 0,
             disable=not self._live,
         )
         self._task: TaskID = self._bar.add_task(title, total=total, completed=done, left="", note="")

@@ -14,10 +14,11 @@ A recipe with ``like: SCALE`` is that of another scale with changes: ``base`` ha
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
+from operator import eq
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -128,13 +129,16 @@ def _whole(loaded: Any, path: Path) -> Recipe:
             if name in rows:
                 raise ConfigError(f"{path}: row '{name}' is made twice")
             rows[name] = changes
+    for name, changes in (loaded.get("presets") or {}).items():
+        _check_section(changes.get(_ROWS), _ROWS, f"{path}: presets.{name}")
+        _check_rows(changes.get(_ROWS) or (), rows, f"{path}: presets.{name}.rows")
     groups = _groups(loaded, rows, path)
     analyses = {name: tuple(of) for name, of in (loaded.get("analyses") or {}).items()}
     agreements = {name: _agreement(of, name, path) for name, of in (loaded.get("agreements") or {}).items()}
     for name, named in analyses.items():
-        _check_rows(named, rows, f"{path}: analyses.{name}")
+        _check_rows(named, rows, f"{path}: analyses.{name}", fits=eq)
     for name, agreement in agreements.items():
-        _check_rows(agreement.rows, rows, f"{path}: agreements.{name}")
+        _check_rows(agreement.rows, rows, f"{path}: agreements.{name}", fits=eq)
     shifts = _shifts(loaded.get("robustness"), rows, path)
     return Recipe(loaded["base"] or {}, loaded.get("presets") or {}, rows, groups, analyses, agreements, shifts)
 
@@ -172,10 +176,13 @@ def _groups(loaded: Mapping[str, Any], rows: Mapping[str, Changes], path: Path) 
     return groups
 
 
-def _check_rows(patterns: Iterable[str], rows: Mapping[str, Changes], where: str) -> None:
-    for pattern in patterns:
-        if not any(fnmatchcase(row, pattern) for row in rows):
-            raise ConfigError(f"{where}: no row '{pattern}'{nearest(pattern, rows)}")
+def _check_rows(
+    named: Iterable[str], rows: Mapping[str, Changes], where: str, *, fits: Callable[[str, str], bool] = fnmatchcase
+) -> None:
+    """Raise `ConfigError` for a name that no row ``fits``: by default a pattern, with ``eq`` a row itself."""
+    for name in named:
+        if not any(fits(row, name) for row in rows):
+            raise ConfigError(f"{where}: no row '{name}'{nearest(name, rows)}")
 
 
 def _apart(value: Any) -> Any:
@@ -217,7 +224,7 @@ def _are_names(given: Any) -> bool:
     return isinstance(given, list) and bool(given) and all(isinstance(name, str) for name in given)
 
 
-def _check_section(value: Any, key: str, path: Path) -> None:
+def _check_section(value: Any, key: str, path: Path | str) -> None:
     """Check that a section maps names, and that rows and their like map names to changes."""
     if key == "robustness":
         return  # checked where it is read

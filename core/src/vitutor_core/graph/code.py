@@ -13,9 +13,9 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-MEASURING = frozenset(
-    {"evaluate", "evaluation", "analysis", "report", "cli", "provenance", "progress", "runs", "files"}
-)
+_PROGRESS = "progress"
+"""Name of the module that shows how far a computation is: no fingerprint has it."""
+MEASURING = frozenset({"evaluate", "evaluation", "analysis", "report", "cli", "provenance", _PROGRESS, "runs", "files"})
 """Names of modules that only look at what is trained, or tell of it."""
 _DATA_FILES = "*.txt"
 
@@ -32,9 +32,9 @@ def closure(roots: Iterable[str], *, without: frozenset[str] = frozenset()) -> d
     """Map ``roots``, what they import of the packages that they lie in or of core, and so on, to their files.
 
     Imports inside functions count, imports for type checkers do not. Modules with a part of their name in ``without``
-    are left out. Data files beside a package's modules are counted with it.
+    are left out, and progress bars always. Data files beside a package's modules are counted with it.
     """
-    roots = list(roots)
+    roots, without = list(roots), without | {_PROGRESS}
     packages = {root.partition(".")[0] for root in roots} | {"vitutor_core"}
     found: dict[str, Path] = {}
     waiting = roots

@@ -49,7 +49,7 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
         block = readme_block(table, where / f"{paper}.md", _main_figure(table, target), where)
         text = replace_block(readme.read_text(encoding="utf-8"), paper, block, where=str(readme))
         if block_start(HEADLINES) in text:
-            drawn = "No difference that a paper is about is judged."
+            drawn = "No headline difference of a paper has a verdict yet."
             if headlines_drawn is not None:
                 drawn = f"{markdown_figure(where / headlines_drawn.path.name)}\n\n{headlines_drawn.caption}"
             text = replace_block(text, HEADLINES, drawn, where=str(readme))

@@ -231,7 +231,7 @@ def _notes(paper: PaperResults, scale: str, images: Sequence[int], comparisons: 
     if any(pair["verdict"] == "smaller" for pair in pairs):
         notes.append(
             "Smaller: the test saw no difference, and ours falls short of the paper's by more than chance (a t-test of "
-            "what is missing, with Holm's correction of its own), at our scale."
+            "what is missing, with Holm's correction and 5 % of its own), at our scale."
         )
     if images:
         counts = " or ".join(f"{count:,} evaluation images (one is {100 / count:.2f} points)" for count in images)

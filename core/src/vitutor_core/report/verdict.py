@@ -175,7 +175,7 @@ def sentence(
     if judged["verdict"] == "not run":
         return f"{subject} minus {reference}{where}: not run with several seeds ({value} from one)."
     if judged["verdict"] == "smaller":
-        return f"{subject} minus {reference}{where}: {value}, smaller than the paper's {printed:+.{decimals}f}."
+        return f"{subject} minus {reference}{where}: {value}, short of the paper's {printed:+.{decimals}f}: smaller."
     if judged["verdict"] == "inconclusive":
         smallest = judged["smallest"]
         seen = "" if smallest is None else f" (it takes {smallest:.{decimals}f} {unit} to be seen)"
@@ -187,14 +187,15 @@ def sentence(
 
 
 def summary(tables: Sequence[Sequence[Json]]) -> str:
-    """Count the verdicts of the comparisons of all tables, and say how many of them chance alone would give.
+    """Count the verdicts of the comparisons of all tables, and say how many differences chance alone would show.
 
-    A comparison that several tables make is counted once, with the verdict of the table that asks most of it.
+    A comparison that several tables make is counted once, with the verdict of the table that asks most of it. Not seen,
+    it is smaller only if it falls short of what each of them prints.
     """
     strictest: dict[tuple[str, str], Json] = {}
     for pair in (pair for table in tables for pair in table):
         key = pair["row"], pair["to"]
-        if key not in strictest or (pair["p_holm"] or 0) > (strictest[key]["p_holm"] or 0):
+        if key not in strictest or _asked(pair) > _asked(strictest[key]):
             strictest[key] = pair
     count = Counter(pair["verdict"] for pair in strictest.values())
     parts = [f"{count[verdict]} {verdict}" for verdict in ("confirmed", "contradicted", "inconclusive")]
@@ -206,5 +207,10 @@ def summary(tables: Sequence[Sequence[Json]]) -> str:
     number = f"{tested} tables" if tested != 1 else "one table"
     return (
         f"Of {len(strictest)} differences in the paper's tables: {', '.join(parts)}. If no two rows differed, chance "
-        f"alone would give about {LEVEL * tested:.2g} verdicts in {number} (5 % for each table as a whole)."
+        f"alone would show about {LEVEL * tested:.2g} differences in {number} (5 % for each table as a whole)."
     )
+
+
+def _asked(pair: Json) -> tuple[int, float]:
+    """Order the verdicts on one comparison by how much their tables ask of it."""
+    return {"not run": -1, "smaller": 1, "inconclusive": 2}.get(pair["verdict"], 0), pair["p_holm"] or 0

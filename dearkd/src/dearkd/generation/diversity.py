@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vitutor_core.data import keyed
 from vitutor_core.data.types import Split
-from vitutor_core.errors import CheckpointError, ConfigError, ResourceError
+from vitutor_core.errors import CheckpointError, ConfigError, DataError, ResourceError
 from vitutor_core.models.intermediates import read_intermediates
 
 _STREAM = 4
@@ -28,7 +28,10 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def same_class_pairs(labels: NDArray[np.int64], per_class: int, seed: int) -> NDArray[np.int64]:
-    """Draw pairs of different images of one class, ``per_class`` for each class with two images: (P, 2) positions."""
+    """Draw pairs of different images of one class, ``per_class`` for each class with two images: (P, 2) positions.
+
+    Raises `DataError` if no class has two.
+    """
     pairs = []
     for label in np.unique(labels).tolist():
         members = np.flatnonzero(labels == label)
@@ -37,6 +40,8 @@ def same_class_pairs(labels: NDArray[np.int64], per_class: int, seed: int) -> ND
             first = (keyed.uniform(seed, _STREAM, label, 0, draws) * len(members)).astype(np.int64)
             step = 1 + (keyed.uniform(seed, _STREAM, label, 1, draws) * (len(members) - 1)).astype(np.int64)
             pairs.append(np.stack([members[first], members[(first + step) % len(members)]], axis=1))
+    if not pairs:
+        raise DataError("diversity: no class has two images to compare; generate with a larger images_per_class")
     return np.concatenate(pairs)
 
 

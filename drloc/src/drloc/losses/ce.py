@@ -12,8 +12,8 @@ from drloc.losses.reduction import Reduction, reduce_pairs
 def ce_loss(logits: tuple[Tensor, Tensor], targets: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     """Return the cross-entropy of the row offset plus that of the column offset.
 
-    The draft counts 2k + 1 classes of signed offsets, of which 2k - 1 can occur. Classes that cannot occur do no harm:
-    the released code always has 14 or 27 on 7 x 7 grids other than Swin's.
+    The draft counts 2k + 1 classes of signed offsets on a k x k grid, of which 2k - 1 can occur. Those that cannot do
+    no harm: the released code has 14 classes, 27 of signed offsets, for every backbone but Swin, even on 7 x 7 grids.
 
     Args:
         logits: (B, m, C) for rows, (B, m, C') for columns.

@@ -164,9 +164,13 @@ def decode(
             RunProgress(title, len(indices), streams=4, enabled=enabled, patience_s=_PATIENCE_S) as progress,
             ThreadPoolExecutor() as pool,
         ):
-            chunks = pool.map(fill, range(0, len(indices), _CHUNK))
-            for chunk, _ in enumerate(chunks, start=1):  # raises what a thread has raised
-                progress.update(min(chunk * _CHUNK, len(indices)), "")
+            try:
+                chunks = pool.map(fill, range(0, len(indices), _CHUNK))
+                for chunk, _ in enumerate(chunks, start=1):  # raises what a thread has raised
+                    progress.update(min(chunk * _CHUNK, len(indices)), "")
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C may come while progress is drawn
+                raise
         return pixels
 
     def facts() -> list[Any]:
