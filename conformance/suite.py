@@ -4,7 +4,7 @@ A package's tests subclass `MethodConformance`, name the package and give settin
 
     class TestDearKD(MethodConformance):
         package = "dearkd"
-        micro = ("train.epochs=3", ...)
+        micro = (*SHORT_EPOCHS, "train.epochs=3", ...)
 """
 
 from __future__ import annotations
