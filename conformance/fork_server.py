@@ -6,6 +6,7 @@ code; where the line ends before, it kills the process. Imports nothing heavy be
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import gc
@@ -16,10 +17,14 @@ import select
 import signal
 import socket
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-HEAVY = ("timm", "pydantic", "sklearn.datasets", "pyarrow.parquet", "safetensors.torch", "torch.distributed")
+HEAVY = (
+    *("timm", "timm.optim", "timm.scheduler", "torch.distributed", "torch.utils.flop_counter", "safetensors.torch"),
+    *("pydantic.main", "pydantic.json_schema", "ruamel.yaml", "click", "sklearn.datasets", "pyarrow.parquet"),
+)
 _PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _LENGTH, _MOST_FILES = 8, 250
 
@@ -93,6 +98,7 @@ def _is_inherited(number: int) -> bool:
 
 def serve(listening: int, lifeline: int, program: str) -> Request:
     """Fork what is asked for until ``lifeline`` ends; return what to be, in the forked processes."""
+    os.fsync = os.fstat  # as in the tests themselves
     for name in HEAVY:
         __import__(name)
     import multiprocessing
@@ -132,6 +138,7 @@ def serve(listening: int, lifeline: int, program: str) -> Request:
                 for name in request["imports"]:
                     with contextlib.suppress(ImportError):  # which the process will meet itself
                         __import__(name)
+                _end_quickly()
                 gc.freeze()  # a collection in a forked process would copy the pages of all that was imported
                 process = os.fork()
                 if process == 0:
@@ -144,6 +151,13 @@ def serve(listening: int, lifeline: int, program: str) -> Request:
                 with contextlib.suppress(OSError):
                     line.sendall(f"{process}\n".encode())
                 lines[line] = process
+
+
+def _end_quickly() -> None:
+    """Leave out of the end of forked processes what torch does at its own, which takes as long as a short process."""
+    for finalizer in weakref.finalize._registry:  # each would take operators out of torch's tables
+        finalizer.atexit = False
+    atexit.unregister(sys.modules["torch._dynamo.utils"].dump_compile_times)
 
 
 def _received(line: socket.socket) -> tuple[Request, list[int]]:
@@ -204,7 +218,6 @@ def _run_module(name: str) -> None:
 
 def _ended(run: Callable[[], None]) -> int:
     """Run, and what was registered for the end; return the exit code."""
-    import atexit
     import threading
     import traceback
 

@@ -4,7 +4,7 @@ A package's tests subclass `MethodConformance`, name the package and give settin
 
     class TestDearKD(MethodConformance):
         package = "dearkd"
-        micro = ("train.epochs=3", ...)
+        micro = (*SHORT_EPOCHS, "train.epochs=3", ...)
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ from vitutor_core.train.replay import replay
 from vitutor_core.train.session import RunLabel, train
 from vitutor_core.train.update import Updater
 
-SHORT = ("train.epochs=2",)
+SHORT_EPOCHS = ("data.fraction=0.3", "train.epoch_length=subset", "train.batch_size=80")
+"""Three updates in an epoch of the digits."""
+SHORT = ("train.epochs=2", *SHORT_EPOCHS)
 """How teachers are trained here."""
 LOADERS = {
     "resident": ("data.loader=resident",),

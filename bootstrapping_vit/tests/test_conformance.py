@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from conformance.suite import MethodConformance
+from conformance.suite import SHORT_EPOCHS, MethodConformance
 
 SIZES = ("embed_dim=18", "depth=3", "mlp_ratio=2")
 
@@ -14,7 +14,7 @@ class TestBootstrappingViT(MethodConformance):
     micro = (
         "method.mode=shared",
         "train.epochs=3",
-        "train.batch_size=256",
+        *SHORT_EPOCHS,
         *(f"{model}.kwargs.{size}" for model in ("student", "agent") for size in SIZES),
         "agent.kwargs.down=[0]",
         "agent.kwargs.stem_width=8",

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-from conformance.suite import MethodConformance
+from conformance.suite import SHORT_EPOCHS, MethodConformance
 
 
 class TestCoadvise(MethodConformance):
     package = "coadvise"
     micro = (
         "train.epochs=3",
-        "data.fraction=0.3",  # a step of the involution teacher is slow on a CPU
-        "train.batch_size=80",
+        *SHORT_EPOCHS,
         "student.kwargs.embed_dim=32",
         "student.kwargs.depth=2",
         "student.kwargs.drop_path_rate=0.1",

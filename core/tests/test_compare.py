@@ -13,6 +13,7 @@ from torch import nn
 from core.tests.toy_paper import write_toy_paper
 from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.compare import papers as compare
+from vitutor_core.compare import price
 from vitutor_core.compare import running as contest
 from vitutor_core.compare.contest import Contest
 from vitutor_core.compare.price import Prices
@@ -47,7 +48,7 @@ def toy(tmp_path, monkeypatch):
 
 @pytest.fixture
 def made(monkeypatch):
-    """Train in this process, and tell what is trained; teachers for one epoch."""
+    """Train in this process, and tell what is trained; teachers for one epoch. No step is timed: see the estimate."""
     rows = []
 
     def in_process(jobs, *_, done, **__):
@@ -58,6 +59,7 @@ def made(monkeypatch):
 
     monkeypatch.setattr(reproduce, "run_jobs", in_process)
     monkeypatch.setitem(teacher._INHERITED, "train", ("epochs",))
+    monkeypatch.setattr(price, "step_seconds", lambda *_, **__: 0.01)
     monkeypatch.setattr(compare, "longer", lambda table, _, alone: table.longer(alone, 3))  # as many as it takes: below
     return rows
 

@@ -29,14 +29,31 @@ EVALUATIONS = tuple(row.replace("@", "_evaluate@") for row in ROWS)
 PAPERS = ("dearkd", "drloc", "mae_lite_distill", "bootstrapping_vit")
 TABLES, REPORTS = tuple(f"table@{paper}" for paper in PAPERS), tuple(f"report@{paper}" for paper in PAPERS)
 TARGETS = ("data@digits", "teacher@cnn", *ROWS, *EVALUATIONS, *TABLES, *REPORTS)
-STATUS = """
+PRETEND = """
+import sys
+from pathlib import Path
+from dvc.repo import Repo, lock_repo
+repo = Repo.init(no_scm=True)
+with lock_repo(repo):
+    repo.reproduce("plan")
+    for path in (Path(out.fs_path) for stage in repo.index.stages for out in stage.outs):
+        file = path if path.suffix else path / "dummy"
+        if not path.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(path.name)
+    for target in sys.argv[1:]:
+        repo.commit(target, force=True)
+"""
+"""Plans, makes dummy outputs of all stages, and lets DVC believe that targets were run."""
+STALE = """
 import json, sys
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 repo = Repo()
-with repo.lock:
+with lock_repo(repo):
+    repo.reproduce("plan")
     print(json.dumps([at.addressing for at in repo.index.stages if at.addressing in sys.argv and at.status()]))
 """
-"""What `dvc status` says of targets, which reads the graph once for each of them."""
+"""What `dvc repro plan` does, and then `dvc status` says of targets; the graph is read once for all of them."""
 CORE = "core/src/vitutor_core/"
 
 pytestmark = pytest.mark.slow
@@ -60,34 +77,14 @@ class Checkout:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, folder / name)
         sources = [str(folder / package / "src") for package in ("core", *installed_papers())]
-        programs = {"vitutor": "vitutor_core.cli.main", "dvc": "dvc.cli"}
+        programs = {"vitutor": "vitutor_core.cli.main"}
         tools = f"{forked.commands(folder / 'bin', programs, imports=forked.DVC)}{os.pathsep}{os.environ['PATH']}"
         self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(sources), "PATH": tools}
-        self.run("dvc", "init", "--no-scm", "-q")
-        self.run("dvc", "config", "core.analytics", "false")
-        self.run("dvc", "repro", "-q", "plan")
-        self.pretend(TARGETS)
+        self.run(PRETEND, *TARGETS)
 
-    def run(self, *command):
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=300
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def pretend(self, targets):
-        """Make dummy outputs of all stages, and let DVC believe that ``targets`` were run."""
-        script = "from dvc.repo import Repo; print('\\n'.join(o.fs_path for s in Repo().index.stages for o in s.outs))"
-        listed = forked.run(script, cwd=self.folder, env=self.environment, imports=forked.DVC, check=True).stdout
-        for name in listed.splitlines():
-            path = Path(name)
-            if not path.exists() and path.suffix:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(path.name)
-            elif not path.exists():
-                path.mkdir(parents=True)
-                (path / "dummy").write_text(path.name)
-        self.run("dvc", "commit", "-f", "-q", *targets)
+    def run(self, code, *arguments):
+        given = {"cwd": self.folder, "env": self.environment, "imports": forked.DVC}
+        return forked.run(code, *arguments, check=True, **given).stdout
 
     @contextlib.contextmanager
     def edited(self, *edits):
@@ -107,9 +104,7 @@ class Checkout:
 
     def stale(self):
         """Plan again, and return which of the targets DVC would run because of their plan."""
-        self.run("dvc", "repro", "-q", "plan")
-        done = forked.run(STATUS, *TARGETS, cwd=self.folder, env=self.environment, imports=forked.DVC, check=True)
-        return set(json.loads(done.stdout))
+        return set(json.loads(self.run(STALE, *TARGETS).splitlines()[-1]))
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -15,10 +18,11 @@ from vitutor_core.errors import ConfigError
 from vitutor_core.graph.dvc import graph_files, out_of_date, write_graph
 from vitutor_core.graph.needs import needs_of, source_name
 from vitutor_core.graph.params import Params, change_params
-from vitutor_core.graph.plan import build_plan
+from vitutor_core.graph.plan import _printed, _values_hash, build_plan
 from vitutor_core.graph.planned import PlannedRow
 from vitutor_core.graph.ready import obstacles
 from vitutor_core.graph.stages import Graph, read_graph
+from vitutor_core.paper import installed_papers
 
 PARAMS = """# set by hand
 scale: digits
@@ -139,6 +143,15 @@ def test_what_differs_in_the_name_of_an_item_alone_is_written_once():
     assert "results/evaluation/${key}" in stages["table"]["do"]["deps"]
     assert inputs["table"]["mae_lite_distill"] == ["robustness/mae_lite_distill"]
     assert inputs["table"]["dearkd"] == ["evaluation/dearkd"]  # again, as it has nothing of its own
+
+
+def test_numbers_in_print_count_by_their_values():
+    """Whatever reads them, since what C reads is not all that is YAML."""
+    found = {package: Path(str(files(package)), "paper_results.yaml").read_text() for package in installed_papers()}
+    hashes = {package: _printed(package) for package in found} | {"": _values_hash("a: [b:c]  # as", Path("x"))}
+    for package, text in (found | {"": "a: ['b:c']"}).items():
+        values = json.dumps(parse_yaml(text, where=package), sort_keys=True)
+        assert hashes[package] == hashlib.sha256(values.encode()).hexdigest()
 
 
 def _loaded(graph, *, is_repository):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitutor_core.models import involution as module
+from conformance import forked
+from vitutor_core.models import involution_operator as module
 from vitutor_core.models.involution import Involution, involution, unfolded
 
 CASES = [(1, 3, 5, 7), (1, 7, 9, 4), (2, 3, 6, 10), (2, 7, 8, 6)]  # stride, kernel, height, width
@@ -213,3 +214,18 @@ def test_keeps_a_fraction_of_what_unfold_keeps():
 
     assert kept(involution) == x.nbytes + kernels.nbytes
     assert kept(involution) < 0.15 * kept(unfolded)
+
+
+def test_its_operations_count_from_the_first_call():
+    """In a process of its own: the operators are registered with the first layer."""
+    counted = """
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from vitutor_core.models.involution import Involution
+layer = Involution(16, 3)
+with FlopCounterMode(display=False) as counter:
+    layer(torch.zeros(2, 16, 5, 4))
+print(counter.get_total_flops())
+"""
+    reduce, generate, taps = 16 * 4, 4 * 9, 16 * 9
+    assert int(forked.run(counted, check=True).stdout) == 2 * 2 * 5 * 4 * (reduce + generate + taps)

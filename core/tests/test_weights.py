@@ -21,6 +21,8 @@ from vitutor_core.models.weights import (
     load_strictly,
     read_card,
     save_model,
+    skeleton,
+    timm_model,
     weights_sha256,
 )
 from vitutor_core.schema import ModelConfig
@@ -213,3 +215,15 @@ def test_a_download_that_fails_is_one_line(monkeypatch):
 def test_pretrained_classes_are_known_without_a_download():
     assert named_model("resnet18.a1_in1k").classes == 1000
     assert named_model("resnet8_tiny").classes is None  # there are no weights
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet8_tiny", "cvt_13"])
+def test_a_skeleton_is_the_model_without_its_weights_and_draws_nothing(name):
+    found, model = skeleton(name, {"num_classes": 3}), timm_model(name, {"num_classes": 3})
+    assert {key: (value.shape, value.dtype) for key, value in found.state_dict().items()} == {
+        key: (value.shape, value.dtype) for key, value in model.state_dict().items()
+    }
+    assert all(parameter.is_meta for parameter in found.parameters())
+    before = torch.random.get_rng_state()
+    skeleton(name, {})
+    assert torch.equal(torch.random.get_rng_state(), before)

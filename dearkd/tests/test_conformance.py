@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from conformance.suite import MethodConformance
+from conformance.suite import SHORT_EPOCHS, MethodConformance
 
 
 class TestDearKD(MethodConformance):
     package = "dearkd"
     micro = (
         "train.epochs=3",
-        "train.batch_size=256",
+        *SHORT_EPOCHS,
         "student.kwargs.embed_dim=32",
         "student.kwargs.depth=3",
         "student.kwargs.mhca_blocks=2",

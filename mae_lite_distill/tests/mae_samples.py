@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from conformance.suite import SHORT_EPOCHS
 from mae_lite_distill.cli import PAPER
 from mae_lite_distill.method import MAELite
 from vitutor_core.data.types import DataInfo
@@ -62,7 +63,7 @@ MICRO = (
     "student.kwargs.depth=2",
     "student.kwargs.num_heads=2",
     "train.epochs=3",
-    "train.batch_size=256",
+    *SHORT_EPOCHS,
     "optim.warmup_epochs=1",
     "runtime.device=cpu",
     "runtime.threads=1",

@@ -220,7 +220,7 @@ def test_fine_tuning_starts_from_a_released_file(released):
 
 def test_a_teacher_that_learnt_other_classes_may_teach_attention(tmp_path):
     """Of card and data, only what attention depends on must agree."""
-    settings = (*MICRO_MAE, "train.epochs=1", "optim.warmup_epochs=0")
+    settings = (*MICRO_MAE, "train.epochs=1", "optim.warmup_epochs=0", "data.fraction=1.0")
     train_row("mae_teacher", tmp_path / "t", *settings, 'data.class_list=["0","1","2"]')
     config = resolve("mae_distilled", *settings, "mae.distill_layers=[2]", f"teacher.weights={tmp_path / 't'}")
     assert MaskedPretraining.build(config, INFO).teachers()["mae"]["name"] == "vit_tiny_patch16_224"

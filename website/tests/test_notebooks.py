@@ -9,8 +9,8 @@ import pytest
 from conformance import forked
 from website.notebooks import NOTEBOOKS, execute
 
-SHORTER = {"--scale own": "--scale own --set train.epochs=20"}
-"""The 300 epochs that it takes by itself are those of README's commands, which have a test of their own."""
+SHORTER = {"--scale own": "--scale own --set train.epochs=6", "train.epochs=6 --out": "train.epochs=2 --out"}
+"""How long is trained changes numbers alone. What own images take by themselves, README's commands do in their test."""
 
 
 @pytest.fixture

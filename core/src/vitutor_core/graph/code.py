@@ -47,29 +47,27 @@ def closure(roots: Iterable[str], *, without: frozenset[str] = frozenset()) -> d
         if path.name == "__init__.py":
             found |= {f"{name}/{file.name}": file for file in path.parent.glob(f"*/{_DATA_FILES}")}
         parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
-        waiting += [*parents, *(other for other in _imports(path) if other.partition(".")[0] in packages)]
+        waiting += [*parents, *(other for other in _read(path)[1] if other.partition(".")[0] in packages)]
     return found
 
 
-@cache
 def module_fingerprint(path: Path) -> str:
     """Return the SHA-256 of what a module computes, or of the bytes of a data file."""
-    content = path.read_bytes()
-    if path.suffix == ".py":
-        content = ast.unparse(_Computation().visit(ast.parse(content))).encode()
-    return hashlib.sha256(content).hexdigest()
+    return _read(path)[0]
 
 
 @cache
-def _imports(path: Path) -> tuple[str, ...]:
-    if path.suffix != ".py":
-        return ()
-    return tuple(_imported(ast.parse(path.read_bytes())))
+def _read(path: Path) -> tuple[str, tuple[str, ...]]:
+    """Return the fingerprint of a file, and what it imports."""
+    content = path.read_bytes()
+    imports: tuple[str, ...] = ()
+    if path.suffix == ".py":
+        tree = _Computation().visit(ast.parse(content))
+        content, imports = ast.unparse(tree).encode(), tuple(_imported(tree))
+    return hashlib.sha256(content).hexdigest(), imports
 
 
 def _imported(node: ast.AST) -> Iterator[str]:
-    if isinstance(node, ast.If) and _is_type_checking(node):
-        return
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -92,10 +90,6 @@ def _module_file(name: str) -> Path | None:
     if package.is_file():
         return package
     return module if rest and module.is_file() else None
-
-
-def _is_type_checking(node: ast.If) -> bool:
-    return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 class _Computation(ast.NodeTransformer):
@@ -123,7 +117,8 @@ class _Computation(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_If(self, node: ast.If) -> ast.AST | None:
-        return None if _is_type_checking(node) else self.generic_visit(node)
+        is_for_type_checkers = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        return None if is_for_type_checkers else self.generic_visit(node)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
         return None if node.module == "__future__" else node

@@ -126,7 +126,10 @@ def graph_files(graph: Graph, *, root: str, is_repository: bool) -> dict[str, st
 def out_of_date(folder: Path, graph: Graph) -> list[str]:
     """Return the stages of the installed papers that the graph in ``folder`` lacks or has with other dependencies."""
     written = {name: (folder / name).read_text() for name in GRAPH_FILES if (folder / name).exists()}
-    found, right = _stages(written), _stages(graph_files(graph, root="", is_repository=True))
+    wanted = graph_files(graph, root="", is_repository=True)
+    if written == wanted:
+        return []
+    found, right = _stages(written), _stages(wanted)
     return [stage for stage, inputs in right.items() if found.get(stage) != inputs]
 
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from vitutor_core.config import Config, fingerprinted
 from vitutor_core.data.types import DataInfo
@@ -157,10 +158,27 @@ def skeleton(name: str, kwargs: dict[str, Any]) -> nn.Module:
     """Build a model to look at: without weights where it can be, and without a draw of random numbers."""
     with torch.random.fork_rng(devices=[]):
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _Unfilled():
                 return timm_model(name, kwargs)
         except (ConfigError, NotImplementedError):  # it computes with what it builds
             return timm_model(name, kwargs)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what fills tensors without content: torch takes most of the time of a skeleton for it."""
+
+    _FILLS = frozenset(
+        {nn.init.constant_, nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_}
+        | {Tensor.add_, Tensor.clamp_, Tensor.erfinv_, Tensor.fill_, Tensor.mul_}  # timm's truncated normal
+        | {Tensor.normal_, Tensor.uniform_, Tensor.zero_}
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._FILLS:
+            filled = args[0] if args else kwargs["tensor"]
+            if filled.is_meta:
+                return filled
+        return func(*args, **(kwargs or {}))
 
 
 def fit_start(model: nn.Module, where: str, *, optional: tuple[str, ...] = ()) -> Fitted:

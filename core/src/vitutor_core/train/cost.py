@@ -60,7 +60,7 @@ def step_seconds(method: Method, info: DataInfo, length: Length, device: torch.d
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # what the first step makes once does not count
     repeats, started = 0, time.monotonic()
-    while repeats < 2 or (repeats < 20 and time.monotonic() - started < 0.2):
+    while repeats < 2 or (repeats < 20 and time.monotonic() - started < 0.1):
         step()
         repeats += 1
         if device.type == "cuda":
