@@ -48,7 +48,12 @@ def test_what_is_published_can_be_read_in_the_repository(tmp_path):
     target.mkdir(parents=True)
     for name in ("demo-old.svg", "demo-old-dark.png", "demo_2-kept.svg"):
         (target / name).write_text("")
-    written = publish_results(table, results, target, readme)
+    with pytest.warns(UserWarning, match="was deleted") as told:
+        written = publish_results(table, results, target, readme)
+    assert [str(warning.message) for warning in told] == [
+        f"{target / name} was deleted: it is not drawn from these results"
+        for name in ("demo-old-dark.png", "demo-old.svg")
+    ]
     assert {path.name for path in target.iterdir() if "old" in path.name or "kept" in path.name} == {"demo_2-kept.svg"}
     (target / "demo_2-kept.svg").unlink()
     assert all(path.exists() for path in written)

@@ -37,8 +37,9 @@ def publish_results(table: Json, folder: Path, target: Path, readme: Path | None
     for figure in _figures(folder / "reports" / paper):
         written.append(target / f"{paper}-{figure.name}")
         copy_file(figure, written[-1])
-    for path in set(_figures(target, f"{paper}-")) - set(written):
+    for path in sorted(set(_figures(target, f"{paper}-")) - set(written)):
         path.unlink()
+        warnings.warn(f"{path} was deleted: it is not drawn from these results", stacklevel=2)
     shown = [markdown_figure(path.name) for path in written[4:]]
     page = [to_markdown(table).rstrip("\n"), *(["## Figures", *shown] if shown else [])]
     write_text(written[1], "\n\n".join(page) + "\n")
