@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 
 from vitutor_core import progress
+from vitutor_core.jobs.reproduce import in_turn
 from vitutor_core.progress import Eta, RunProgress, duration
 
 
@@ -53,6 +55,23 @@ def test_it_is_right_within_a_fifth_from_a_few_per_cent_on(clock, streams, start
             assert left == pytest.approx(truth, rel=0.2), (number, total)
     assert said[0] is None
     assert str(found) == "0 s left"
+
+
+@pytest.mark.parametrize(("jobs", "side_by_side"), [(3, 2), (5, 2), (4, 4), (7, 4)])
+def test_jobs_that_do_not_end_together(clock, jobs, side_by_side):
+    """Ten epochs of 10 seconds each: where a last job is alone, time does not run out before it is done."""
+    begun, end, left = clock.now, 100 * math.ceil(jobs / side_by_side), [10] * jobs
+    total = in_turn(left, side_by_side)
+    found = Eta(total)
+    for moment in range(10, end + 1, 10):
+        clock.now = begun + moment
+        wave = (moment - 1) // 100
+        for job in range(jobs)[wave * side_by_side : (wave + 1) * side_by_side]:
+            left[job] -= 1
+            found.update(total - in_turn(left, side_by_side))
+        if moment > 20:
+            assert found.left_s() == pytest.approx(end - moment, abs=1)
+    assert left == [0] * jobs
 
 
 def test_before_the_first_reports_nobody_knows(clock):

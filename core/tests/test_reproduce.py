@@ -322,12 +322,12 @@ def test_progress_counts_what_is_being_trained_and_not_what_was_published_before
             tick()
 
     class Watched(RunProgress):
-        def __init__(self, title, total, *, done, streams):
-            seen.append((title, total, done, streams))
-            super().__init__(title, total, done=done, streams=streams)
+        def __init__(self, title, total, *, done, in_turn):
+            seen.append((title, total, done, in_turn))
+            super().__init__(title, total, done=done, in_turn=in_turn)
 
-        def update(self, done, note):
-            seen.append(done)
+        def update(self, done, note, *, in_turn):
+            seen.append((done, in_turn))
 
     monkeypatch.setattr(reproduce, "RunProgress", Watched)
     row = Row(PAPER, "plain", "digits", settings=("train.epochs=3",))
@@ -337,7 +337,24 @@ def test_progress_counts_what_is_being_trained_and_not_what_was_published_before
         (old / name).write_text("epoch\n" * 40)
     monkeypatch.setattr(reproduce, "run_jobs", in_three_epochs)
     reproduce_row(row, (0, 1), folders, jobs=2, title="row 2 of 3, plain")
-    assert seen == [("row 2 of 3, plain, epochs", 6, 0, 2), 1, 2, 3, 3, 4, 5, 6, 6]
+    # The second of them, which is not begun here while the first one is trained, has three epochs until its own end.
+    shown = [(1, 3), (2, 3), (3, 3), (3, 3), (4, 2), (5, 1), (6, 0), (6, 0)]
+    assert seen == [("row 2 of 3, plain, epochs", 6, 0, 3), *shown]
+
+
+@pytest.mark.parametrize(
+    ("left", "side_by_side", "epochs"),
+    [
+        ([10, 10, 10], 2, 20),
+        ([4, 6, 10], 2, 14),  # the third begins when the first is done
+        ([0, 6, 10], 2, 10),
+        ([10, 10, 10], 1, 30),
+        ([3, 3], 4, 3),
+        ([0, 0, 0], 2, 0),
+    ],
+)
+def test_how_many_epochs_come_one_after_another(left, side_by_side, epochs):
+    assert reproduce.in_turn(left, side_by_side) == epochs
 
 
 def test_a_rows_place_among_those_that_are_run(tmp_path):

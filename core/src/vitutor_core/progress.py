@@ -85,8 +85,9 @@ def duration(seconds: float) -> str:
 class RunProgress:
     """Shows ``done`` of ``total`` steps, and what is said with `say`. Durations come from the monotonic clock.
 
-    ``streams`` is how many processes or threads do the steps, side by side; see `Eta`. With ``patience_s`` the bar
-    comes only after so many seconds, and goes when the work is done.
+    ``streams`` is how many processes or threads do the steps, side by side; see `Eta`. Where they may not end together,
+    ``in_turn`` is how many steps come one after another, on the longest way to the end; time is told by these alone.
+    With ``patience_s`` the bar comes only after so many seconds, and goes when the work is done.
     """
 
     def __init__(
@@ -96,10 +97,12 @@ class RunProgress:
         *,
         done: int = 0,
         streams: int = 1,
+        in_turn: int | None = None,
         enabled: bool = True,
         patience_s: float = 0.0,
     ) -> None:
-        self._title, self._total, self._eta = title, total, Eta(total, done, streams=streams)
+        self._title, self._total, self._in_turn = title, total, in_turn
+        self._eta = Eta(total, done, streams=streams) if in_turn is None else Eta(in_turn)
         self._enabled = enabled = enabled and os.environ.get(QUIET) != "1"
         self._console = Console(stderr=True, soft_wrap=True)
         self._live = enabled and sys.stderr.isatty()
@@ -131,9 +134,15 @@ class RunProgress:
         """Return whether nothing was shown for a while, as when a single step takes seconds."""
         return time.monotonic() - self._last_update >= _SHOW_EVERY_S
 
-    def update(self, done: int, note: str) -> None:
-        """Show that ``done`` steps are done; in a log, at most one line every 15 seconds."""
-        self._eta.update(done, self._total)
+    def update(self, done: int, note: str, *, in_turn: int = 0) -> None:
+        """Show that ``done`` steps are done and, where it counts, that ``in_turn`` are left one after another.
+
+        A log gets at most one line every 15 seconds.
+        """
+        if self._in_turn is None:
+            self._eta.update(done, self._total)
+        else:
+            self._eta.update(self._in_turn - in_turn)
         self._show_if_due()
         self._bar.update(self._task, completed=done, left=str(self._eta), note=note)
         now = self._last_update = time.monotonic()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +91,7 @@ def reproduce_row(
     runs: dict[str, tuple[Path, Path]] = {}
     work: list[Job] = []
     device = "auto"
-    epochs = 0
+    epochs: dict[str, int] = {}
     code = train_code(paper)
     others = out.parent.with_name(paper.package.partition("+")[0])  # with another's term it has no rows of its own
     for seed in seeds:
@@ -112,7 +114,7 @@ def reproduce_row(
         run.parent.mkdir(parents=True, exist_ok=True)
         work.append(_job(row, config, code, inputs, run))
         runs[work[-1].name] = run, target
-        epochs, device = epochs + config.train.epochs, config.runtime.device
+        epochs[work[-1].name], device = config.train.epochs, config.runtime.device
     if work:
         side_by_side = min(jobs or default_jobs(device, processes), len(work))
         published = set[str]()
@@ -123,16 +125,24 @@ def reproduce_row(
             discard(run)
             published.add(job.name)
 
-        def epochs_done() -> int:
-            return sum(_epochs_done(target if name in published else run) for name, (run, target) in runs.items())
+        def epochs_left() -> list[int]:
+            folders = {name: target if name in published else run for name, (run, target) in runs.items()}
+            return [max(count - _epochs_done(folders[name]), 0) for name, count in epochs.items()]
+
+        def tick() -> None:
+            left = epochs_left()
+            progress.update(total - sum(left), "", in_turn=in_turn(left, side_by_side))
 
         preload = [paper.method.partition(":")[0], "vitutor_core.train.session"]
-        with RunProgress(f"{title or row.name}, epochs", epochs, done=epochs_done(), streams=side_by_side) as progress:
+        total, left = sum(epochs.values()), epochs_left()
+        with RunProgress(
+            f"{title or row.name}, epochs", total, done=total - sum(left), in_turn=in_turn(left, side_by_side)
+        ) as progress:
             run_jobs(
                 work,
                 side_by_side,
                 preload=preload,
-                tick=lambda: progress.update(epochs_done(), ""),
+                tick=tick,
                 done=done,
                 processes=processes,
                 device=device,
@@ -228,6 +238,17 @@ def _changed(published: Path, inputs: dict[str, Any]) -> list[str] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return differences(old, new)
+
+
+def in_turn(left: Sequence[int], side_by_side: int) -> int:
+    """Return how many epochs come one after another until all jobs are done, of which each has so many ``left``.
+
+    Jobs are begun in their order, ``side_by_side`` at a time.
+    """
+    ends = [0] * side_by_side
+    for epochs in left:
+        heapq.heapreplace(ends, ends[0] + epochs)
+    return max(ends)
 
 
 def _epochs_done(run: Path) -> int:
