@@ -85,6 +85,7 @@ def duration(seconds: float) -> str:
 class RunProgress:
     """Shows ``done`` of ``total`` steps, and what is said with `say`. Durations come from the monotonic clock.
 
+    Where another process speaks to the user (`is_silent`), nothing is shown.
     ``streams`` is how many processes or threads do the steps, side by side; see `Eta`. Where they may not end together,
     ``in_turn`` is how many steps come one after another, on the longest way to the end; time is told by these alone.
     With ``patience_s`` the bar comes only after so many seconds, and goes when the work is done.
@@ -103,7 +104,7 @@ class RunProgress:
     ) -> None:
         self._title, self._total, self._in_turn = title, total, in_turn
         self._eta = Eta(total, done, streams=streams) if in_turn is None else Eta(in_turn)
-        self._enabled = enabled = enabled and os.environ.get(QUIET) != "1"
+        self._enabled = enabled = enabled and not is_silent()
         self._console = Console(stderr=True, soft_wrap=True)
         self._live = enabled and sys.stderr.isatty()
         self._last_line = self._last_update = time.monotonic()

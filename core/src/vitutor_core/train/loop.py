@@ -65,9 +65,7 @@ def fit(
 
     with (
         StopRequest(run.path) as stop,
-        RunProgress(
-            f"{config.student.name}, updates", clock.total_steps, done=state.step, enabled=processes.is_main
-        ) as progress,
+        RunProgress(f"{config.student.name}, updates", clock.total_steps, done=state.step) as progress,
     ):
         # One of several processes cannot leave the others alone: it waits on, until the workers' time is up.
         give_up = stop.__bool__ if processes.world_size == 1 else never

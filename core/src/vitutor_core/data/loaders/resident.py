@@ -24,10 +24,11 @@ from vitutor_core.data.sampler import KeyedSampler, join
 from vitutor_core.data.transfer import to_device
 from vitutor_core.data.types import Batch, Split, never
 from vitutor_core.errors import ResourceError
-from vitutor_core.progress import RunProgress, is_silent
+from vitutor_core.progress import RunProgress
 from vitutor_core.schema import DataConfig
 
-_CHUNK = 16
+_CHUNK, _STREAMS = 16, 4
+"""Images per task of the pool, and how many tasks may seem to end at once, as they are counted in their order."""
 _PATIENCE_S = 3.0
 """What is decoded by then needs no progress bar."""
 _PIXELS_AT_ONCE = 2**19
@@ -159,9 +160,9 @@ def decode(
                 image = prepare(split.read(int(indices[position])))
                 pixels[position] = np.asarray(image).transpose(2, 0, 1)
 
-        title, enabled = f"decoding {len(indices):,} images", not is_silent()
+        title = f"decoding {len(indices):,} images"
         with (
-            RunProgress(title, len(indices), streams=4, enabled=enabled, patience_s=_PATIENCE_S) as progress,
+            RunProgress(title, len(indices), streams=_STREAMS, patience_s=_PATIENCE_S) as progress,
             ThreadPoolExecutor() as pool,
         ):
             try:
