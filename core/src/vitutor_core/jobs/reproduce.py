@@ -88,10 +88,9 @@ def reproduce_row(
     """
     paper, out = row.paper, folders.runs(row.paper, row.name)
     take_up(out)
-    runs: dict[str, tuple[Path, Path]] = {}
+    runs: dict[str, tuple[Path, Path, int]] = {}
     work: list[Job] = []
     device = "auto"
-    epochs: dict[str, int] = {}
     code = train_code(paper)
     others = out.parent.with_name(paper.package.partition("+")[0])  # with another's term it has no rows of its own
     for seed in seeds:
@@ -113,28 +112,30 @@ def reproduce_row(
         RunDir(target).check_target()
         run.parent.mkdir(parents=True, exist_ok=True)
         work.append(_job(row, config, code, inputs, run))
-        runs[work[-1].name] = run, target
-        epochs[work[-1].name], device = config.train.epochs, config.runtime.device
+        runs[work[-1].name] = run, target, config.train.epochs
+        device = config.runtime.device
     if work:
         side_by_side = min(jobs or default_jobs(device, processes), len(work))
         published = set[str]()
 
         def done(job: Job) -> None:
-            run, target = runs[job.name]
+            run, target, _ = runs[job.name]
             RunDir(run).publish(target)
             discard(run)
             published.add(job.name)
 
         def epochs_left() -> list[int]:
-            folders = {name: target if name in published else run for name, (run, target) in runs.items()}
-            return [max(count - _epochs_done(folders[name]), 0) for name, count in epochs.items()]
+            return [
+                max(epochs - _epochs_done(target if name in published else run), 0)
+                for name, (run, target, epochs) in runs.items()
+            ]
 
         def tick() -> None:
             left = epochs_left()
             progress.update(total - sum(left), "", in_turn=in_turn(left, side_by_side))
 
         preload = [paper.method.partition(":")[0], "vitutor_core.train.session"]
-        total, left = sum(epochs.values()), epochs_left()
+        total, left = sum(epochs for _, _, epochs in runs.values()), epochs_left()
         with RunProgress(
             f"{title or row.name}, epochs", total, done=total - sum(left), in_turn=in_turn(left, side_by_side)
         ) as progress:

@@ -76,7 +76,7 @@ def restore_results(paper: str, published: Path, results: Path, *, missing_seeds
         pairs = list(zip(runs, map(str, curves or [_NO_CURVES] * len(runs)), strict=True))
     except (OSError, ValueError, TypeError, RecursionError):
         raise DataError(f"{path.absolute()}: no readable runs; publish them first") from None
-    if not curves:
+    if not drawn_from.exists():
         message = f"{drawn_from} is missing, so learning curves that are published next will be without these rows"
         warnings.warn(message, stacklevel=2)
     folder = results / "evaluation" / paper
