@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -345,6 +346,23 @@ def test_a_run_killed_after_its_last_checkpoint_publishes_what_it_had(tmp_path, 
     assert again["metrics"] == json.loads((whole / "metrics.json").read_text())["metrics"]
     assert_equal_weights(tmp_path / "run", whole)
     assert same(weights(tmp_path / "run", "student_ema"), weights(whole, "student_ema"))
+
+
+def test_the_time_of_a_run_is_that_of_all_processes_that_trained_it(tmp_path, monkeypatch):
+    """Ten seconds an update, of which the kill undoes those after the checkpoint."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def passes(_updater):
+        nonlocal now
+        now += 10.0
+
+    after_each_update(monkeypatch, passes)
+    with monkeypatch.context() as patch:
+        before_update(patch, STEPS_PER_EPOCH + 2, crash)
+        with pytest.raises(Crash):
+            run(tmp_path / "run")
+    assert run(tmp_path / "run")["seconds"] == TOTAL_STEPS * 10.0
 
 
 def test_checkpoints_are_the_two_newest_and_the_best(tmp_path, monkeypatch):

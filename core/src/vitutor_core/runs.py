@@ -90,6 +90,7 @@ class RunRecord(Record):
     machine: dict[str, Any]
     config: dict[str, Any]
     seconds: float = Field(ge=0)
+    """Of all processes that trained the run one after another; steps that a kill undid are not counted."""
 
     @property
     def evaluated_on(self) -> tuple[Any, ...]:

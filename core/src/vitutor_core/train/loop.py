@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -33,6 +33,15 @@ from vitutor_core.train.track import Facts, Tracking
 from vitutor_core.train.update import Updater
 
 
+class Fitted(NamedTuple):
+    """What `fit` returns: the last evaluation, the averaged student if there is one, and the time spent before."""
+
+    measured: Measured
+    averaged: nn.Module | None
+    seconds_before: float
+    """Of the processes that trained up to the checkpoint that this one resumed."""
+
+
 def fit(
     method: Method,
     data: Data,
@@ -43,8 +52,8 @@ def fit(
     identity: dict[str, Any],
     tracking: Tracking,
     name: str,
-) -> tuple[Measured, nn.Module | None]:
-    """Train ``method`` to its end; return what the last evaluation found, and the averaged student if there is one.
+) -> Fitted:
+    """Train ``method`` to its end.
 
     Resumes from the newest checkpoint of ``run``, bit for bit. Raises `InterruptedRun` after saving, when asked to
     stop, and `NonFiniteError` before any weight is harmed.
@@ -120,7 +129,7 @@ def fit(
                 save()
             if must_stop and epoch + 1 < epochs:
                 raise InterruptedRun(f"stopped after epoch {epoch}; run it again to go on", stop.signal_number or 15)
-    return measured, state.ema.module if state.ema is not None else None
+    return Fitted(measured, state.ema.module if state.ema is not None else None, state.seconds)
 
 
 def _stop_if_left(state: TrainState, begun: int, updates: int, stop: StopRequest, save: Callable[[], None]) -> None:

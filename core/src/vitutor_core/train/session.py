@@ -84,7 +84,7 @@ def train(
             if run.is_finished:
                 return RunRecord.read(run.path)
             with advise_for_training(config, group.device):
-                (metrics, correct, _), averaged = fit(
+                (metrics, correct, _), averaged, before = fit(
                     method,
                     data,
                     config,
@@ -105,7 +105,7 @@ def train(
                 save_model(run.files.ema_weights, averaged, model_card(config, data.info, label.paper, own))
             if method.traits.measures and len(method.state_dict()) > len(method.inference_model().state_dict()):
                 save_tensors(run.files.method, method.state_dict())
-            seconds = round(time.monotonic() - started, 1)
+            seconds = round(before + time.monotonic() - started, 1)
             record = _record(config, data, label, metrics, identity, method)
             record |= {"processes": group.world_size, "threads": torch.get_num_threads(), "seconds": seconds}
             RunRecord.of(**record, correct=correct).write(run.path)

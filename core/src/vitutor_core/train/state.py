@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -28,6 +29,7 @@ class TrainState:
     schedule: Scheduler
     ema: ModelEmaV3 | None
     identity: dict[str, Any]
+    begun: float
     step: int = 0
     best_step: int = 0
     best_top1: float = -1.0
@@ -35,6 +37,8 @@ class TrainState:
     last_correct: dict[str, str] = field(default_factory=dict)
     meter_sums: dict[str, float] = field(default_factory=dict)
     curves: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    """What earlier processes spent on the steps that the checkpoint holds."""
 
     @classmethod
     def build(
@@ -57,6 +61,7 @@ class TrainState:
             optim.build_schedule(optimizer, config.optim, epochs, clock.steps_per_epoch),
             ModelEmaV3(method.inference_model(), decay=decay) if decay is not None else None,
             identity,
+            time.monotonic(),
         )
         if found is not None:
             state._restore(found, method)
@@ -88,6 +93,7 @@ class TrainState:
                 tensors["ema"] = dict(self.ema.module.state_dict())
             names = ("best_step", "best_top1", "last_metrics", "last_correct", "meter_sums", "curves")
             values = {name: getattr(self, name) for name in names}
+            values["seconds"] = self.seconds + time.monotonic() - self.begun
             run.write_curves(self.curves)
             checkpoint.save(run.checkpoints, self.step, tensors, values, self.identity)
             checkpoint.prune(run.checkpoints, keep={self.best_step})
