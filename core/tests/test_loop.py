@@ -33,6 +33,7 @@ from vitutor_core.data.build import build_data
 from vitutor_core.distributed import Processes
 from vitutor_core.errors import ConfigError, InterruptedRun
 from vitutor_core.evaluate.accuracy import Measured
+from vitutor_core.runs import RunRecord
 from vitutor_core.train import checkpoint, loop, session, update
 from vitutor_core.train.method import Clock, Report, StepOutput, Traits
 from vitutor_core.train.state import TrainState
@@ -363,6 +364,23 @@ def test_the_time_of_a_run_is_that_of_all_processes_that_trained_it(tmp_path, mo
         with pytest.raises(Crash):
             run(tmp_path / "run")
     assert run(tmp_path / "run")["seconds"] == TOTAL_STEPS * 10.0
+
+
+def test_a_run_names_the_commits_it_was_trained_with(tmp_path, monkeypatch):
+    """The checkout moves on before the run is resumed, and once more while it is."""
+    commit = {"commit": "", "dirty": False}
+    monkeypatch.setattr(session, "git_state", commit.copy)
+    after_each_update(monkeypatch, lambda _: commit.update(commit="later"))
+    for name, killed_at in (("lost", 1), ("first", STEPS_PER_EPOCH + 1)):  # before and after a checkpoint
+        commit.update(commit=name)
+        with monkeypatch.context() as patch:
+            before_update(patch, killed_at, crash)
+            with pytest.raises(Crash):
+                run(tmp_path / "run")
+    commit.update(commit="last")
+    found = RunRecord.of(**run(tmp_path / "run"))
+    assert [process.git.commit for process in found.made_with] == ["last", "first"]
+    assert found.commits == "last, begun with first"
 
 
 def test_checkpoints_are_the_two_newest_and_the_best(tmp_path, monkeypatch):

@@ -50,6 +50,19 @@ class Git(Record):
     commit: str | None
     dirty: bool | None
 
+    def __str__(self) -> str:
+        if self.commit is None:
+            return "no checkout"
+        return self.commit[:10] + (" with uncommitted changes" if self.dirty else "")
+
+
+class Circumstances(Record):
+    """The code, packages and machine that a process trained with."""
+
+    git: Git
+    versions: dict[str, str]
+    machine: dict[str, Any]
+
 
 class Teacher(Record):
     """A frozen teacher: its model, the SHA-256 of its weights, and its accuracy in percent if that is known."""
@@ -62,7 +75,8 @@ class Teacher(Record):
 class RunRecord(Record):
     """The content of a ``metrics.json``; what was measured without training has no epochs and no updates.
 
-    ``correct`` says, for an accuracy, which evaluation images were right; see `evaluate.accuracy.pack`.
+    ``correct`` says, for an accuracy, which evaluation images were right; see `evaluate.accuracy.pack`. Of a run that
+    was resumed, ``earlier`` holds the circumstances of the processes before, where they were not those of the last.
     """
 
     paper: str
@@ -88,9 +102,20 @@ class RunRecord(Record):
     git: Git
     versions: dict[str, str]
     machine: dict[str, Any]
+    earlier: list[Circumstances] = []
     config: dict[str, Any]
     seconds: float = Field(ge=0)
     """Of all processes that trained the run one after another; steps that a kill undid are not counted."""
+
+    @property
+    def made_with(self) -> list[Circumstances]:
+        """Return the circumstances of the process that ended the run, then those of the earlier ones."""
+        return [Circumstances(git=self.git, versions=self.versions, machine=self.machine), *self.earlier]
+
+    @property
+    def commits(self) -> str:
+        """Return the commit that ended the run, and those that it was begun with."""
+        return ", begun with ".join(dict.fromkeys(str(process.git) for process in self.made_with))
 
     @property
     def evaluated_on(self) -> tuple[Any, ...]:
@@ -116,8 +141,9 @@ class RunRecord(Record):
 
     @classmethod
     def of(cls, *, paper: str, **values: Any) -> Self:
-        """Make a record of something that ran here and now, with this code on this machine."""
-        return cls.model_validate_json(json.dumps({"paper": paper, **here(paper), **values}))
+        """Make a record of something that ran here; without ``git``, with the code and packages that are here now."""
+        now = {} if "git" in values else here(paper)
+        return cls.model_validate_json(json.dumps({"paper": paper, **now, **values}))
 
     @classmethod
     def read(cls, run: Path, package: str | None = None, *, error: type[VitutorError] = CheckpointError) -> Self:

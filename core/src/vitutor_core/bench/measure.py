@@ -13,6 +13,7 @@ from vitutor_core.bench import result, show, suite
 from vitutor_core.bench.subjects import on_processes, subjects
 from vitutor_core.distributed import Processes, choose_device
 from vitutor_core.files import write_json
+from vitutor_core.provenance import here
 from vitutor_core.terminal import say
 
 
@@ -22,6 +23,7 @@ def measure_machine(
     """Write ``bench.json`` and ``bench.svg`` into ``out`` and print the table; ``scale`` None fits the device."""
     torch.set_num_threads(threads)
     place = choose_device(device)
+    origin = here()  # a checkout may change while this runs
     scale = scale or ("cifar100" if place.type == "cuda" else "small")
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -37,7 +39,7 @@ def measure_machine(
         )
     peak_mib = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     facts = {"minutes": minutes, "device": str(place), "scale": scale, "threads": threads, "peak_mib": peak_mib}
-    record = result.record(found, **facts)
+    record = result.record(found, **facts, **origin)
     write_json(out / "bench.json", record)
     show.show(found)
     name = record["machine"]["gpu"] if place.type == "cuda" else record["machine"]["processor"]

@@ -11,7 +11,6 @@ import torch
 
 from vitutor_core.bench.timing import interleave, ratio
 from vitutor_core.errors import VitutorError
-from vitutor_core.provenance import here
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,9 @@ class Result:
 
 
 def record(results: Mapping[str, Result], **facts: Any) -> dict[str, Any]:
-    """Return what is written: all parts, with machine, versions and commit."""
+    """Return what is written: all parts, with the ``facts``."""
     parts = {name: asdict(result) for name, result in results.items()}
-    return {"benchmark": "vitutor bench", **facts, "parts": parts, **here()}
+    return {"benchmark": "vitutor bench", **facts, "parts": parts}
 
 
 def check_losses(

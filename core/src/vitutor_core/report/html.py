@@ -19,7 +19,7 @@ from vitutor_core.report.drawing import THEME, Picture
 from vitutor_core.report.results import Run
 from vitutor_core.report.table import Rows
 from vitutor_core.report.verdict import Json
-from vitutor_core.runs import Git, Teacher
+from vitutor_core.runs import Teacher
 
 
 def write_report(table: Json, rows: Rows, figures: Sequence[Picture], path: Path) -> None:
@@ -48,11 +48,11 @@ def fill_template(name: str, **values: Any) -> str:
 
 def sources(rows: Rows) -> Json:
     """Return where numbers come from: ``provenance`` of each row, ``machines`` and ``versions``."""
-    results = [run.result for runs in rows.values() for run in runs]
+    made_with = [process for runs in rows.values() for run in runs for process in run.result.made_with]
     return {
         "provenance": [_provenance(runs) for runs in rows.values()],
-        "machines": _distinct(_listed(result.machine) for result in results),
-        "versions": _distinct(_listed(result.versions) for result in results),
+        "machines": _distinct(_listed(process.machine) for process in made_with),
+        "versions": _distinct(_listed(process.versions) for process in made_with),
     }
 
 
@@ -76,7 +76,7 @@ def _provenance(runs: Sequence[Run]) -> Json:
         "row": results[0].row,
         "command": results[0].command,
         "seconds": statistics.fmean(result.seconds for result in results),
-        "seeds": [(result.seed, result.fingerprint, _commit(result.git)) for result in results],
+        "seeds": [(result.seed, result.fingerprint, result.commits) for result in results],
         "teachers": teachers,
     }
 
@@ -84,12 +84,6 @@ def _provenance(runs: Sequence[Run]) -> Json:
 def _teacher(teacher: Teacher) -> str:
     known = "" if teacher.top1 is None else f", top-1 {teacher.top1:.1f} %"
     return f"{teacher.name}, sha256 {teacher.sha256[:12]}{known}"
-
-
-def _commit(git: Git) -> str:
-    if git.commit is None:
-        return "no checkout"
-    return git.commit[:10] + (" with uncommitted changes" if git.dirty else "")
 
 
 def _listed(values: Mapping[str, Any]) -> str:

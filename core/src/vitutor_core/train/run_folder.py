@@ -78,15 +78,16 @@ class RunFolder:
     def _has_work(self) -> bool:
         return self.is_finished or bool(checkpoint.folders(self.checkpoints))
 
-    def claim(self, identity: dict[str, Any], details: dict[str, Any]) -> None:
+    def claim(self, identity: dict[str, Any], details: dict[str, Any]) -> list[dict[str, Any]]:
         """Record whose run this is, or check that it is the same run as before, if there is anything of that.
 
         ``identity`` decides (method, config, data, teachers); ``details`` (versions, machine, command) is recorded,
-        and a warning says which versions, or what number of processes, are not those of the session before.
+        and a warning says which versions, or what number of processes, are not those of the session before. Returns the
+        details of the sessions whose work goes on.
         Raises `CheckpointError` for another method and `ConfigError`, with the differences, for another config.
         """
         if self._lock is None:
-            return
+            return []
         path = self.path / "run.json"
         sessions: list[dict[str, Any]] = []
         if path.exists():
@@ -96,7 +97,7 @@ class RunFolder:
                 changed = differences(_circumstances(sessions[-1]), _circumstances(details))
                 if self._has_work:
                     check_same(self.path, before["identity"], identity)
-                elif before["identity"] != identity:
+                else:
                     sessions, changed = [], []
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 raise CheckpointError(f"{path}: not readable; choose another --out") from None
@@ -106,6 +107,7 @@ class RunFolder:
         discard_partial(self.checkpoints)
         self._claimed = True
         write_json(path, {"identity": identity, "sessions": [*sessions, details]})
+        return sessions
 
     def latest_checkpoint(self, identity: dict[str, Any]) -> checkpoint.Checkpoint | None:
         """Return the checkpoint to resume from, after checking that it belongs to this run."""

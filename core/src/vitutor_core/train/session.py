@@ -29,7 +29,7 @@ from vitutor_core.models.weights import (
     weights_sha256,
 )
 from vitutor_core.provenance import git_state, machine, versions
-from vitutor_core.runs import RunRecord
+from vitutor_core.runs import Circumstances, RunRecord
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.dry import check_first_step
 from vitutor_core.train.loop import fit
@@ -79,12 +79,13 @@ def train(
             if method.traits.classifies and data.info.num_classes < 2:
                 raise DataError(f"{data.info.name}: its one class is {data.info.class_names[0]}; to classify takes two")
             identity = identity_of(config, label.paper, data, method)
-            run.claim(identity, _session(label, config, group))
+            session = _session(label, config, group)
+            before = run.claim(identity, session)
             group.barrier()
             if run.is_finished:
                 return RunRecord.read(run.path)
             with advise_for_training(config, group.device):
-                (metrics, correct, _), averaged, before = fit(
+                (metrics, correct, _), averaged, spent = fit(
                     method,
                     data,
                     config,
@@ -105,8 +106,9 @@ def train(
                 save_model(run.files.ema_weights, averaged, model_card(config, data.info, label.paper, own))
             if method.traits.measures and len(method.state_dict()) > len(method.inference_model().state_dict()):
                 save_tensors(run.files.method, method.state_dict())
-            seconds = round(before + time.monotonic() - started, 1)
-            record = _record(config, data, label, metrics, identity, method)
+            seconds = round(spent + time.monotonic() - started, 1)
+            record = _record(config, data, label, metrics, identity, method) | _origin(session)
+            record |= {"earlier": _others(before, session)}
             record |= {"processes": group.world_size, "threads": torch.get_num_threads(), "seconds": seconds}
             RunRecord.of(**record, correct=correct).write(run.path)
         group.barrier()
@@ -154,6 +156,20 @@ def _session(label: RunLabel, config: RunConfig, group: Processes) -> dict[str, 
         "git": git_state(),
         "machine": machine(),
     }
+
+
+def _origin(session: dict[str, Any]) -> dict[str, Any]:
+    """Return what the process had when it began: a checkout may change while it runs."""
+    return {name: session[name] for name in Circumstances.model_fields}
+
+
+def _others(before: Sequence[dict[str, Any]], session: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what earlier sessions of a run had, where it is not what this one has, each once."""
+    found: list[dict[str, Any]] = []
+    for origin in map(_origin, before):
+        if origin not in (*found, _origin(session)):
+            found.append(origin)
+    return found
 
 
 def circumstances(package: str, group: Processes) -> dict[str, Any]:

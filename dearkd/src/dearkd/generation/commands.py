@@ -13,6 +13,7 @@ from vitutor_core.config import setting
 from vitutor_core.errors import ConfigError
 from vitutor_core.graph.planned import left_out, read_planned
 from vitutor_core.paper import Paper, load
+from vitutor_core.provenance import here
 from vitutor_core.recipe import read_recipe, recipe_path, resolve
 from vitutor_core.terminal import command_line
 
@@ -66,6 +67,7 @@ def generate(
     check_target(out)
     folder, title = work / paper.package / scale, f"generate-{name}"
     generation = Generation(config, title, folder)
+    details = {"scale": scale, "command": command_line(paper.command), **here("dearkd")}
     if own is not None:
         generation.run(generation.missing(own))
         click.echo(f"{name}: shard {shard} done, {len(generation.missing())} batches of all shards are missing")
@@ -78,7 +80,7 @@ def generate(
             generate_side_by_side(generation, title, folder, side_by_side)
         else:
             generation.run(missing)
-        record = generation.publish(out, {"scale": scale, "command": command_line(paper.command)})
+        record = generation.publish(out, details)
     click.echo(
         f"{name}: {record['num_images']:,} images in {out}, "
         f"{record['teacher_accuracy']:.1f} % of them of their class for the teacher"

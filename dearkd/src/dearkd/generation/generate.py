@@ -30,7 +30,6 @@ from vitutor_core.distributed import choose_device
 from vitutor_core.errors import ConfigError, DataError, ResourceError
 from vitutor_core.files import check_replaceable, discard, file_sha256, replace_folder, write_json, write_text
 from vitutor_core.progress import RunProgress
-from vitutor_core.provenance import here
 
 MANIFEST = "manifest.json"
 """Every image with target, teacher's prediction, confidence and SHA-256; the same for the same images."""
@@ -107,7 +106,7 @@ class Generation:
     def publish(self, out: Path, details: dict[str, Any]) -> dict[str, Any]:
         """Copy the finished set to ``out``, with manifest and record, delete it here, and return the record.
 
-        ``details`` (scale, command) are recorded. Raises as `replace_folder` does.
+        ``details`` (scale, command, origin) are recorded. Raises as `replace_folder` does.
         """
         if not (self.folder / MANIFEST).exists():
             self._summarise(details)
@@ -174,7 +173,6 @@ class Generation:
             "mean_confidence": 100 * sum(image["confidence"] for image in images) / len(images),
             "last_iteration": {name: sum(line[name] for line in last) / len(last) for name in last[0]},
             "networks": self.networks,
-            **here("dearkd"),
             "config": self.config.model_dump(mode="json"),
         }
         write_json(self.folder / RECORD, record)
