@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchjd.aggregation import PCGrad
 
-from bootstrapping_vit.align import AlignedUpdate, align
+from bootstrapping_vit.align import Aligned, AlignedUpdate, align
 from bootstrapping_vit.models.pair import SharedTensor, shared_tensors
 from vitutor_core.data.types import Batch
 from vitutor_core.train.method import Clock, StepOutput
@@ -37,7 +37,7 @@ def inner(one, other):
 
 def test_conflict_is_projected_out(conflict):
     agent, vit = conflict
-    aligned = align(agent, vit)
+    aligned, _ = align(agent, vit)
     assert abs(inner(aligned, vit)) <= 1e-12 * inner(vit, vit)
     assert inner(aligned, aligned) <= inner(agent, agent)
     removed = [a - b for a, b in zip(agent, aligned, strict=True)]
@@ -50,23 +50,23 @@ def test_agreement_is_left_alone(conflict):
     agent, vit = conflict
     against = [-a for a in agent]
     for given, reference in ((against, vit), (agent, [torch.zeros_like(v) for v in vit])):
-        assert all(torch.equal(a, b) for a, b in zip(align(given, reference), given, strict=True))
-    (orthogonal,) = align(vectors([1.0, 0.0]), vectors([0.0, 1.0]))
+        assert all(torch.equal(a, b) for a, b in zip(align(given, reference).gradient, given, strict=True))
+    (orthogonal,), _ = align(vectors([1.0, 0.0]), vectors([0.0, 1.0]))
     assert orthogonal.tolist() == [1.0, 0.0]
 
 
 def test_only_the_direction_of_the_vit_matters(conflict):
     agent, vit = conflict
     before = [v.clone() for v in vit]
-    scaled = align(agent, [7 * v for v in vit])
-    for a, b in zip(align(agent, vit), scaled, strict=True):
+    scaled, _ = align(agent, [7 * v for v in vit])
+    for a, b in zip(align(agent, vit).gradient, scaled, strict=True):
         torch.testing.assert_close(a, b)
     assert all(torch.equal(v, b) for v, b in zip(vit, before, strict=True))
 
 
 def test_opposite_gradients_cancel(conflict):
     _, vit = conflict
-    aligned = align([-3 * v for v in vit], vit)
+    aligned, _ = align([-3 * v for v in vit], vit)
     assert all(a.abs().max() <= 1e-12 for a in aligned)
 
 
@@ -74,7 +74,7 @@ def test_pcgrad_of_both_is_the_sum_of_both_projections(conflict):
     agent, vit = ([torch.cat([t.flatten() for t in side])] for side in conflict)
     # With two gradients torchjd's PCGrad projects each on the other's complement and adds them up.
     expected = PCGrad()(torch.stack([vit[0], agent[0]]))
-    torch.testing.assert_close(align(agent, vit)[0] + align(vit, agent)[0], expected)
+    torch.testing.assert_close(align(agent, vit).gradient[0] + align(vit, agent).gradient[0], expected)
 
 
 def test_shapes_must_agree():
@@ -109,7 +109,8 @@ EXPECTED = {"global": (-0.75, 1.75), "layer": (0.5, 1.0), "tensor": (0.5, 1.0)}
 @pytest.mark.parametrize("granularity", EXPECTED)
 def test_granularity(granularity):
     toy = Toy()
-    AlignedUpdate(toy.vit, toy.agent, toy.shared, granularity)(toy, scale=1.0, no_sync=nullcontext)
+    output = AlignedUpdate(toy.vit, toy.agent, toy.shared, granularity)(toy, scale=1.0, no_sync=nullcontext)
+    assert output.parts["conflicts"] == (1.0 if granularity == "global" else 0.5)
     assert toy.vit["both"].grad.flatten().tolist() == pytest.approx([2.0, EXPECTED[granularity][0]])
     assert toy.vit["bias"].grad.tolist() == pytest.approx([EXPECTED[granularity][1]])
     assert toy.agent["own"].grad.tolist() == [5.0]
@@ -201,7 +202,7 @@ def test_without_align_shared_weights_get_the_mean(pair, batch):
 
 def test_two_passes_without_conflict_are_one_pass_up_to_adam(pair, batch, monkeypatch):
     """Where Align changes nothing, one AdamW step moves the shared weights as the released single pass does."""
-    monkeypatch.setattr("bootstrapping_vit.align.align", lambda agent, vit: list(agent))
+    monkeypatch.setattr("bootstrapping_vit.align.align", lambda agent, _: Aligned(list(agent), torch.tensor(False)))
     after = []
     for align_option in ("true", "false"):
         method = pair(*SHARED, f"method.align={align_option}").double()

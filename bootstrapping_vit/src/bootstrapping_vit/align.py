@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,14 @@ Granularity = Literal["global", "layer", "tensor"]
 Gradients = dict[nn.Parameter, Tensor]
 
 
-def align(agent: Sequence[Tensor], vit: Sequence[Tensor]) -> list[Tensor]:
+class Aligned(NamedTuple):
+    """The agent's gradient without what conflicts with the ViT's, and whether anything did, a scalar."""
+
+    gradient: list[Tensor]
+    conflict: Tensor
+
+
+def align(agent: Sequence[Tensor], vit: Sequence[Tensor]) -> Aligned:
     """Project the conflicting part out of the agent's gradient, PCGrad (Yu et al., arXiv 2001.06782) in one direction.
 
         Align(a | v) = a                          where <a, v> >= 0
@@ -43,7 +50,7 @@ def align(agent: Sequence[Tensor], vit: Sequence[Tensor]) -> list[Tensor]:
     square = torch.stack([v.square().sum() for v in vit]).sum()
     # Without a branch on the values, which would wait for the device; subtracting 0 * v changes nothing.
     share = torch.where(square > 0, inner.clamp(max=0) / square, torch.zeros_like(square))
-    return [a - share * v for a, v in zip(agent, vit, strict=True)]
+    return Aligned([a - share * v for a, v in zip(agent, vit, strict=True)], share < 0)
 
 
 class AlignedUpdate:
@@ -52,7 +59,8 @@ class AlignedUpdate:
     ``forward`` must return ``losses["vit_loss"]`` and ``losses["agent_loss"]``, with graphs that share nothing but
     parameters. Over several micro-batches both gradients are summed first and aligned once, so
     accumulation does not change the update; over several processes they are averaged first, and BatchNorm's statistics
-    with them. DDP's own averaging is off, since it would meet each shared tensor twice.
+    with them. DDP's own averaging is off, since it would meet each shared tensor twice. The part ``conflicts`` of its
+    output is the share of vectors where there was something to align.
 
     Args:
         vit: the ViT, which owns the shared tensors.
@@ -100,8 +108,8 @@ class AlignedUpdate:
                 found = torch.autograd.grad(output.losses[name] * scale, parameters, materialize_grads=True)
                 before = self._sums.get(name)
                 self._sums[name] = list(found) if before is None else list(torch._foreach_add(before, list(found)))
-        self._combine(*self._over_processes())
-        return output
+        conflicts = self._combine(*self._over_processes())
+        return output._replace(parts={**output.parts, "conflicts": conflicts})
 
     def _over_processes(self) -> tuple[Gradients, Gradients]:
         """Return the gradients of ViT and agent, averaged over the processes by one reduction."""
@@ -117,12 +125,17 @@ class AlignedUpdate:
         vit, agent = (dict(zip(self._parameters[name], sums[name], strict=True)) for name in ("vit_loss", "agent_loss"))
         return vit, agent
 
-    def _combine(self, vit: Gradients, agent: Gradients) -> None:
+    def _combine(self, vit: Gradients, agent: Gradients) -> Tensor:
+        """Set each ``.grad``; return the share of vectors in which something conflicted, a scalar."""
+        conflicts = []
         combined = agent | {parameter: gradient.clone() for parameter, gradient in vit.items()}
         for group in self._groups:
             ours = [vit[tensor.parameter][tensor.start :] for tensor in group]
             theirs = [agent[tensor.parameter][tensor.start :] for tensor in group]
-            for tensor, v, a in zip(group, ours, align(theirs, ours), strict=True):
+            aligned = align(theirs, ours)
+            conflicts.append(aligned.conflict)
+            for tensor, v, a in zip(group, ours, aligned.gradient, strict=True):
                 combined[tensor.parameter][tensor.start :] = (v + a) / 2
         for parameter, gradient in combined.items():
             parameter.grad = gradient
+        return torch.stack(conflicts).double().mean()
