@@ -28,6 +28,7 @@ def test_judged_headlines_of_all_papers_stand_in_order(tmp_path):
     publish(
         tmp_path, "two", pair("confirmed", 3.0, paper=2.0), pair("not run", 7.0), pair("contradicted", -1.0, paper=4)
     )
+    publish(tmp_path, "three", pair("above", 5.0))
     (tmp_path / "regime.json").write_text("{}")  # other files may lie beside them
     (tmp_path / "digits-runs.json").write_text("[]")
     (tmp_path / "digits.json").write_text('{"lines": []}')  # such as a comparison
@@ -37,6 +38,7 @@ def test_judged_headlines_of_all_papers_stand_in_order(tmp_path):
     assert picture.title.endswith("scale small")
     told = re.findall(r"(\w+), method (\S+) minus none: \S+ \+- 0\.5, (\w+) \(paper: (\S+)\)", picture.alt)
     assert told == [
+        ("three", "5.0", "above", "-"),  # of which the paper names no side
         ("two", "3.0", "confirmed", "+2.0"),
         ("one", "0.5", "inconclusive", "above"),
         ("two", "-1.0", "contradicted", "+4.0"),

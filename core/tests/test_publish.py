@@ -67,7 +67,7 @@ def test_what_is_published_can_be_read_in_the_repository(tmp_path):
     shown = re.findall(r"!?\[[^]]*\]\(([^)]*)\)", readme.read_text())
     folder = "docs/results/digits/"
     assert shown == [f"{folder}headlines.svg", f"{folder}demo-ablation-ablation.svg", f"{folder}demo.md"]
-    found = "+3.0 ± 0.7 points, inconclusive (it takes "
+    found = "+3.0 ± 0.7 points, inconclusive ("
     assert f"- OURS minus plain model: {found}" in readme.read_text()
     pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (target / "demo.md").read_text())
     assert len(pictures) == len(list(target.glob("demo-*.svg"))) == 3

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -101,6 +103,13 @@ def test_the_means_of_the_epoch_are_those_of_the_curves(tmp_path):
     path.write_text(path.read_text().replace(repr(seen.recorded["train_loss"]), repr(seen.recorded["train_loss"] - 1)))
     seen = again(tmp_path / "run", 9)
     assert any(line.endswith("differs by 1") for line in replay_lines(seen, 9))
+
+
+def test_what_is_no_number_in_both_is_the_same(tmp_path):
+    run(tmp_path / "run")
+    nan = {"train_loss": math.nan}
+    seen = replace(again(tmp_path / "run", 9), terms={"train_loss": 1.0}, recorded=nan, repeated=nan)
+    assert any(line.endswith("the same") for line in replay_lines(seen, 9))
 
 
 def test_a_killed_run_and_one_of_accumulated_micro_batches(tmp_path, monkeypatch, losses):

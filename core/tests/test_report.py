@@ -96,7 +96,9 @@ def test_another_metric_of_a_row_in_another_unit(tmp_path: Path) -> None:
     assert agent["train_images"] == 898
     # Both have a standard deviation of sqrt(2) / 100 over 2 seeds: sqrt(1e-4 + 1e-4), and t at 2 degrees of freedom
     # is seen with 80 % chance from 5.6535 standard errors on.
-    sentence = "The agent of OURS minus OURS: -0.040 +- 0.014 nats, inconclusive (it takes 0.080 nats to be seen)."
+    sentence = (
+        "The agent of OURS minus OURS: -0.040 +- 0.014 nats, inconclusive (0.080 would be seen with 80 % chance)."
+    )
     assert pair_of(table, "ours:agent", "ours")["sentence"] == sentence
     assert table["further"] == []
     markdown = to_markdown(table)
@@ -161,10 +163,10 @@ def test_shares_of_the_data(paper: PaperResults, tmp_path: Path) -> None:
     assert pair["paper"] == 14.0
     assert (pair["ours"]["mean"], pair["ours"]["standard_error"]) == (10.0, pytest.approx(math.sqrt(2 / 3)))
     stem = "OURS is 10.0 +- 0.8 points above plain model at 10 % of the data"
-    assert pair["sentence"] == f"{stem}, as in the paper: confirmed."
+    assert pair["sentence"] == f"{stem} (paper: +14.0): confirmed."
     across = pair_of(table, "ours_10", "plain")
     stem = "OURS at 10 % of the data is 9.5 +- 0.6 points below plain model with all the data"
-    assert across["sentence"] == f"{stem}, as in the paper: confirmed."  # the paper has 54 against 70
+    assert across["sentence"] == f"{stem} (paper: -16.0): confirmed."
 
 
 def test_further_rows_and_the_papers_own_scale(paper: PaperResults, tmp_path: Path) -> None:
@@ -217,7 +219,7 @@ def test_terminal_fits_100_columns(paper: PaperResults, full: Path) -> None:
     assert re.search(r"with A +71\.5 +\+1\.5 +92\.0 \+- 1\.0 +\+1\.0 \+- 0\.8 +3 +898 +56", text)
     assert re.search(r"not ours +60\.0 +-10\.0 +- +- +- +- +-", text)
     assert re.search(r"own_idea +88\.5 \+- 0\.5 +3", text)
-    assert "OURS is 4.0 +- 0.8 points above plain model, as in the paper: confirmed." in " ".join(text.split())
+    assert "OURS is 4.0 +- 0.8 points above plain model (paper: +2.3): confirmed." in " ".join(text.split())
     assert table["summary"] in " ".join(text.split())
 
 
@@ -301,6 +303,16 @@ def test_figures_without_data_are_left_out(paper: PaperResults, tmp_path: Path) 
     assert draw_figures(paper, build(paper, tmp_path), load_results(tmp_path, "demo"), tmp_path / "figures") == []
 
 
+def test_curves_of_a_row_are_those_that_are_kept(paper: PaperResults, full: Path, tmp_path: Path) -> None:
+    """Rows that are restored from a publication of an older version have none."""
+    next(full.glob("**/ours/seed-1/curves.csv")).write_text("epoch\n")
+    pictures = draw_figures(paper, build(paper, full), load_results(full, "demo"), tmp_path / "figures")
+    training = next(picture for picture in pictures if picture.path.stem == "learning-curves")
+    assert "OURS: the 2 of 3 seeds whose curves are kept." in training.caption
+    assert "plain model" not in training.caption
+    assert "OURS: " in training.alt
+
+
 class Page(HTMLParser):
     """Collects the tags, their attributes and the text of a page."""
 
@@ -336,7 +348,7 @@ def test_page_is_complete_and_self_contained(paper: PaperResults, full: Path, tm
     text = " ".join(page.text.split())
     assert "A synthetic <paper>" in text
     assert "<b>chip</b> & co" in text
-    assert "OURS is 4.0\N{NBSP}\N{PLUS-MINUS SIGN}\N{NBSP}0.8 points above plain model, as" in page.text
+    assert "OURS is 4.0\N{NBSP}\N{PLUS-MINUS SIGN}\N{NBSP}0.8 points above plain model (paper: +2.3)" in page.text
     for expected in (scope(table), table["summary"], "demo train --row ours_10 --set seed=0 > '<out>'", "0123456789"):
         assert expected in text
     for run in (run for same_row in rows.values() for run in same_row):

@@ -20,7 +20,7 @@ from vitutor_core.report.paper import PaperResults, load_paper_results
 from vitutor_core.report.render import listed, to_markdown
 from vitutor_core.report.results import load_results
 from vitutor_core.report.significance import p_value, smallest_effect, spread
-from vitutor_core.report.verdict import Pair, judge, summary
+from vitutor_core.report.verdict import Pair, judge, sentence, summary
 
 
 @pytest.fixture
@@ -31,16 +31,16 @@ def paper(tmp_path: Path) -> PaperResults:
 @pytest.mark.parametrize(
     ("values", "verdict", "sentence"),
     [
-        ([95.0, 96.0, 97.0], "confirmed", "OURS is 5.0 +- 0.8 points above plain model, as in the paper: confirmed."),
+        ([95.0, 96.0, 97.0], "confirmed", "OURS is 5.0 +- 0.8 points above plain model (paper: +2.3): confirmed."),
         (
             [85.0, 86.0, 87.0],
             "contradicted",
-            "OURS is 5.0 +- 0.8 points below plain model, unlike in the paper: contradicted.",
+            "OURS is 5.0 +- 0.8 points below plain model (paper: +2.3): contradicted.",
         ),
         (
             [92.0, 93.0, 94.0],
             "inconclusive",
-            "OURS minus plain model: +2.0 +- 0.8 points, inconclusive (it takes 3.1 points to be seen).",
+            "OURS minus plain model: +2.0 +- 0.8 points, inconclusive (3.1 would be seen with 80 % chance).",
         ),
         ([95.0], "not run", "OURS minus plain model: not run with several seeds (+4.0 points from one)."),
     ],
@@ -131,6 +131,12 @@ def test_a_smaller_difference_is_said_wherever_verdicts_are(tmp_path: Path) -> N
     assert pair["smallest"] == pytest.approx(float(smallest_effect(math.sqrt(2 / 3), 4, 0.05)))
     assert "0 inconclusive, 1 smaller than the paper's" in table["summary"]
     assert sum(note.startswith("Smaller: ") for note in table["notes"]) == 1
+
+
+def test_a_smaller_difference_on_the_other_side_is_not_short_of_the_papers() -> None:
+    found, judged = {"mean": 1.7, "standard_error": 0.6}, {"verdict": "smaller"}
+    said = sentence("ours", "plain", "", found, judged, printed=-0.6)
+    assert said == "Ours minus plain: +1.7 +- 0.6 points, not the paper's -0.6: smaller."
 
 
 @pytest.mark.parametrize(

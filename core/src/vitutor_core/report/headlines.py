@@ -12,7 +12,15 @@ from vitutor_core.report.verdict import Json
 
 HEADLINES = "headlines"
 """Name of the figure's file, and of the block of a page that shows it."""
-_COLOURS = {"confirmed": COLOURS[3], "contradicted": COLOURS[4], "smaller": COLOURS[1], "inconclusive": COLOURS[0]}
+_COLOURS = {
+    "confirmed": COLOURS[3],
+    "contradicted": COLOURS[4],
+    "smaller": COLOURS[1],
+    "inconclusive": COLOURS[0],
+    "above": COLOURS[2],
+    "below": COLOURS[2],
+}
+"""Of each verdict; where the paper names no side, a difference that is seen lies above or below."""
 
 
 def headline_figure(folder: Path) -> Picture | None:
@@ -58,7 +66,8 @@ def headline_figure(folder: Path) -> Picture | None:
         folder / HEADLINES,
         draw,
         title=f"What the papers are about, at scale {scale}",
-        caption="Differences with their 95 % intervals; the papers' are of their own scales.",
+        caption="Differences with their 95 % intervals, each by itself; verdicts share 5 % among the differences of a "
+        "table, so an interval just clear of 0 may be inconclusive. The papers' are of their own scales.",
         alt=f"Differences with intervals. {said}.",
     )
 

@@ -136,8 +136,8 @@ def answer(board: Json) -> str:
         return f"With these images no method is seen to help: {found}."
     first, *others = sorted(above, key=lambda line: -line["gain"]["mean"])
     tested = [line for line in board["lines"] if line["gain"] and line["gain"]["p"] is not None]
-    text = f"With these images {first['title']} helps{' most' if first is best else ''}: {_gain(first)}, "
-    text += f"a gain beyond chance among {len(tested)} lines"
+    found = "has the highest gain of all methods" if first is best else "helps"
+    text = f"With these images {first['title']} {found}: {_gain(first)}, beyond chance among {len(tested)} lines"
     titles = "; of ".join(line["title"] for line in others)  # a title may have a comma
     text += f"; so {'is that' if len(others) == 1 else 'are those'} of {titles}" if others else ""
     if first is not best:

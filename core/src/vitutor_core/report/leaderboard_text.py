@@ -105,11 +105,12 @@ def notes(board: Json) -> list[str]:
     text = [
         "Top-1 in %, mean +- standard deviation over seeds. Gains are over the student alone at equal updates, "
         "+- standard error. Verdicts are t-tests over seeds and images with Holm's correction over the table; beside "
-        "an inconclusive one stands the gain that would have been seen with 80 % chance.",
-        "To longer: over the student alone, trained for the total compute of the costliest method, where the line took "
-        "no more than that; a star marks a verdict. Compute: FLOPs of training, forward and backward, of one run and "
-        "of every teacher and pre-training that it needs, over those of the student alone. Before: the updates of "
-        "these. Images: those seen in all updates. Minutes: measured.",
+        "an inconclusive one stands the gain that would have been seen with 80 % chance. Methods are not tested "
+        "against each other.",
+        "To longer: over the student alone, trained for the total compute of the costliest method, for methods and "
+        "compositions that took no more than that; a star marks a verdict. Compute: FLOPs of training, forward and "
+        "backward, of one run and of every teacher and pre-training that it needs, over those of the student alone. "
+        "Before: the updates of these. Images: those seen in all updates. Minutes: measured.",
         "A teacher is one run, whose accuracy has no spread.",
     ]
     for teacher in board["teachers"]:

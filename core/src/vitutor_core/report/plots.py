@@ -89,7 +89,8 @@ def ablation_figure(paper: PaperResults, part: Json, folder: Path) -> Picture | 
 
 def curves_figure(paper: PaperResults, title: str, rows: Rows, base: Path) -> Picture | None:
     """Draw the evaluation accuracy of ``rows`` against epochs into ``<base>.svg``. None without curves."""
-    curves = {row: _mean_curve(runs, "top1") for row, runs in rows.items()}
+    kept = {row: [run for run in runs if any(run.curves.get("top1", []))] for row, runs in rows.items()}
+    curves = {row: _mean_curve(runs, "top1") for row, runs in kept.items()}
     curves = {row: curve for row, curve in curves.items() if len(curve[0]) > 1}
     if not curves:
         return None
@@ -116,6 +117,11 @@ def curves_figure(paper: PaperResults, title: str, rows: Rows, base: Path) -> Pi
         draw,
         title=title,
         caption="Accuracy on the evaluation images, mean over seeds; bands are one standard deviation."
+        + "".join(
+            f" {paper.title_of(row)}: the {len(kept[row])} of {len(rows[row])} seeds whose curves are kept."
+            for row in curves
+            if len(kept[row]) < len(rows[row])
+        )
         + _named(_events(rows, curves)),
         alt=f"Line chart of top-1 accuracy in percent against epochs. At the end, {ends}.",
     )

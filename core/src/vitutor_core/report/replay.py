@@ -46,7 +46,8 @@ def replay_lines(seen: Replayed, asked: int) -> list[str]:
 def _verdict(recorded: float | None, repeated: float | None) -> str:
     if recorded is None or repeated is None:
         return ""
-    return "the same" if recorded == repeated else f"differs by {repeated - recorded:.3g}"
+    same = recorded == repeated or (math.isnan(recorded) and math.isnan(repeated))
+    return "the same" if same else f"differs by {repeated - recorded:.3g}"
 
 
 def write_batch(seen: Replayed, folder: Path) -> list[str]:

@@ -225,8 +225,9 @@ def _notes(paper: PaperResults, scale: str, images: Sequence[int], comparisons: 
     if scale != SMOKE_TEST and over:
         notes.append(
             "A verdict is a t-test on that error (degrees of freedom by Welch and Satterthwaite); Holm's correction "
-            "keeps the chance of any false verdict in a table at 5 %. Inconclusive means that the test saw nothing; "
-            "beside it stands the true difference that it would have seen with 80 % chance."
+            "keeps the chance of any false verdict in a table at 5 %. Confirmed and contradicted speak of the side on "
+            "which a difference lies, not of its size. Inconclusive means that the test saw nothing; beside it stands "
+            "the true difference that it would have seen with 80 % chance."
         )
     if any(pair["verdict"] == "smaller" for pair in pairs):
         notes.append(

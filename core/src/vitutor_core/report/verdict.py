@@ -174,16 +174,18 @@ def sentence(
         return f"{subject} minus {reference}{where}: {value}."
     if judged["verdict"] == "not run":
         return f"{subject} minus {reference}{where}: not run with several seeds ({value} from one)."
+    theirs = None if printed is None else f"{printed:+.{decimals}f}"
     if judged["verdict"] == "smaller":
-        return f"{subject} minus {reference}{where}: {value}, short of the paper's {printed:+.{decimals}f}: smaller."
+        word = "short of" if found["mean"] * (printed or 0.0) >= 0 else "not"
+        return f"{subject} minus {reference}{where}: {value}, {word} the paper's {theirs}: smaller."
     if judged["verdict"] == "inconclusive":
         smallest = judged["smallest"]
-        seen = "" if smallest is None else f" (it takes {smallest:.{decimals}f} {unit} to be seen)"
+        seen = "" if smallest is None else f" ({smallest:.{decimals}f} would be seen with 80 % chance)"
         return f"{subject} minus {reference}{where}: {value}, inconclusive{seen}."
-    side = "above" if found["mean"] > 0 else "below"
-    text = f"{subject} is {abs(found['mean']):.{decimals}f}{error} {unit} {side} {reference}{where}"
-    word = {"confirmed": ", as in the paper: confirmed", "contradicted": ", unlike in the paper: contradicted"}
-    return f"{text}{word.get(judged['verdict'], '')}."
+    side, other = ("above", "below") if found["mean"] > 0 else ("below", "above")
+    claim = theirs or (side if judged["verdict"] == "confirmed" else other)
+    said = "" if judged["verdict"] == side else f" (paper: {claim}): {judged['verdict']}"
+    return f"{subject} is {abs(found['mean']):.{decimals}f}{error} {unit} {side} {reference}{where}{said}."
 
 
 def summary(tables: Sequence[Sequence[Json]]) -> str:
@@ -201,7 +203,7 @@ def summary(tables: Sequence[Sequence[Json]]) -> str:
     parts = [f"{count[verdict]} {verdict}" for verdict in ("confirmed", "contradicted", "inconclusive")]
     parts += [f"{count['smaller']} smaller than the paper's"] if count["smaller"] else []
     if unprinted := count["above"] + count["below"]:
-        parts.append(f"{unprinted} clear where the paper prints none")
+        parts.append(f"{unprinted} clear where the paper names no side")
     parts += [f"{count['not run']} not run"] if count["not run"] else []
     tested = sum(any(pair["p_holm"] is not None for pair in table) for table in tables)
     number = f"{tested} tables" if tested != 1 else "one table"
