@@ -122,13 +122,17 @@ def test_a_run_and_what_may_be_done_with_it(toypaper, call, tmp_path, monkeypatc
         2,
         f"{out}: this folder holds another run (seed: 4 -> 0",
     )
-    refuse(call(vitutor, "teacher", "cnn", "--out", out), 4, f"{out}: a run of method toypaper, expected supervised")
+    refuse(
+        call(vitutor, "teacher", "cnn", "--out", out),
+        4,
+        f"{out}: this folder holds a run of toypaper, not of",
+    )
     with RunFolder(out):
         refuse(call(toypaper, "train", "--row", "plain", "--seed", "4", "--out", out), 7, f"process {os.getpid()} on")
     record = out / "metrics.json"
     record.write_text(json.dumps(result | {"paper": "another"}))
-    refuse(call(toypaper, "evaluate", out), 4, f"{out}: a run of method another, expected toypaper")
-    refuse(call(toypaper, "export", out, "--to", tmp_path / "x"), 4, "expected toypaper")
+    refuse(call(toypaper, "evaluate", out), 4, f"{out}: a run of another, not of toypaper")
+    refuse(call(toypaper, "export", out, "--to", tmp_path / "x"), 4, "not of toypaper")
     record.unlink()
     refuse(call(toypaper, "evaluate", out), 4, f"{record}: not a finished run")
 
@@ -147,6 +151,11 @@ def test_the_other_exit_codes(toypaper, call, tmp_path, monkeypatch):
     refuse(call(toypaper, "train", "--row", "diverging", "--out", tmp_path / "nan"), 5, "NaN or infinite", "optim.lr")
     before_update(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     refuse(call(toypaper, "train", "--out", tmp_path / "run"), 143, "stopped at step 4; run it again to go on")
+    refuse(call(toypaper, "predict", tmp_path / "run", tmp_path / "file"), 4, "not a finished run; train it to its end")
+    assert "goes on from update 4 of 10" in call(toypaper, "train", "--out", tmp_path / "run")[2]
+    _, said, told = call(toypaper, "train", "--out", tmp_path / "run")
+    assert told.endswith(f"{tmp_path}/run: was finished before, nothing was trained\n")
+    assert said.startswith("top-1 ")
 
 
 def test_debug_shows_where_an_error_comes_from(toypaper, call, tmp_path, monkeypatch):

@@ -285,10 +285,12 @@ def test_a_converted_model_is_evaluated_exported_and_analysed(weights, toypaper,
     assert code == 0
     assert '"images": 896' in output
     assert (tmp_path / "by_class" / "classes.csv").exists()
+    assert call(toypaper, "export", to, "--to", tmp_path / "exported")[0] == 0
+    assert call(toypaper, "evaluate", tmp_path / "exported", "--source", "digits")[1] == output
     code, _, errors = call(toypaper, "evaluate", to)
     assert (code, errors) == (
         2,
-        f"error: {to}: a weights file, not a run; give --source, the images, and leave --ema out\n",
+        f"error: {to}: weights alone, not a run; give --source, the images, and leave --ema out\n",
     )
     assert call(toypaper, "export", to, "--to", tmp_path / "folder")[0] == 0
     assert same(load_file(tmp_path / "folder" / "model.safetensors"), weights)

@@ -134,6 +134,8 @@ def test_the_command_writes_files_and_folders(photo_run, toypaper, call, tmp_pat
     assert call(toypaper, "export", photo_run, "--to", tmp_path / "out", "--ema")[0] == 0
     assert call(toypaper, "export", photo_run, "--to", tmp_path / "out")[0] == 0  # one of ours is replaced
     assert same(load_file(tmp_path / "out" / "model.safetensors"), weights(photo_run))
+    assert call(toypaper, "export", tmp_path / "out", "--to", tmp_path / "again")[0] == 0  # and may be exported again
+    assert same(load_file(tmp_path / "again" / "model.safetensors"), weights(photo_run))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "README.md").write_text("my own")
     for target, code, part in (

@@ -242,7 +242,7 @@ def test_clocks_that_run_backwards_change_nothing(tmp_path, monkeypatch, whole):
         ("optim.lr=0.02", r"optim\.lr: 0\.01 -> 0\.02"),
         ("train.batch_size=25", r"train\.batch_size: 20 -> 25"),
         ("seed=3", "seed: 0 -> 3"),
-        ("data.per_class=11", r"data: '\w+' -> '\w+'; data\.per_class: 10 -> 11"),
+        ("data.per_class=11", r"data: '\w{12}\.\.\.' -> '\w{12}\.\.\.'; data\.per_class: 10 -> 11"),
     ],
 )
 def test_another_identity_is_refused_with_the_difference(whole, setting, expected):
@@ -269,7 +269,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, whole, monkeypatch):
         with pytest.raises(Crash):
             run(tmp_path / "deeper", "student.kwargs.depth=2")
     shutil.copytree(tmp_path / "deeper" / "checkpoints", out / "checkpoints")
-    with pytest.raises(ConfigError, match=r"'depth': 2.* -> .*'depth': 1"):
+    with pytest.raises(ConfigError, match=r"student\.kwargs\.depth: 2 -> 1"):
         run(out)
     manifest = out / "checkpoints" / "step-00000005" / "manifest.json"
     forged = json.loads(manifest.read_text())
@@ -279,7 +279,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, whole, monkeypatch):
         run(out)
     forged["identity"]["method"] = "another"
     manifest.write_text(json.dumps(forged))
-    with pytest.raises(CheckpointError, match="a run of method another, expected supervised"):
+    with pytest.raises(CheckpointError, match="a run of another, not of supervised"):
         run(out)
 
 

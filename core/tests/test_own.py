@@ -156,6 +156,24 @@ def test_a_row_that_starts_from_others_has_them_trained_first(classes: Path, tmp
     assert (taught.config["train"]["epochs"], taught.config["data"]["image_size"]) == (1, 16)
 
 
+def test_another_run_is_refused_before_its_rows_and_teachers_are_trained(
+    classes: Path, tmp_path: Path, call: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = write_photos(tmp_path / "others", train=11, val=2) / "train"
+    group, out = paper_group(PAPERS["mae_lite_distill"]), tmp_path / "run"
+    asked = ("train", "--scale", OWN, "--row", "mae_finetune", "--out", out, "--set", "data.image_size=16", "--set")
+    mine = ("--source", f"folder:{classes}")
+    assert call(group, *asked, "train.epochs=1", *mine)[0] == 0
+    monkeypatch.setattr("vitutor_core.jobs.train._rows_before", lambda *_: pytest.fail("trained"))
+    for changed, message in (
+        (("train.epochs=2", *mine), "train.epochs: 1 -> 2"),
+        (("train.epochs=1", "--source", f"folder:{others}"), "data: '"),
+    ):
+        code, _, told = call(group, *asked, *changed)
+        assert (code, f"{out}: this folder holds another run (" in told, message in told) == (2, True, True)
+        assert len(max(told.split(), key=len)) < 200
+
+
 def test_a_validation_split_is_used_where_there_is_one(classes: Path) -> None:
     assert resolved(PAPERS["drloc"], None, classes.parent).data.holdout is None
     assert resolved(PAPERS["drloc"], None, classes.parent, "data.eval_split=val").data.holdout is None

@@ -71,7 +71,7 @@ def test_refuses_another_config_and_names_the_difference(tmp_path):
         run.claim(changed, {})
     with RunFolder(tmp_path / "r") as run, pytest.raises(ConfigError, match="data: 'd' -> 'e'"):
         run.claim(IDENTITY | {"data": "e"}, {})
-    with RunFolder(tmp_path / "r") as run, pytest.raises(CheckpointError, match="method m, expected other"):
+    with RunFolder(tmp_path / "r") as run, pytest.raises(CheckpointError, match="a run of m, not of other"):
         run.claim(IDENTITY | {"method": "other"}, {})
     with RunFolder(tmp_path / "r") as run:
         run.claim(IDENTITY, {"command": "b"})

@@ -153,7 +153,7 @@ class RunRecord(Record):
             raise error(f"{path.absolute()}: not a finished run; train it to its end first")
         found = cls.load(path, error=error, advice="delete this file, and the command that made it makes it again")
         if package is not None and found.paper != package:
-            raise error(f"{run.absolute()}: a run of method {found.paper}, expected {package}")
+            raise error(f"{run.absolute()}: a run of {found.paper}, not of {package}")
         return found
 
     def write(self, run: Path) -> None:

@@ -145,7 +145,9 @@ def rows(paper: Paper, scale: str, recipe: Path | None) -> None:
 
 @click.command("evaluate")
 @click.argument("run", metavar="RUN|FILE", type=options.PathOption(exists=True))
-@click.option("--source", help="Evaluate on these images, as data.source, classes matched by name.")
+@click.option(
+    "--source", help="Evaluate on these images, as data.source, classes matched by name; of RUN's own, as without it."
+)
 @click.option("--split", help="Evaluate on this split, e.g. train or test.")
 @options.ema
 @click.option("--speed", is_flag=True, help="Measure throughput as well.")

@@ -28,7 +28,7 @@ from vitutor_core.schema import DataConfig, RunConfig, RuntimeConfig
 
 def evaluate_elsewhere(weights: Path, config: RunConfig, *, source: str | None, split: str | None) -> Measured:
     """Measure the accuracy of a weights file that was trained by ``config``, on chosen images; see `_measured`."""
-    chosen = {"source": source, "split": split}
+    chosen = {"source": unless_own(source, config.data), "split": split}
     return _measured(weights, load_model(weights), config.data, config.runtime, config.train.precision, **chosen)
 
 
@@ -49,6 +49,14 @@ def data_for(card: ModelCard, source: str) -> DataConfig:
         interpolation=card.interpolation,
         loader="streamed",
     )
+
+
+def unless_own(source: str | None, config: DataConfig) -> str | None:
+    """Return None for the source that a model was trained on: of that, what was trained on is not what is evaluated."""
+    if source is None or source == config.source:
+        return None
+    paths = [text.removeprefix("folder:") for text in (source, config.source) if text.startswith("folder:")]
+    return None if len(paths) == 2 and locate(paths[0]).resolve() == locate(paths[1]).resolve() else source
 
 
 def _measured(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.files import copy_file, replace_folder
 from vitutor_core.graph.planned import PlannedRow, leave_out, take_up
-from vitutor_core.jobs.models import run_weights
+from vitutor_core.jobs.models import file_of_export, run_weights
 from vitutor_core.paper import Paper, load
 from vitutor_core.runs import RunDir, RunRecord
 from vitutor_core.terminal import say, say_json
@@ -58,11 +58,11 @@ def evaluate_by_class(
     from vitutor_core.evaluate.labelled import evaluate_elsewhere, evaluate_file
 
     load(paper.method)  # registers the paper's models with timm
-    weights = run
-    if run.is_file():
+    weights = file_of_export(run)
+    if weights.is_file():
         if source is None or ema:
-            raise ConfigError(f"{run}: a weights file, not a run; give --source, the images, and leave --ema out")
-        measured = evaluate_file(run, source=source, split=split)
+            raise ConfigError(f"{run}: weights alone, not a run; give --source, the images, and leave --ema out")
+        measured = evaluate_file(weights, source=source, split=split)
     else:
         record = RunRecord.read(run, paper.package)
         weights = run_weights(run, ema=ema)

@@ -17,7 +17,7 @@ from vitutor_core.errors import CheckpointError, ConfigError
 from vitutor_core.evaluate.labelled import data_for, labelled_images
 from vitutor_core.files import replace_folder, write_text
 from vitutor_core.hub import CONFIG, WEIGHTS, push
-from vitutor_core.jobs.models import run_weights
+from vitutor_core.jobs.models import file_of_export, run_weights
 from vitutor_core.models.program import save_exported, save_onnx
 from vitutor_core.models.timm_folder import package_of, save_timm_folder
 from vitutor_core.models.weights import ModelCard, load_model, save_model
@@ -53,10 +53,11 @@ def export_run(run: Path, targets: Targets, package: str, *, ema: bool = False, 
         raise ConfigError(f"--to {to}: weights are written as NAME.safetensors, or into a folder, which timm reads")
     if targets.push is not None and (to is None or to.suffix == ".safetensors"):
         raise ConfigError("--push: it pushes the folder of --to; give --to FOLDER, too")
-    record = None if run.is_file() else RunRecord.read(run, package)
+    weights = file_of_export(run)
+    record = None if weights.is_file() else RunRecord.read(run, package)
     if record is None and ema:
-        raise ConfigError(f"{run}: a weights file has no average; leave --ema out")
-    model, card = load_model(run if record is None else run_weights(run, ema=ema))
+        raise ConfigError(f"{run}: weights alone have no average; leave --ema out")
+    model, card = load_model(weights if record is None else run_weights(run, ema=ema))
     lines: list[str] = []
     if any(programs.values()):
         images = _real_images(record, card, source)
@@ -84,7 +85,7 @@ def _real_images(record: RunRecord | None, card: ModelCard, source: str | None) 
     elif source is not None:
         data, runtime = data_for(card, source), RuntimeConfig(workers=0)
     else:
-        raise ConfigError("export: a weights file says not which images it knows; compare the program on --source")
+        raise ConfigError("export: weights alone do not say which images they know; compare the program on --source")
     split = labelled_images(data, card.class_names, source=source)
     chosen = np.arange(min(_IMAGES, len(split.labels)))
     device = torch.device("cpu")

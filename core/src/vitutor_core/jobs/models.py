@@ -21,15 +21,20 @@ def load_any(path: Path, *, ema: bool = False) -> tuple[nn.Module, ModelCard]:
     """Rebuild the model of ``path``; with ``ema``, a run's averaged weights. Raises `CheckpointError`."""
     from vitutor_core.models.weights import load_model, read_card
 
-    file = path
-    if path.is_dir():
-        is_export = (path / WEIGHTS).exists() and not RunDir(path).weights.exists()
-        file = path / WEIGHTS if is_export else run_weights(path, ema=ema)
+    file = file_of_export(path)
+    if file.is_dir():
+        file = run_weights(path, ema=ema)
     card = read_card(file)
     if card is None:
         raise CheckpointError(f"{file.absolute()}: has no model card; `vitutor convert` writes one")
     _register(card.method)
     return load_model(file)
+
+
+def file_of_export(path: Path) -> Path:
+    """Return the weights file of an exported folder, which is no run; of anything else ``path``."""
+    is_export = (path / WEIGHTS).exists() and not RunDir(path).weights.exists()
+    return path / WEIGHTS if is_export else path
 
 
 def load_named(name: Path) -> tuple[nn.Module, ModelCard]:
@@ -66,6 +71,8 @@ def run_weights(run: Path, *, ema: bool) -> Path:
     path = RunDir(run).ema_weights if ema else RunDir(run).weights
     if ema and not path.exists():
         raise CheckpointError(f"{run.absolute()}: it kept no average of its weights; train it with train.ema_decay set")
+    if not path.exists():
+        raise CheckpointError(f"{path.absolute()}: not a finished run; train it to its end first")
     return path
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitutor_core.config import setting
+from vitutor_core.config import fingerprinted_fields, setting
 from vitutor_core.errors import named
-from vitutor_core.graph.needs import rows_of
+from vitutor_core.graph.needs import rows_of, teachers_of
 from vitutor_core.jobs.sizes import show_sizes
 from vitutor_core.jobs.teacher import recipe_teachers, with_teachers
 from vitutor_core.paper import Paper, load
@@ -61,6 +61,8 @@ def train_row(asked: Asked, out: Path, teachers: Path, callbacks: Sequence[Callb
     ``callbacks`` are told of this run alone; see `train.track`.
     """
     config = asked.config()
+    if teachers_of(config) or rows_of(config):
+        _refuse_another(asked.paper, config, out)
     if asked.scale == OWN:
         show_sizes(config, recipe_teachers(config, asked.scale))
         config = config.changed(_rows_before(asked, config, out / "rows", teachers))
@@ -69,7 +71,25 @@ def train_row(asked: Asked, out: Path, teachers: Path, callbacks: Sequence[Callb
     paper = asked.paper
     config = with_teachers(config, asked.scale, teachers, method=paper.method)
     label = RunLabel(paper.package, asked.row or "train", asked.scale, asked.command)
-    return train(config, load(paper.method).build, label=label, out=out, callbacks=callbacks)
+    was_finished = RunDir(out).metrics.exists()
+    record = train(config, load(paper.method).build, label=label, out=out, callbacks=callbacks)
+    if was_finished and not is_silent():
+        say(f"{out}: was finished before, nothing was trained", err=True)
+    return record
+
+
+def _refuse_another(paper: Paper, config: RunConfig, out: Path) -> None:
+    """Raise where ``out`` holds another run, before teachers and rows are trained for this one."""
+    if not (out / "run.json").exists():
+        return
+    from vitutor_core.data.build import plan_data
+    from vitutor_core.data.detection.open import is_annotated
+    from vitutor_core.train.run_folder import refuse_another
+
+    identity = {"method": paper.package, "config": fingerprinted_fields(config)}
+    if not is_annotated(config.data.source):
+        identity["data"] = plan_data(config).info.fingerprint
+    refuse_another(out, identity)
 
 
 def _rows_before(asked: Asked, config: RunConfig, folder: Path, teachers: Path) -> list[str]:

@@ -6,6 +6,7 @@ Order of an epoch: shape the method, train, evaluate, log, save, stop if asked t
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -76,6 +77,8 @@ def fit(
         StopRequest(run.path) as stop,
         RunProgress(f"{config.student.name}, updates", clock.total_steps, done=state.step) as progress,
     ):
+        if state.step:
+            progress.say(f"goes on from update {state.step:,} of {clock.total_steps:,}")
         # One of several processes cannot leave the others alone: it waits on, until the workers' time is up.
         give_up = stop.__bool__ if processes.world_size == 1 else never
         for epoch in range(state.step // updates, epochs):
@@ -128,7 +131,7 @@ def fit(
             if (epoch + 1) % every.checkpoint_every_epochs == 0 or epoch + 1 == epochs or must_stop:
                 save()
             if must_stop and epoch + 1 < epochs:
-                raise InterruptedRun(f"stopped after epoch {epoch}; run it again to go on", stop.signal_number or 15)
+                raise _stopped(f"after epoch {epoch + 1}", stop)
     return Fitted(measured, state.ema.module if state.ema is not None else None, state.seconds)
 
 
@@ -138,7 +141,11 @@ def _stop_if_left(state: TrainState, begun: int, updates: int, stop: StopRequest
         return
     if state.step > begun:
         save()
-    raise InterruptedRun(f"stopped at step {state.step}; run it again to go on", stop.signal_number or 15)
+    raise _stopped(f"at step {state.step}", stop)
+
+
+def _stopped(where: str, stop: StopRequest) -> InterruptedRun:
+    return InterruptedRun(f"stopped {where}; run it again to go on", stop.signal_number or signal.SIGTERM)
 
 
 def _must_stop(stop: StopRequest, state: TrainState, interval: int, processes: Processes) -> bool:

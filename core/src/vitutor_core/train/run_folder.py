@@ -13,6 +13,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import socket
 import time
 import warnings
@@ -31,6 +32,7 @@ from vitutor_core.runs import RunDir
 from vitutor_core.train import checkpoint
 
 _LOCK_WAIT_S = 30.0
+_HASH = re.compile(r"[0-9a-f]{32,}")
 
 
 class RunFolder:
@@ -178,17 +180,44 @@ class RunFolder:
         return ResourceError(f"{self.path}: cannot write there ({error.strerror}); choose another --out")
 
 
+def refuse_another(folder: Path, identity: dict[str, Any]) -> None:
+    """Raise as `RunFolder.claim` will, where the run in ``folder`` differs in what ``identity`` has.
+
+    That may be a part, known before what takes long. A folder that cannot be read is left to `RunFolder`.
+    """
+    if not RunDir(folder).metrics.exists() and not checkpoint.folders(folder / "checkpoints"):
+        return
+    try:
+        before = json.loads((folder / "run.json").read_text())["identity"]
+        known = {name: before[name] for name in identity}
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    check_same(folder.absolute(), known, identity)
+
+
 def check_same(path: Path, old: dict[str, Any], new: dict[str, Any], advice: str = "choose another --out") -> None:
     """Raise `CheckpointError` where two identities are of different methods, `ConfigError` where they differ else."""
     if old["method"] != new["method"]:
-        raise CheckpointError(f"{path}: a run of method {old['method']}, expected {new['method']}")
+        raise CheckpointError(f"{path}: this folder holds a run of {old['method']}, not of {new['method']}; {advice}")
     changed = differences(_flat(old), _flat(new))
     if changed:
         raise ConfigError(f"{path}: this folder holds another run ({'; '.join(changed)}); {advice}")
 
 
 def _flat(identity: dict[str, Any]) -> dict[str, Any]:
-    return {**{key: value for key, value in identity.items() if key != "config"}, **identity.get("config", {})}
+    return _leaves({key: value for key, value in identity.items() if key != "config"} | identity.get("config", {}))
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return each value by its dotted path; of a hash the beginning, which is enough to see that it is another."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _leaves(value, f"{prefix}{key}.")
+        else:
+            is_hash = isinstance(value, str) and _HASH.fullmatch(value)
+            found[f"{prefix}{key}"] = f"{value[:12]}..." if is_hash else value
+    return found
 
 
 def _circumstances(session: dict[str, Any]) -> dict[str, Any]:
