@@ -238,7 +238,7 @@ class MethodConformance(RecipeConformance):
         record = json.loads((finished / "run.json").read_text())
         record["identity"]["method"] = "another"
         (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-        with pytest.raises(CheckpointError, match=f"method another, expected {self.package}"):
+        with pytest.raises(CheckpointError, match=f"a run of another, not of {self.package}"):
             self.run(tmp_path / "run", teachers)
 
     def test_runtime_fields_may_change(self, finished: Path, teachers: Path) -> None:

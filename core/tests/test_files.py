@@ -246,6 +246,9 @@ def test_a_record_round_trip(tmp_path):
     values = {"row": "r", "scale": "s", "seed": 0, "metrics": {"top1": 0.1 + 0.2}, "train_images": 1, "seconds": 1.5}
     values |= {"fingerprint": "f", "data_fingerprint": "d", "teachers": {}, "command": "c", "config": {"a": [1, 2e-5]}}
     record = RunRecord.of(paper="dearkd", **values)
+    before = {"git": {"commit": "a", "dirty": True}, "versions": {"torch": "1"}, "machine": {"cores": 1}}
+    record = RunRecord.of(**record.model_dump(mode="json") | {"earlier": [before]})
+    assert record.commits.endswith(", before that a with uncommitted changes")
     record.write(tmp_path)
     assert RunRecord.read(tmp_path, "dearkd") == record
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == {"top1": 0.1 + 0.2}

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -364,6 +365,14 @@ def test_the_time_of_a_run_is_that_of_all_processes_that_trained_it(tmp_path, mo
         with pytest.raises(Crash):
             run(tmp_path / "run")
     assert run(tmp_path / "run")["seconds"] == TOTAL_STEPS * 10.0
+    (tmp_path / "run" / "metrics.json").unlink()
+    read = checkpoint.read
+    monkeypatch.setattr(checkpoint, "read", lambda folder: replace(found := read(folder), state=_without(found.state)))
+    assert run(tmp_path / "run")["seconds"] == 0.0  # as of a checkpoint of an older version
+
+
+def _without(state):
+    return {name: value for name, value in state.items() if name != "seconds"}
 
 
 def test_a_run_names_the_commits_it_was_trained_with(tmp_path, monkeypatch):
@@ -371,16 +380,16 @@ def test_a_run_names_the_commits_it_was_trained_with(tmp_path, monkeypatch):
     commit = {"commit": "", "dirty": False}
     monkeypatch.setattr(session, "git_state", commit.copy)
     after_each_update(monkeypatch, lambda _: commit.update(commit="later"))
-    for name, killed_at in (("lost", 1), ("first", STEPS_PER_EPOCH + 1)):  # before and after a checkpoint
-        commit.update(commit=name)
+    for name, killed_at in (("lost", 1), ("first", STEPS_PER_EPOCH + 1), ("second", 2 * STEPS_PER_EPOCH + 1)):
+        commit.update(commit=name)  # the first is killed before a checkpoint
         with monkeypatch.context() as patch:
             before_update(patch, killed_at, crash)
             with pytest.raises(Crash):
                 run(tmp_path / "run")
-    commit.update(commit="last")
+    commit.update(commit="first")
     found = RunRecord.of(**run(tmp_path / "run"))
-    assert [process.git.commit for process in found.made_with] == ["last", "first"]
-    assert found.commits == "last, begun with first"
+    assert [process.git.commit for process in found.made_with] == ["first", "second"]
+    assert found.commits == "first, before that second"
 
 
 def test_checkpoints_are_the_two_newest_and_the_best(tmp_path, monkeypatch):

@@ -164,7 +164,8 @@ def test_another_run_is_refused_before_its_rows_and_teachers_are_trained(
     asked = ("train", "--scale", OWN, "--row", "mae_finetune", "--out", out, "--set", "data.image_size=16", "--set")
     mine = ("--source", f"folder:{classes}")
     assert call(group, *asked, "train.epochs=1", *mine)[0] == 0
-    monkeypatch.setattr("vitutor_core.jobs.train._rows_before", lambda *_: pytest.fail("trained"))
+    for trains in ("_rows_before", "with_teachers"):
+        monkeypatch.setattr(f"vitutor_core.jobs.train.{trains}", lambda *_, **__: pytest.fail("trained"))
     for changed, message in (
         (("train.epochs=2", *mine), "train.epochs: 1 -> 2"),
         (("train.epochs=1", "--source", f"folder:{others}"), "data: '"),

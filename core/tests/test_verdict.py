@@ -136,7 +136,7 @@ def test_a_smaller_difference_is_said_wherever_verdicts_are(tmp_path: Path) -> N
 def test_a_smaller_difference_on_the_other_side_is_not_short_of_the_papers() -> None:
     found, judged = {"mean": 1.7, "standard_error": 0.6}, {"verdict": "smaller"}
     said = sentence("ours", "plain", "", found, judged, printed=-0.6)
-    assert said == "Ours minus plain: +1.7 +- 0.6 points, not the paper's -0.6: smaller."
+    assert said == "Ours minus plain: +1.7 +- 0.6 points, on the other side of the paper's -0.6: smaller."
 
 
 @pytest.mark.parametrize(

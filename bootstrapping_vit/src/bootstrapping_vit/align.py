@@ -60,7 +60,7 @@ class AlignedUpdate:
     parameters. Over several micro-batches both gradients are summed first and aligned once, so
     accumulation does not change the update; over several processes they are averaged first, and BatchNorm's statistics
     with them. DDP's own averaging is off, since it would meet each shared tensor twice. The part ``conflicts`` of its
-    output is the share of vectors where there was something to align.
+    output is the share of vectors where there was something to align, over the micro-batches so far.
 
     Args:
         vit: the ViT, which owns the shared tensors.

@@ -56,7 +56,7 @@ class Git(Record):
         return self.commit[:10] + (" with uncommitted changes" if self.dirty else "")
 
 
-class Circumstances(Record):
+class Provenance(Record):
     """The code, packages and machine that a process trained with."""
 
     git: Git
@@ -102,20 +102,22 @@ class RunRecord(Record):
     git: Git
     versions: dict[str, str]
     machine: dict[str, Any]
-    earlier: list[Circumstances] = []
+    earlier: list[Provenance] = []
     config: dict[str, Any]
     seconds: float = Field(ge=0)
-    """Of all processes that trained the run one after another; steps that a kill undid are not counted."""
+    """Of all processes that trained the run one after another, without the start of the earlier ones and without steps
+    that a kill undid."""
 
     @property
-    def made_with(self) -> list[Circumstances]:
+    def made_with(self) -> list[Provenance]:
         """Return the circumstances of the process that ended the run, then those of the earlier ones."""
-        return [Circumstances(git=self.git, versions=self.versions, machine=self.machine), *self.earlier]
+        return [Provenance(git=self.git, versions=self.versions, machine=self.machine), *self.earlier]
 
     @property
     def commits(self) -> str:
-        """Return the commit that ended the run, and those that it was begun with."""
-        return ", begun with ".join(dict.fromkeys(str(process.git) for process in self.made_with))
+        """Return the commit that ended the run, and the others that it was trained with."""
+        last, *others = dict.fromkeys(str(process.git) for process in self.made_with)
+        return last + (f", before that {', '.join(others)}" if others else "")
 
     @property
     def evaluated_on(self) -> tuple[Any, ...]:

@@ -146,7 +146,8 @@ def rows(paper: Paper, scale: str, recipe: Path | None) -> None:
 @click.command("evaluate")
 @click.argument("run", metavar="RUN|FILE", type=options.PathOption(exists=True))
 @click.option(
-    "--source", help="Evaluate on these images, as data.source, classes matched by name; of RUN's own, as without it."
+    "--source",
+    help="Evaluate on these images, as data.source, classes matched by name; RUN's own are those evaluated without it.",
 )
 @click.option("--split", help="Evaluate on this split, e.g. train or test.")
 @options.ema
@@ -165,7 +166,7 @@ def evaluate(paper: Paper, /, run: Path, **how: Any) -> None:
     With --source, --split or --ema only the accuracy is measured. --out writes evaluation.json, classes.csv,
     confusion.csv and confusion.svg. RUN may also be what `reproduce` published of a row, a folder with a run per
     seed; --out then writes a record of each seed for the tables. Of a weights FILE, such as `vitutor convert`
-    writes, the accuracy on --source is measured.
+    writes, or an exported folder, the accuracy on --source is measured.
     """
     evaluate_published(paper, run, **how)
 
@@ -200,7 +201,7 @@ def robustness(paper: Paper, /, run: Path, **how: Any) -> None:
 @options.ema
 @click.pass_obj
 def export(paper: Paper, /, run: Path, source: str | None, ema: bool, **targets: Any) -> None:
-    """Write the student of RUN, or the model of a weights FILE, for others, with a model card.
+    """Write the student of RUN, or the model of a weights FILE or an exported folder, for others, with a model card.
 
     --to a folder, which timm.create_model("local-dir:FOLDER", pretrained=True) and resolve_data_config rebuild; or
     to a file, for timm.create_model(..., checkpoint_path=FILE). --onnx and --torch-export write programs, which

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from vitutor_core.data.sources.locate import locate, require_folder
 from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.types import Split
 from vitutor_core.distributed import choose_device, effective_precision
-from vitutor_core.errors import ConfigError
+from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.evaluate.accuracy import Measured, measure
 from vitutor_core.models.weights import ModelCard, load_model
 from vitutor_core.schema import DataConfig, RunConfig, RuntimeConfig
@@ -52,11 +53,15 @@ def data_for(card: ModelCard, source: str) -> DataConfig:
 
 
 def unless_own(source: str | None, config: DataConfig) -> str | None:
-    """Return None for the source that a model was trained on: of that, what was trained on is not what is evaluated."""
+    """Return None for the source of ``config``, so that its evaluation split is opened and not all its images."""
     if source is None or source == config.source:
         return None
-    paths = [text.removeprefix("folder:") for text in (source, config.source) if text.startswith("folder:")]
-    return None if len(paths) == 2 and locate(paths[0]).resolve() == locate(paths[1]).resolve() else source
+    if source.startswith("folder:") and config.source.startswith("folder:"):
+        asked = locate(source.removeprefix("folder:"))
+        with suppress(DataError):  # of a user who is not known here
+            if asked.resolve() == locate(config.source.removeprefix("folder:")).resolve():
+                return None
+    return source
 
 
 def _measured(

@@ -10,11 +10,10 @@ from vitutor_core.analysis.agreement_figure import draw_agreement
 from vitutor_core.data import keyed
 from vitutor_core.distributed import choose_device
 from vitutor_core.errors import ConfigError
-from vitutor_core.evaluate.labelled import data_for, labelled_images, unless_own
+from vitutor_core.evaluate.labelled import data_for, labelled_images
 from vitutor_core.evaluate.named import named_images
-from vitutor_core.jobs.analyse import data_of, first_seed, labels_of, write_analysis
+from vitutor_core.jobs.analyse import data_of, first_seed, labels_of, other_source, write_analysis
 from vitutor_core.jobs.models import load_any
-from vitutor_core.runs import RunDir
 from vitutor_core.terminal import say
 
 
@@ -51,8 +50,7 @@ def agreement_of(
         found, pictures = compare_named(classifiers, named_images(named), top=top, device=chosen)
     else:
         card = classifiers[0].card
-        if known := [path for path in paths if RunDir(path).metrics.exists()]:
-            source = unless_own(source, data_of(known))
+        source = other_source(source, paths)
         data = data_of(paths) if source is None else data_for(card, source)
         split = labelled_images(data, card.class_names, source=source)
         drawn = keyed.permutation(len(split.labels), seed)[:images].tolist()

@@ -19,6 +19,7 @@ from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.types import Split
 from vitutor_core.distributed import choose_device
 from vitutor_core.errors import ConfigError
+from vitutor_core.evaluate.labelled import unless_own
 from vitutor_core.files import write_json
 from vitutor_core.jobs.models import load_any, load_named
 from vitutor_core.models.weights import ModelCard
@@ -51,6 +52,7 @@ def analyse_models(
     loaded = [load_any(path) if path.exists() else load_named(path) for path in models]
     networks = [(label, model.to(chosen)) for label, (model, _) in zip(labels_of(models), loaded, strict=True)]
     cards = [card for _, card in loaded]
+    source = other_source(source, models)
     known = data_of(models) if source is None else DataConfig(source=source, image_size=cards[0].image_size)
     split = open_source(known.model_copy(update={"train_from": None})).evaluation
     data = _batches(split, cards, images=images, batch=batch, seed=seed, shuffle=not released)
@@ -88,6 +90,12 @@ def labels_of(paths: Sequence[Path]) -> list[str]:
 
 def _record(path: Path) -> RunRecord | None:
     return RunRecord.read(path) if RunDir(path).metrics.exists() else None
+
+
+def other_source(source: str | None, paths: Sequence[Path]) -> str | None:
+    """Return None where ``source`` is that of the first run among the models; see `unless_own`."""
+    runs = [path for path in paths if RunDir(path).metrics.exists()]
+    return unless_own(source, data_of(runs)) if runs else source
 
 
 def data_of(paths: Sequence[Path]) -> DataConfig:

@@ -68,12 +68,12 @@ def load_named(name: Path) -> tuple[nn.Module, ModelCard]:
 
 def run_weights(run: Path, *, ema: bool) -> Path:
     """Return the weights of a run, or the average of them; raises `CheckpointError` if none was kept."""
-    path = RunDir(run).ema_weights if ema else RunDir(run).weights
-    if ema and not path.exists():
+    weights, averaged = RunDir(run).weights, RunDir(run).ema_weights
+    if not weights.exists():
+        raise CheckpointError(f"{weights.absolute()}: not a finished run; train it to its end first")
+    if ema and not averaged.exists():
         raise CheckpointError(f"{run.absolute()}: it kept no average of its weights; train it with train.ema_decay set")
-    if not path.exists():
-        raise CheckpointError(f"{path.absolute()}: not a finished run; train it to its end first")
-    return path
+    return averaged if ema else weights
 
 
 def _register(method: str) -> None:

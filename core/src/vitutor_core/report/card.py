@@ -98,6 +98,6 @@ def _training(record: RunRecord | None, card: ModelCard) -> list[tuple[str, str]
         ("data", f"{source}, {record.train_images:,} images, fingerprint {record.data_fingerprint}"),
         ("length", f"{record.epochs:,} epochs, {record.updates:,} updates"),
         ("config", f"fingerprint {record.fingerprint}"),
-        ("code", f"commit {record.commits}"),
+        ("commit", record.commits),
         ("versions", versions),
     ]

@@ -176,7 +176,7 @@ def sentence(
         return f"{subject} minus {reference}{where}: not run with several seeds ({value} from one)."
     theirs = None if printed is None else f"{printed:+.{decimals}f}"
     if judged["verdict"] == "smaller":
-        word = "short of" if found["mean"] * (printed or 0.0) >= 0 else "not"
+        word = "short of" if found["mean"] * (printed or 0.0) >= 0 else "on the other side of"
         return f"{subject} minus {reference}{where}: {value}, {word} the paper's {theirs}: smaller."
     if judged["verdict"] == "inconclusive":
         smallest = judged["smallest"]

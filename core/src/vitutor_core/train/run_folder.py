@@ -32,7 +32,8 @@ from vitutor_core.runs import RunDir
 from vitutor_core.train import checkpoint
 
 _LOCK_WAIT_S = 30.0
-_HASH = re.compile(r"[0-9a-f]{32,}")
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b")
+"""Of which the beginning is enough to see that it is another."""
 
 
 class RunFolder:
@@ -60,7 +61,7 @@ class RunFolder:
     ) -> None:
         if self._lock is None:
             return
-        if kind is not None and not self._has_work:
+        if kind is not None and not _has_work(self.path):
             ours = ["run.json"] if self._claimed and not isinstance(error, NonFiniteError) else []
             ours += [".lock", "curves.csv", "pictures"] if self._created else []
             for name in ours:
@@ -75,10 +76,6 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         return self.files.metrics.exists()
-
-    @property
-    def _has_work(self) -> bool:
-        return self.is_finished or bool(checkpoint.folders(self.checkpoints))
 
     def claim(self, identity: dict[str, Any], details: dict[str, Any]) -> list[dict[str, Any]]:
         """Record whose run this is, or check that it is the same run as before, if there is anything of that.
@@ -97,7 +94,7 @@ class RunFolder:
                 before = json.loads(path.read_text())
                 sessions = [*before["sessions"]]
                 changed = differences(_circumstances(sessions[-1]), _circumstances(details))
-                if self._has_work:
+                if _has_work(self.path):
                     check_same(self.path, before["identity"], identity)
                 else:
                     sessions, changed = [], []
@@ -108,7 +105,8 @@ class RunFolder:
         discard_partial(self.path)
         discard_partial(self.checkpoints)
         self._claimed = True
-        write_json(path, {"identity": identity, "sessions": [*sessions, details]})
+        if not self.is_finished:
+            write_json(path, {"identity": identity, "sessions": [*sessions, details]})
         return sessions
 
     def latest_checkpoint(self, identity: dict[str, Any]) -> checkpoint.Checkpoint | None:
@@ -181,18 +179,23 @@ class RunFolder:
 
 
 def refuse_another(folder: Path, identity: dict[str, Any]) -> None:
-    """Raise as `RunFolder.claim` will, where the run in ``folder`` differs in what ``identity`` has.
+    """Raise as `RunFolder.claim` would, if the run in ``folder`` is another by what is known already.
 
-    That may be a part, known before what takes long. A folder that cannot be read is left to `RunFolder`.
+    ``identity`` is that part of an identity. A folder that cannot be read is left to `RunFolder`.
     """
-    if not RunDir(folder).metrics.exists() and not checkpoint.folders(folder / "checkpoints"):
+    if not _has_work(folder):
         return
     try:
         before = json.loads((folder / "run.json").read_text())["identity"]
         known = {name: before[name] for name in identity}
+        known["config"] = {**before["config"]}
     except (OSError, ValueError, LookupError, TypeError):
         return
     check_same(folder.absolute(), known, identity)
+
+
+def _has_work(folder: Path) -> bool:
+    return RunDir(folder).metrics.exists() or bool(checkpoint.folders(folder / "checkpoints"))
 
 
 def check_same(path: Path, old: dict[str, Any], new: dict[str, Any], advice: str = "choose another --out") -> None:
@@ -201,7 +204,8 @@ def check_same(path: Path, old: dict[str, Any], new: dict[str, Any], advice: str
         raise CheckpointError(f"{path}: this folder holds a run of {old['method']}, not of {new['method']}; {advice}")
     changed = differences(_flat(old), _flat(new))
     if changed:
-        raise ConfigError(f"{path}: this folder holds another run ({'; '.join(changed)}); {advice}")
+        shown = _HASH.sub(r"\1...", "; ".join(changed))
+        raise ConfigError(f"{path}: this folder holds another run ({shown}); {advice}")
 
 
 def _flat(identity: dict[str, Any]) -> dict[str, Any]:
@@ -209,14 +213,10 @@ def _flat(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return each value by its dotted path; of a hash the beginning, which is enough to see that it is another."""
+    """Return each value by its dotted path."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
-            found |= _leaves(value, f"{prefix}{key}.")
-        else:
-            is_hash = isinstance(value, str) and _HASH.fullmatch(value)
-            found[f"{prefix}{key}"] = f"{value[:12]}..." if is_hash else value
+        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return found
 
 

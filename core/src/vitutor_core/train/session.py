@@ -29,7 +29,7 @@ from vitutor_core.models.weights import (
     weights_sha256,
 )
 from vitutor_core.provenance import git_state, machine, versions
-from vitutor_core.runs import Circumstances, RunRecord
+from vitutor_core.runs import Provenance, RunRecord
 from vitutor_core.schema import RunConfig
 from vitutor_core.train.dry import check_first_step
 from vitutor_core.train.loop import fit
@@ -107,7 +107,7 @@ def train(
             if method.traits.measures and len(method.state_dict()) > len(method.inference_model().state_dict()):
                 save_tensors(run.files.method, method.state_dict())
             seconds = round(spent + time.monotonic() - started, 1)
-            record = _record(config, data, label, metrics, identity, method) | _origin(session)
+            record = _record(config, data, label, metrics, identity, method) | _provenance(session)
             record |= {"earlier": _others(before, session)}
             record |= {"processes": group.world_size, "threads": torch.get_num_threads(), "seconds": seconds}
             RunRecord.of(**record, correct=correct).write(run.path)
@@ -158,17 +158,17 @@ def _session(label: RunLabel, config: RunConfig, group: Processes) -> dict[str, 
     }
 
 
-def _origin(session: dict[str, Any]) -> dict[str, Any]:
+def _provenance(session: dict[str, Any]) -> dict[str, Any]:
     """Return what the process had when it began: a checkout may change while it runs."""
-    return {name: session[name] for name in Circumstances.model_fields}
+    return {name: session[name] for name in Provenance.model_fields}
 
 
 def _others(before: Sequence[dict[str, Any]], session: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what earlier sessions of a run had, where it is not what this one has, each once."""
     found: list[dict[str, Any]] = []
-    for origin in map(_origin, before):
-        if origin not in (*found, _origin(session)):
-            found.append(origin)
+    for earlier in map(_provenance, before):
+        if earlier not in (*found, _provenance(session)):
+            found.append(earlier)
     return found
 
 

@@ -29,7 +29,6 @@ class TrainState:
     schedule: Scheduler
     ema: ModelEmaV3 | None
     identity: dict[str, Any]
-    begun: float
     step: int = 0
     best_step: int = 0
     best_top1: float = -1.0
@@ -38,7 +37,9 @@ class TrainState:
     meter_sums: dict[str, float] = field(default_factory=dict)
     curves: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
-    """What earlier processes spent on the steps that the checkpoint holds."""
+    """What earlier processes spent on the steps that the checkpoint holds, their start apart."""
+    begun: float = 0.0
+    """When this process began, by the monotonic clock."""
 
     @classmethod
     def build(
@@ -61,7 +62,7 @@ class TrainState:
             optim.build_schedule(optimizer, config.optim, epochs, clock.steps_per_epoch),
             ModelEmaV3(method.inference_model(), decay=decay) if decay is not None else None,
             identity,
-            time.monotonic(),
+            begun=time.monotonic(),
         )
         if found is not None:
             state._restore(found, method)
