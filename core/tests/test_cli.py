@@ -44,7 +44,7 @@ SMALL = ("--set", "data.per_class=null", "--set", "train.batch_size=4", "--set",
 @pytest.mark.parametrize(
     ("setting", "parts"),
     [
-        ("train.epoch=5", ["unknown key 'train.epoch'; did you mean 'epochs'?"]),
+        ("train.epoch=5", ["unknown key 'train.epoch'; did you mean 'train.epochs'?"]),
         ("train.epochs=many", ["train.epochs:", "integer", "'many'"]),
         ("optim.lr=.nan", ["optim.lr:", "finite"]),
         ("train", ["--set train: write it as field.name=value"]),

@@ -85,6 +85,8 @@ def test_a_section_alone_and_a_field_that_is_not_there(call: Called) -> None:
     assert all(name.startswith("train.") for name in names)
     code, _, err = call(command("drloc"), "config", "--explain", "tran")
     assert (code, err) == (2, "error: --explain tran: no such field; did you mean 'train'?\n")
+    code, _, err = call(command("drloc"), "config", "--explain", "lr")
+    assert (code, err) == (2, "error: --explain lr: no such field; did you mean 'optim.lr'?\n")
 
 
 def test_written_and_given_again(call: Called, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_defaults_are_the_recommended_reading():
         (("method.distill=soft",), None, "method.distill: Input should be 'none', 'pooled' or 'token'"),
         (("method.pairs=[[2]]",), None, "method.pairs.0.1: is missing"),
         (("method.pairs=[[layer2, 2]]",), None, "method.pairs.0.0: Input should be a valid integer"),
-        (("method.alpha=0.5",), None, "unknown key 'method.alpha'; did you mean 'alpha_loss'?"),
+        (("method.alpha=0.5",), None, "unknown key 'method.alpha'; did you mean 'method.alpha_loss'?"),
         (("method=3",), None, "method: Input should be an object"),
         (("train=x",), None, "train: Input should be an object"),
         (("teacher={}",), None, "a teacher needs `recipe`, `row`, `model` or `weights`"),

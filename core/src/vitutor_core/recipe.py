@@ -119,8 +119,9 @@ def _parsed(text: str, path: Path) -> Recipe:
 
 def _whole(loaded: Any, path: Path) -> Recipe:
     if not isinstance(loaded, dict) or "base" not in loaded or set(loaded) - set(_KEYS):
-        found = sorted(loaded) if isinstance(loaded, dict) else type(loaded).__name__
-        raise ConfigError(f"{path}: a recipe has the key 'base' and may have {', '.join(_KEYS[1:])}; found {found}")
+        keys = ", ".join(map(str, loaded)) if isinstance(loaded, dict) else "a value without keys"
+        found = "the file is empty" if loaded is None else f"found {keys or 'none'}"
+        raise ConfigError(f"{path}: a recipe has the key 'base' and may have {', '.join(_KEYS[1:])}; {found}")
     for key, value in loaded.items():
         _check_section(value, key, path)
     rows = dict(loaded.get("rows") or {})
@@ -146,7 +147,9 @@ def _whole(loaded: Any, path: Path) -> Recipe:
 def _changed(loaded: dict[str, Any], path: Path) -> Recipe:
     """Build the recipe of another scale with changes."""
     if set(loaded) - set(_LIKE):
-        raise ConfigError(f"{path}: beside 'like' a recipe may have {', '.join(_LIKE[1:])}; found {sorted(loaded)}")
+        raise ConfigError(
+            f"{path}: beside 'like' a recipe may have {', '.join(_LIKE[1:])}; found {', '.join(map(str, loaded))}"
+        )
     for key in _LIKE[1:]:
         _check_section(loaded.get(key), key, path)
     beside = {file.stem: file for file in path.parent.glob("*.yaml") if file.name != path.name}
