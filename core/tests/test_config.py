@@ -68,7 +68,7 @@ def test_a_mapping_of_sections_has_leaves_of_its_own(recipe):
 
 def test_a_schedule_is_not_shorter_than_the_run(recipe):
     assert resolve(RunConfig, recipe, settings=["train.schedule_epochs=2"]).train.schedule_epochs == 2
-    with pytest.raises(ConfigError, match="schedule_epochs is 1, but the run has 2 epochs"):
+    with pytest.raises(ConfigError, match="schedule_epochs is 1, but the run has 2 epochs; set it, too"):
         resolve(RunConfig, recipe, settings=["train.schedule_epochs=1"])
 
 

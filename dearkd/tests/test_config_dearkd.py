@@ -39,7 +39,11 @@ def test_defaults_are_the_recommended_reading():
         (("method.distill=token", "method.pairs=[]"), None, "set pairs=[] and two_stage=false"),
         (("method.distill=token", "method.two_stage=false"), None, "set pairs=[] and two_stage=false"),
         (("method.stage1_epochs=2",), "mhca_hidden_distill", "method.stage1_epochs is set, but two_stage is false"),
-        (("train.epochs=9", "method.stage1_epochs=10"), None, "method.stage1_epochs is 10 of 9 epochs"),
+        (
+            ("train.epochs=9", "method.stage1_epochs=10"),
+            None,
+            "method.stage1_epochs is 10 of 9 epochs; set it, too (null: five sixths)",
+        ),
         (("method.stage1_epochs=0",), None, "method.stage1_epochs: Input should be greater than or equal to 1"),
         (("method.alpha_loss=1.5",), None, "method.alpha_loss: Input should be less than or equal to 1"),
         (("method.alpha_loss=-0.1",), None, "method.alpha_loss: Input should be greater than or equal to 0"),

@@ -71,6 +71,14 @@ class Recipe(NamedTuple):
         return next(fitting, CORE_GROUP)
 
 
+def default_scale(recipe: Path | None) -> str:
+    """Return the scale that is meant where none is given: that of the user's own images, of a ``recipe`` of their own.
+
+    It decides where teachers come from, and is in the record.
+    """
+    return "digits" if recipe is None else OWN
+
+
 def recipe_path(package: str, scale: str, own: Path | None = None) -> Path:
     """Return the recipe file of a package at a scale, or ``own`` if given."""
     return own if own is not None else Path(str(files(package))) / "recipes" / f"{scale}.yaml"
