@@ -108,10 +108,9 @@ scale = click.option(
 any_scale = click.option(
     "--scale",
     type=click.Choice((*SCALES, OWN)),
-    show_default="digits",
     # What is given has been read before what is not.
     callback=lambda ctx, _param, value: value or default_scale(ctx.params.get("recipe")),
-    help="Which recipe: data and model size; own: your images (--source), sized to them.",
+    help="Which recipe: data and model size; own: your images (--source), sized to them.  [default: digits]",
 )
 source = click.option("--source", metavar="SOURCE", help="Short for --set data.source=SOURCE, e.g. folder:my_images.")
 recipe = file("--recipe", "A recipe file of your own, instead of --scale's; --scale is then own, unless given.")
