@@ -197,7 +197,7 @@ def test_defaults_are_the_recommended_reading():
         (("method.temperature=0",), "method.temperature: Input should be greater than 0"),
         (("method.decay=cosine",), "method.decay: Input should be 'linear' or 'none'"),
         (("method.beta=10",), "unknown key 'method.beta'"),
-        (("method.adaptor=1d",), "did you mean 'adapter'?"),
+        (("method.adaptor=1d",), "did you mean 'method.adapter'?"),
     ],
 )
 def test_mistakes_in_the_config_are_one_line(settings, message):

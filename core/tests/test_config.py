@@ -60,13 +60,15 @@ def test_a_mapping_of_sections_has_leaves_of_its_own(recipe):
     assert config.changed(["teachers.cnn.weights=x"]).fingerprint() == config.fingerprint()
     assert config.changed(["teachers.cnn.recipe=x"]).fingerprint() != config.fingerprint()
     assert teacher_recipes(config) == ("cnn", "inn")
-    with pytest.raises(ConfigError, match=r"unknown key 'teachers\.cnn\.recip'; did you mean 'recipe'\?"):
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'teachers\.cnn\.recip'; did you mean 'teachers\.cnn\.recipe'\?"
+    ):
         resolve(TwoTeachers, recipe, settings=["teachers.cnn={recip: cnn}"])
 
 
 def test_a_schedule_is_not_shorter_than_the_run(recipe):
     assert resolve(RunConfig, recipe, settings=["train.schedule_epochs=2"]).train.schedule_epochs == 2
-    with pytest.raises(ConfigError, match="schedule_epochs is 1, but the run has 2 epochs"):
+    with pytest.raises(ConfigError, match="schedule_epochs is 1, but the run has 2 epochs; set it, too"):
         resolve(RunConfig, recipe, settings=["train.schedule_epochs=1"])
 
 
@@ -77,7 +79,11 @@ def test_a_row_may_replace_a_whole_section(recipe):
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("train.epoch=5", "unknown key 'train.epoch'; did you mean 'epochs'?"),
+        ("train.epoch=5", "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
+        ("epoch=5", "unknown key 'epoch'; did you mean 'train.epochs'?"),
+        ("lr=1", "unknown key 'lr'; did you mean 'optim.lr'?"),
+        ("train.lr=1", "unknown key 'train.lr'; did you mean 'optim.lr'?"),
+        ("name=x", "unknown key 'name'; did you mean 'student.name' or 'optim.name'?"),
         ("trian.epochs=5", "unknown key 'trian'; did you mean 'train'?"),
         ("train.epochs='5'", "train.epochs"),
         ("train.epochs=true", "train.epochs"),
@@ -112,13 +118,27 @@ def test_unknown_row_names_the_nearest(recipe):
 
 
 def test_duplicate_keys_and_yaml_1_2(tmp_path):
-    with pytest.raises(ConfigError, match="not valid YAML"):
-        parse_yaml("a: 1\na: 2", where="x")
+    for text, reason in {
+        "a: 1\na: 2": 'line 2, column 1: found duplicate key "a" with value "2" (original value: "1")',
+        "a: b: c": "line 1, column 5: mapping values are not allowed here",
+        "a: \x01": "unacceptable character #x0001: special characters are not allowed at position 3",
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            parse_yaml(text, where="my.yaml")
+        assert str(caught.value) == f"my.yaml: not valid YAML: {reason}"
     assert parse_yaml("a: 1e-3\nb: no\nc: 010", where="x") == {"a": 1e-3, "b": "no", "c": 10}
     path = tmp_path / "bad.yaml"
-    path.write_text("bases: {}")
-    with pytest.raises(ConfigError, match="a recipe has the key 'base'"):
-        read_recipe(path)
+    for text, found in {
+        "bases: {}": "found bases",
+        "1: {}\nbases: {}": "found 1, bases",
+        "{}": "found none",
+        "": "the file is empty",
+        "# nothing": "the file is empty",
+        "base": "found a value without keys",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=rf"bad\.yaml: a recipe has the key 'base' .*; {found}$"):
+            read_recipe(path)
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         read_recipe(tmp_path / "nowhere.yaml")
 
@@ -167,7 +187,7 @@ def test_nothing_heavy_is_imported_for_a_config_mistake():
 
 
 def test_nearest_is_silent_without_a_near_name():
-    assert nearest("zzz", ["epochs"]) == ""
+    assert nearest("zzz", ["epochs"]) == nearest("foo", ["pool"]) == ""
     assert nearest("epoch", ["epochs"]) == "; did you mean 'epochs'?"
 
 

@@ -105,13 +105,27 @@ def test_a_test_split_beside_a_holdout(photos, evaluate, tmp_path):
     own = ("--source", f"folder:{tmp_path}/new/../set")  # said again, it does not bring back the images trained on
     asked = ((), own, ("--split", "test"), ("--split", "train"), (*own, "--split", "train"))
     assert [evaluate(*chosen, run=out)[1]["images"] for chosen in asked] == [8, 8, 24, 24, 24]
+    (tmp_path / "set" / "test").rename(tmp_path / "set" / "more")
+    found, errors = evaluate("--split", "test", run=out)
+    assert found == 2
+    assert errors.endswith("splits: none; without --split, the images that the run held out are evaluated\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
+        (("--split", "tset"), 2, "--split: data.eval_split: "),
         (("--split", "tset"), 2, "no 'tset' to evaluate on"),
-        (("--source", "folder:{new}", "--split", "x"), 2, "--split: {new} has no 'x'"),
+        (
+            ("--source", "folder:{new}", "--split", "sky"),
+            2,
+            "--split: {new} has no 'sky', nor other splits; without --split, all of its images are evaluated",
+        ),
+        (
+            ("--source", "folder:{new}/split", "--split", "vol"),
+            2,
+            "--split: {new}/split has no 'vol'; did you mean 'val'?; splits: test, val",
+        ),
         (
             ("--source", "folder:{new}"),
             2,
@@ -124,6 +138,8 @@ def test_a_test_split_beside_a_holdout(photos, evaluate, tmp_path):
 )
 def test_mistakes_are_one_line(evaluate, tmp_path, arguments, code, part):
     (tmp_path / "skyy").mkdir()
+    for name in ("test", "val", "volt"):  # one of them is no split
+        (tmp_path / "split" / name).mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(tmp_path / "skyy" / "1.png")
     found, errors = evaluate(*(argument.format(new=tmp_path) for argument in arguments))
     assert found == code

@@ -206,7 +206,7 @@ def test_detect_starts_from_a_run_and_draws_what_it_found(tmp_path, call):
         ("vit_tinny_patch16_224", (), "did you mean 'vit_tiny_patch16_224'"),
         ("resnet18", ("--source", "digits"), "'digits' has no boxes and masks"),
         ("resnet18", ("--source", "coco:missing"), "no such folder"),
-        ("resnet18", ("--set", "detect.windows=3"), "unknown key 'detect.windows'; did you mean 'window'"),
+        ("resnet18", ("--set", "detect.windows=3"), "unknown key 'detect.windows'; did you mean 'detect.window'"),
         ("resnet18", ("--set", "detect.scale=[2.0,1.0]"), "write the smaller number first"),
     ],
 )

@@ -10,12 +10,15 @@ from click.shell_completion import BashComplete
 
 from core.tests.conftest import Called
 from core.tests.photo_samples import write_photos
+from vitutor_core.cli import options
 from vitutor_core.cli.paper import paper_group
 from vitutor_core.config import leaves
 from vitutor_core.explain import commented, explained, fields_of
+from vitutor_core.jobs.train import Asked
 from vitutor_core.paper import Paper, installed_papers, load
 from vitutor_core.recipe import OWN, read_recipe, recipe_path, resolve, scales_of
 from vitutor_core.report.fields import fields_page
+from vitutor_core.runs import RunRecord
 
 PAPERS = installed_papers()
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "fields.md"
@@ -85,18 +88,42 @@ def test_a_section_alone_and_a_field_that_is_not_there(call: Called) -> None:
     assert all(name.startswith("train.") for name in names)
     code, _, err = call(command("drloc"), "config", "--explain", "tran")
     assert (code, err) == (2, "error: --explain tran: no such field; did you mean 'train'?\n")
+    code, _, err = call(command("drloc"), "config", "--explain", "lr")
+    assert (code, err) == (2, "error: --explain lr: no such field; did you mean 'optim.lr'?\n")
 
 
 def test_written_and_given_again(call: Called, tmp_path: Path) -> None:
     path = tmp_path / "my own.yaml"
     code, out, _ = call(command("coadvise"), "config", "--row", "cnn_inn", "--out", path)
     assert (code, out.split(";")[0]) == (0, f"written {path}")
-    assert f"--recipe '{path}' " in out  # as a shell takes it
+    assert f"; coadvise train --scale digits --recipe '{path}' --out " in out  # as a shell takes it
     assert "# Images per update, over all processes" in path.read_text()
     before = call(command("coadvise"), "config", "--row", "cnn_inn")
     assert call(command("coadvise"), "config", "--recipe", path) == before
     code, out, err = call(command("coadvise"), "rows", "--recipe", path)
     assert (code, out, err) == (0, "", f"{path}: no rows and no presets; train its base, without --row\n")
+
+
+def test_a_recipe_of_ones_own_is_of_the_scale_own(call: Called, tmp_path: Path) -> None:
+    photos, path, dearkd = write_photos(tmp_path / "photos", train=4, val=1), tmp_path / "my.yaml", command("dearkd")
+    own = ("--scale", OWN, "--source", f"folder:{photos}", "--set", "runtime.device=cpu", "--set", "train.epochs=1")
+    code, out, _ = call(dearkd, "config", *own, "--out", path)
+    assert (code, out) == (0, f"written {path}; dearkd train --recipe {path} --out RUN\n")
+    assert call(dearkd, "train", "--recipe", path, "--out", tmp_path / "run")[0] == 0
+    record = RunRecord.read(tmp_path / "run")
+    teacher = RunRecord.read(tmp_path / "run" / "teachers" / "cnn")
+    assert (record.scale, teacher.scale, teacher.config["data"]["source"]) == (OWN, OWN, f"folder:{photos}")
+
+
+@pytest.mark.parametrize("name", ["train", "config"])
+def test_a_scale_that_is_given_stays(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Asked] = []
+    called = options.asked(lambda asked, **_: seen.append(asked))
+    monkeypatch.setattr(command("dearkd").commands[name], "callback", called)
+    recipe, out = ("--recipe", str(tmp_path / "my.yaml")), ("--out", str(tmp_path / "out"))
+    for given in ((), recipe, ("--scale", "small", *recipe), (*recipe, "--scale", "digits"), ("--scale", "small")):
+        command("dearkd")([name, *given, *out], standalone_mode=False)
+    assert [asked.scale for asked in seen] == ["digits", OWN, "small", "digits", "small"]
 
 
 def test_rows_show_their_changes_as_they_are_set(call: Called, tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core.tests.conftest import Called
 from core.tests.source_samples import opened, shades
 from core.tests.train_samples import TINY
+from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.config import Config
 from vitutor_core.data.check import check_source
 from vitutor_core.data.sources.images import file_split
+from vitutor_core.data.sources.locate import several
 from vitutor_core.errors import ConfigError, DataError
 from vitutor_core.schema import DataConfig, RunConfig
 from vitutor_core.train.method import Traits
@@ -219,17 +222,40 @@ def test_all_broken_images_are_listed(pets: Path, count: int) -> None:
         (pets / split / "dog" / f"broken{number:02}.png").write_bytes(b"junk")
     with pytest.raises(DataError) as error:
         checked()
-    text = str(error.value)
-    assert text.count("cannot read the image") == min(count, 20)
-    assert ("25 images: " in text) == ("; and 5 more" in text) == (count == 25)
-    assert ("4 images: " in text) == (count == 4)
-    assert "\n" not in text
+    text, notes = str(error.value), getattr(error.value, "__notes__", [])
+    if count == 1:
+        assert notes == []
+        assert text.startswith(f"{pets}/train/dog/broken00.png: cannot read the image: ")
+    else:
+        assert text == f"{count} images cannot be read; for each: repair or remove it"
+        assert [note.count("dog/broken") for note in notes] == [1] * min(count, 20) + [0] * (count == 25)
+        assert (notes[-1] == "and 5 more") == (count == 25)
+    assert "\n" not in "".join((text, *notes))
 
 
 def test_all_missing_files_are_listed(pets: Path) -> None:
     files = ["train/cat/0.png", "gone/1.png", "gone/2.png"]
-    with pytest.raises(DataError, match=r"2 images: .*gone/1\.png: No such file.*; .*gone/2\.png: No such file"):
+    with pytest.raises(DataError, match="2 images cannot be read; for each: restore the file") as error:
         file_split(pets, files, np.zeros(3, dtype=np.int64))
+    assert error.value.__notes__ == [f"{pets}/gone/{number}.png: No such file or directory" for number in (1, 2)]
+
+
+def test_different_advice_stays_with_each(pets: Path) -> None:
+    problems = ["a: torn; repair it", "b: gone; restore it"]
+    assert several(problems).__notes__ == problems
+    assert str(several(problems)) == "2 images cannot be read"
+    assert str(several(["a: torn", "b: torn"])) == "2 images cannot be read"
+
+
+def test_the_command_gives_each_a_line(pets: Path, call: Called) -> None:
+    for name in ("b\nroken.png", "c.png"):
+        (pets / "train" / "dog" / name).write_bytes(b"junk")
+    code, _, err = call(vitutor, "data", "--source", f"folder:{pets}")
+    lines = [line.partition(": ") for line in err.splitlines()]
+    assert (code, [start for start, _, _ in lines]) == (3, ["error"] * 3)
+    places = [rest.partition(": cannot read")[0] for _, _, rest in lines]
+    assert places == [f"{pets}/train/dog/b roken.png", f"{pets}/train/dog/c.png", lines[-1][2]]
+    assert lines[-1][2] == "2 images cannot be read; for each: repair or remove it"
 
 
 # --- a single class

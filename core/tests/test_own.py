@@ -16,9 +16,11 @@ from vitutor_core.compare.contest import Contest
 from vitutor_core.compare.price import Prices, check_row
 from vitutor_core.config import setting
 from vitutor_core.errors import ConfigError
+from vitutor_core.jobs import train as jobs
 from vitutor_core.jobs.reproduce import Row
 from vitutor_core.jobs.sizes import size_lines
 from vitutor_core.jobs.teacher import recipe_teachers
+from vitutor_core.jobs.train import Asked
 from vitutor_core.own import CPU_SIZE, FULL_SIZE, HOLDOUT, PRETRAINED, Images, Machine, Wanted, derive
 from vitutor_core.paper import Paper, installed_papers
 from vitutor_core.recipe import OWN, read_recipe, recipe_path
@@ -173,6 +175,26 @@ def test_another_run_is_refused_before_its_rows_and_teachers_are_trained(
         code, _, told = call(group, *asked, *changed)
         assert (code, f"{out}: this folder holds another run (" in told, message in told) == (2, True, True)
         assert len(max(told.split(), key=len)) < 200
+
+
+def test_a_written_recipe_has_the_rows_before_it_from_its_scale(
+    classes: Path, tmp_path: Path, call: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, group = tmp_path / "my.yaml", paper_group(PAPERS["mae_lite_distill"])
+    own = ("--scale", OWN, "--source", f"folder:{classes}", "--row", "mae_distilled_finetune", "--set", "seed=3")
+    assert call(group, "config", *own, "--set", "data.image_size=16", "--out", recipe)[0] == 0
+    before: list[Asked] = []
+
+    def trained(asked: Asked, *_: object) -> None:
+        before.append(asked)
+        raise ConfigError("stop")
+
+    train_row, asked = jobs.train_row, Asked(PAPERS["mae_lite_distill"], OWN, recipe, None, None, ("seed=4",), "")
+    monkeypatch.setattr(jobs, "train_row", trained)
+    with pytest.raises(ConfigError, match="row mae_distilled: stop"):
+        train_row(asked, tmp_path / "run", tmp_path / "teachers")
+    config = before[0].config()
+    assert (config.data.source, config.data.image_size, config.seed) == (f"folder:{classes}", 16, 4)
 
 
 def test_a_validation_split_is_used_where_there_is_one(classes: Path) -> None:

@@ -109,7 +109,8 @@ def test_images_that_cannot_be_read_are_named_and_the_others_done(photo_run, pho
         f"{folder}/page\\x1b[31m.png",
         str(folder / "notes.txt"),
     ]
-    assert lines[-1] == "error: 3 of 4 images cannot be read"
+    assert lines[-1] == "error: 3 of 4 images cannot be read; for each: repair or remove it"
+    assert errors.count("repair or remove it") == 1
     assert f"warning: {tmp_path}/in: files passed over, which are not images: 1" in lines
 
 

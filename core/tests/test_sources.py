@@ -60,6 +60,13 @@ def test_a_folder_is_no_source_without_its_prefix(data_root: Path) -> None:
         opened("digit")
 
 
+def test_all_sources_are_named(data_root: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        opened("fodler:clean")
+    assert "no source 'fodler:clean'; did you mean 'folder:PATH'?; valid: digits, " in str(error.value)
+    assert str(error.value).endswith(", timm:NAME; for detection: scenes, coco:FOLDER")
+
+
 @pytest.mark.parametrize("name", ["", "x" * 5000, "~nobody-of-this-name/x"], ids=["nothing", "too long", "no home"])
 def test_what_cannot_be_a_folder_gets_no_such_hint(data_root: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=f"no source '{name}'; valid: digits"):

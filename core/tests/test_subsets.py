@@ -89,7 +89,7 @@ def test_the_draw_is_fair() -> None:
 
 
 def test_a_class_too_small_is_named(labels: np.ndarray) -> None:
-    with pytest.raises(DataError, match=r"data\.per_class: class 3 has 3 training images, not 4"):
+    with pytest.raises(DataError, match=r"data\.per_class: class 3 has 3 training images, not 4; set it to 3 or"):
         subset_indices(labels, config(per_class=4))
 
 

@@ -49,7 +49,7 @@ def losses(run, term):
 def test_maps_teach_a_student_of_dearkd(tmp_path, given, name):
     settings = given(224, name)
     record = train("dearkd", tmp_path / "run", recipe=FOLDER / "dearkd.yaml", settings=settings)
-    assert record.config["method"]["distill"] == "none"
+    assert (record.scale, record.config["method"]["distill"]) == ("own", "none")
     assert record.teachers["cnn"].name == name
     assert [0 < loss < 10 for loss in losses(tmp_path / "run", "hidden_loss")] == [True, True]
 

@@ -19,6 +19,7 @@ from vitutor_core.compare.papers import compare_papers as compare
 from vitutor_core.jobs.predict import predict_files
 from vitutor_core.jobs.train import Asked, Settings, texts, train_row
 from vitutor_core.paper import Paper, installed_paper
+from vitutor_core.recipe import default_scale
 from vitutor_core.runs import RunRecord
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def train(
     paper: str | Paper,
     out: Path | str,
     *,
-    scale: str = "digits",
+    scale: str | None = None,
     recipe: Path | None = None,
     preset: str | None = None,
     row: str | None = None,
@@ -47,6 +48,7 @@ def train(
         paper: the name of an installed package, such as "dearkd".
         out: folder of the run.
         scale: whose recipe is taken, as --scale of the command: digits, ..., or own, sized to images of one's own.
+            By default digits, or with ``recipe``, own.
         recipe: a recipe file, instead of the scale's.
         preset: a preset of the recipe.
         row: a row of the paper's tables.
@@ -62,7 +64,7 @@ def train(
     out = Path(out)
     asked = Asked(
         paper if isinstance(paper, Paper) else installed_paper(paper),
-        scale,
+        scale or default_scale(recipe),
         recipe,
         preset,
         row,

@@ -21,11 +21,13 @@ from typing import Any, Literal, Self, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from vitutor_core.errors import ConfigError
 
 _REQUIRED: Any = ...
+_MEANT = 3
+"""Fields of one name that are proposed for one that there is not."""
 
 
 def fingerprinted(default: Any = _REQUIRED, *, help: str, **constraints: Any) -> Any:
@@ -93,14 +95,19 @@ def fingerprinted_fields(config: Config) -> dict[str, Any]:
     return {path: value for path, tag, value in leaves(config) if tag != "runtime"}
 
 
-def runtime_paths(schema: type[Config], prefix: str = "") -> Iterator[str]:
+def runtime_paths(schema: type[Config]) -> Iterator[str]:
     """Yield the dotted path of each field of a schema that may change between a run and its resumption."""
+    return (path for path, tag in _paths(schema) if tag == "runtime")
+
+
+def _paths(schema: type[Config], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield ``(dotted path, tag)`` of each leaf field of a schema; ``KEY`` stands for the keys of a mapping."""
     for name, field in schema.model_fields.items():
         section, extra = _config_type(field.annotation), field.json_schema_extra
         if section is not None:
-            yield from runtime_paths(section, f"{prefix}{name}.")
-        elif isinstance(extra, dict) and extra["tag"] == "runtime":
-            yield prefix + name
+            yield from _paths(section, f"{prefix}{name}.{'KEY.' if get_origin(field.annotation) is dict else ''}")
+        else:
+            yield prefix + name, str(extra["tag"]) if isinstance(extra, dict) else ""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -116,8 +123,15 @@ def parse_yaml(text: str, *, where: str) -> Any:
     except RecursionError:
         raise ConfigError(f"{where}: nested too deeply") from None
     except YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{where}: not valid YAML: {reason}") from None
+        raise ConfigError(f"{where}: not valid YAML: {_reason(error)}") from None
+
+
+def _reason(error: YAMLError) -> str:
+    """Say what is wrong and where, without the name that YAML gives to what has no file."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(str(error).replace('in "<file>", ', "at ").split())
 
 
 def apply_settings(values: dict[str, Any], settings: Iterable[str], schema: type[Config]) -> None:
@@ -222,8 +236,29 @@ def _annotation(schema: Any, path: Sequence[Any]) -> Any:
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the closest valid name, or an empty string."""
-    found = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean '{found[0]}'?" if found else ""
+    return _meant(difflib.get_close_matches(name, list(valid), n=1))
+
+
+def _meant(names: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
+
+
+def nearest_field(path: str, schema: type[Config]) -> str:
+    """Return what was meant by the ``path`` of no field: those of its last part elsewhere, else the closest beside it.
+
+    Without a section, closer names are looked for in all of them, too.
+    """
+    *parents, name = path.split(".")
+    section = _config_type(_annotation(schema, parents))
+    named: dict[str, list[str]] = {}
+    for other, _ in _paths(schema):
+        named.setdefault(other.rpartition(".")[2], []).append(other)
+    if name in named:
+        return _meant(named[name][:_MEANT])
+    beside = difflib.get_close_matches(name, section.model_fields if section is not None else (), n=1)
+    if beside or parents:
+        return _meant([".".join((*parents, like)) for like in beside])
+    return _meant([path for like in difflib.get_close_matches(name, named, n=1, cutoff=0.75) for path in named[like]])
 
 
 def assign(values: dict[str, Any], path: str, value: Any) -> None:
@@ -258,9 +293,7 @@ def _explain(detail: ErrorDetails, schema: type[Config]) -> str:
         return f"{path}: {json.dumps(detail['input'])} is not text; quote it"
     if detail["type"] != "extra_forbidden":
         return f"{path}: {detail['msg']} (got {detail['input']!r})"
-    section = _config_type(_annotation(schema, detail["loc"][:-1]))
-    names = section.model_fields if section is not None else {}
-    return f"unknown key '{path}'{nearest(str(detail['loc'][-1]), names)}"
+    return f"unknown key '{path}'{nearest_field(path, schema)}"
 
 
 def _config_type(annotation: Any) -> Any:

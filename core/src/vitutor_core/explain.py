@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from pydantic.fields import FieldInfo
 
-from vitutor_core.config import Config, leaves, nearest
+from vitutor_core.config import Config, leaves, nearest, nearest_field
 from vitutor_core.errors import ConfigError
 from vitutor_core.recipe import Changes, changes_of, read_recipe
 from vitutor_core.sizing import names_sizes
@@ -115,7 +115,8 @@ def explained(
     shown = [leaf for leaf in leaves(config) if not below or f"{leaf[0]}.".startswith(f"{below}.")]
     if not shown:
         names = {name for path, _, _ in leaves(config) for name in accumulate(path.split("."), "{}.{}".format)}
-        raise ConfigError(f"--explain {below}: no such field{nearest(below, sorted(names))}")
+        hint = nearest(below, sorted(names)) or nearest_field(below, type(config))
+        raise ConfigError(f"--explain {below}: no such field{hint}")
     for path, _, value in shown:
         field = _field(known, path)
         where = origin(path, layers)

@@ -71,6 +71,14 @@ class Recipe(NamedTuple):
         return next(fitting, CORE_GROUP)
 
 
+def default_scale(recipe: Path | None) -> str:
+    """Return the scale that is meant where none is given: that of the user's own images, of a ``recipe`` of their own.
+
+    It decides where teachers come from, and is in the record.
+    """
+    return "digits" if recipe is None else OWN
+
+
 def recipe_path(package: str, scale: str, own: Path | None = None) -> Path:
     """Return the recipe file of a package at a scale, or ``own`` if given."""
     return own if own is not None else Path(str(files(package))) / "recipes" / f"{scale}.yaml"
@@ -119,8 +127,9 @@ def _parsed(text: str, path: Path) -> Recipe:
 
 def _whole(loaded: Any, path: Path) -> Recipe:
     if not isinstance(loaded, dict) or "base" not in loaded or set(loaded) - set(_KEYS):
-        found = sorted(loaded) if isinstance(loaded, dict) else type(loaded).__name__
-        raise ConfigError(f"{path}: a recipe has the key 'base' and may have {', '.join(_KEYS[1:])}; found {found}")
+        keys = ", ".join(map(str, loaded)) if isinstance(loaded, dict) else "a value without keys"
+        found = "the file is empty" if loaded is None else f"found {keys or 'none'}"
+        raise ConfigError(f"{path}: a recipe has the key 'base' and may have {', '.join(_KEYS[1:])}; {found}")
     for key, value in loaded.items():
         _check_section(value, key, path)
     rows = dict(loaded.get("rows") or {})
@@ -146,7 +155,9 @@ def _whole(loaded: Any, path: Path) -> Recipe:
 def _changed(loaded: dict[str, Any], path: Path) -> Recipe:
     """Build the recipe of another scale with changes."""
     if set(loaded) - set(_LIKE):
-        raise ConfigError(f"{path}: beside 'like' a recipe may have {', '.join(_LIKE[1:])}; found {sorted(loaded)}")
+        raise ConfigError(
+            f"{path}: beside 'like' a recipe may have {', '.join(_LIKE[1:])}; found {', '.join(map(str, loaded))}"
+        )
     for key in _LIKE[1:]:
         _check_section(loaded.get(key), key, path)
     beside = {file.stem: file for file in path.parent.glob("*.yaml") if file.name != path.name}

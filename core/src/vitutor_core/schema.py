@@ -251,7 +251,10 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _stops_within_the_schedule(self) -> Self:
         if self.schedule_epochs is not None and self.schedule_epochs < self.epochs:
-            raise ValueError(f"schedule_epochs is {self.schedule_epochs}, but the run has {self.epochs} epochs")
+            raise ValueError(
+                f"schedule_epochs is {self.schedule_epochs}, but the run has {self.epochs} epochs; set it, too "
+                "(null: as many)"
+            )
         return self
 
 

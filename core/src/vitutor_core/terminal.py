@@ -47,6 +47,8 @@ def say_json(value: Any) -> None:
 def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:
     """Make a call and leave the process; ``who`` says in an error which of several calls it is.
 
+    An error is a line; what it is about, if that is many things, are its notes, a line each before it.
+
     0 ok, 1 bug, 2 usage or config, 3 data, 4 checkpoint, 5 non-finite, 6 memory or disk, 7 run folder busy,
     130, 138 and 143 stopped by SIGINT, SIGUSR1 and SIGTERM after saving: the same command goes on.
     """
@@ -70,13 +72,19 @@ def exit_after(call: Callable[[], Any], *, who: str = "") -> NoReturn:
             import traceback
 
             traceback.print_exc()
-        _fail(who + " ".join(str(error).split()), error.exit_code)
+        for line in (*getattr(error, "__notes__", ()), str(error)):
+            _say_error(who + " ".join(line.split()))
+        sys.exit(error.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    say(f"error: {printable(message)}", err=True)
+    _say_error(message)
     sys.exit(code)
+
+
+def _say_error(message: str) -> None:
+    say(f"error: {printable(message)}", err=True)
 
 
 def _show_warning(

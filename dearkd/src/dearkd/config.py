@@ -64,7 +64,10 @@ class DearKDConfig(RunConfig):
         if not self.method.two_stage and self.method.stage1_epochs is not None:
             raise ValueError("method.stage1_epochs is set, but two_stage is false")
         if (self.method.stage1_epochs or 0) > self.train.epochs:
-            raise ValueError(f"method.stage1_epochs is {self.method.stage1_epochs} of {self.train.epochs} epochs")
+            raise ValueError(
+                f"method.stage1_epochs is {self.method.stage1_epochs} of {self.train.epochs} epochs; set it, too "
+                "(null: five sixths)"
+            )
         return self
 
     @classmethod

@@ -87,7 +87,7 @@ def params(changes: tuple[str, ...], params: Path) -> None:
 @click.command("data")
 @options.scale
 @click.option("--source", help="A data source, instead of the scale's: digits, cifar100, folder:PATH, ...")
-@options.settings_like("fraction=0.1")
+@options.settings_like("data.fraction=0.1")
 @options.stage_plan
 @options.file("--out", "Write the manifest there as JSON.")
 @options.folder("--coco", "Write scenes there in COCO's layout.")
@@ -97,7 +97,7 @@ def data(
     """Read and check every image of a data source; print what was found.
 
     Counts are listed; images that cannot be read, or that both splits have, are named. A folder with nothing to
-    evaluate on has images held out, as at --scale own. --set changes fields of the data section.
+    evaluate on has images held out, as at --scale own. --set changes fields of data, whose name may be left out.
     """
     if plan is not None:
         planned = read_planned(plan)
@@ -109,7 +109,7 @@ def data(
     base = read_recipe(recipe_path("vitutor_core", scale)).base
     config = DataConfig.from_mapping(base["data"], where=f"{scale}.yaml")
     own = () if source is None else (setting("source", source),)
-    config = with_holdout(config.changed((*own, *settings)))
+    config = with_holdout(config.changed((*own, *(given.removeprefix("data.") for given in settings))))
 
     from vitutor_core.jobs.data import check_data
 

@@ -18,7 +18,7 @@ from vitutor_core.errors import ConfigError, VitutorError
 from vitutor_core.graph.params import check_seeds
 from vitutor_core.jobs.train import Asked
 from vitutor_core.paper import installed_paper
-from vitutor_core.recipe import OWN, read_recipe, recipe_path
+from vitutor_core.recipe import OWN, default_scale, read_recipe, recipe_path
 from vitutor_core.terminal import command_line
 
 
@@ -98,14 +98,22 @@ def _first(path: str, value: object) -> tuple[str, object]:
     return f"{path}.{name}", first
 
 
-def _scale(names: tuple[str, ...], text: str) -> Callable[[Any], Any]:
-    return click.option("--scale", type=click.Choice(names), default="digits", show_default=True, help=text)
-
-
-scale = _scale(SCALES, "Which recipe: data and model size.")
-any_scale = _scale((*SCALES, OWN), "Which recipe: data and model size; own: your images (--source), sized to them.")
+scale = click.option(
+    "--scale",
+    type=click.Choice(SCALES),
+    default="digits",
+    show_default=True,
+    help="Which recipe: data and model size.",
+)
+any_scale = click.option(
+    "--scale",
+    type=click.Choice((*SCALES, OWN)),
+    # What is given has been read before what is not.
+    callback=lambda ctx, _param, value: value or default_scale(ctx.params.get("recipe")),
+    help="Which recipe: data and model size; own: your images (--source), sized to them.  [default: digits]",
+)
 source = click.option("--source", metavar="SOURCE", help="Short for --set data.source=SOURCE, e.g. folder:my_images.")
-recipe = file("--recipe", "A recipe file of your own, instead of --scale's.")
+recipe = file("--recipe", "A recipe file of your own, instead of --scale's; --scale is then own, unless given.")
 
 
 def settings_like(example: str) -> Callable[[Any], Any]:

@@ -22,7 +22,7 @@ from vitutor_core.jobs.robustness import measure
 from vitutor_core.jobs.train import Asked, train_row
 from vitutor_core.paper import Paper, load
 from vitutor_core.progress import is_silent
-from vitutor_core.recipe import SHIFTED_SETS, read_recipe, recipe_path
+from vitutor_core.recipe import SHIFTED_SETS, default_scale, read_recipe, recipe_path
 from vitutor_core.terminal import printable
 
 
@@ -113,9 +113,8 @@ def config(asked: Asked, explain: str | None, out: Path | None) -> None:
     """Print the resolved config as JSON, and its fingerprint."""
     resolved = asked.config()
     if out is not None:
-        command = shlex.join(
-            [asked.paper.command, "train", "--scale", asked.scale, "--recipe", str(out), "--out", "RUN"]
-        )
+        scale = () if asked.scale == default_scale(out) else ("--scale", asked.scale)
+        command = shlex.join([asked.paper.command, "train", *scale, "--recipe", str(out), "--out", "RUN"])
         write_text(out, commented(resolved, command))
         click.echo(f"written {out}; {command}")
     if explain is not None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vitutor_core.data.detection import open as detection
 from vitutor_core.data.detection.annotated import AnnotatedSource, AnnotatedSplit
-from vitutor_core.data.sources.locate import listed
+from vitutor_core.data.sources.locate import listed, several
 from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.sources.subsets import fingerprint, subset_indices
 from vitutor_core.data.types import Source, Split
@@ -143,7 +143,7 @@ def _look_at_all(
                 problems += unread
                 yield split, facts
     if problems:
-        raise DataError(listed(problems))
+        raise several(problems)
 
 
 def _look_at(look: Callable[[int], FactsT], indices: range) -> tuple[list[FactsT], list[str]]:

@@ -21,7 +21,7 @@ from vitutor_core.data.sources.locate import locate, require_folder
 from vitutor_core.data.sources.open import open_source
 from vitutor_core.data.types import Split
 from vitutor_core.distributed import choose_device, effective_precision
-from vitutor_core.errors import ConfigError, DataError
+from vitutor_core.errors import ConfigError, DataError, named
 from vitutor_core.evaluate.accuracy import Measured, measure
 from vitutor_core.models.weights import ModelCard, load_model
 from vitutor_core.schema import DataConfig, RunConfig, RuntimeConfig
@@ -108,7 +108,9 @@ def labelled_images(
     elif source is None:
         wanted = split or ""
         own = {} if wanted.casefold() in splits.TRAINING else {"holdout": None, "eval_split": wanted}
-        names, found = _opened(config.model_copy(update=own), wanted)
+        remedy = "without --split, the images that the run held out are evaluated" if config.holdout is not None else ""
+        with named("--split", remedy):
+            names, found = _opened(config.model_copy(update=own), wanted)
     elif source.startswith("folder:"):
         names, found = class_folders(_split_folder(locate(source.removeprefix("folder:")), split))
     else:
@@ -134,6 +136,9 @@ def _split_folder(folder: Path, split: str | None) -> Path:
     found = {entry.name.casefold(): entry for entry in sorted(folder.iterdir()) if entry.is_dir()}
     if split is not None:
         if split.casefold() not in found:
-            raise ConfigError(f"--split: {folder} has no '{split}'{nearest(split, found)}")
+            known = [entry.name for name, entry in found.items() if splits.is_split(name)]
+            rest = f"{nearest(split, known)}; splits: {', '.join(known)}"
+            none = ", nor other splits; without --split, all of its images are evaluated"
+            raise ConfigError(f"--split: {folder} has no '{split}'{rest if known else none}")
         return found[split.casefold()]
     return next((found[name] for name in (*splits.EVALUATION, *splits.TRAINING) if name in found), folder)

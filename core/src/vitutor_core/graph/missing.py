@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from vitutor_core.data.sources.locate import data_root, locate
+from vitutor_core.data.sources.locate import ROOT_HINT, data_root, locate
 from vitutor_core.errors import VitutorError
 from vitutor_core.graph.needs import teachers_of
 from vitutor_core.schema import ModelConfig, RunConfig
@@ -21,11 +21,11 @@ def missing_data(source: str) -> Iterator[str]:
     kind, _, argument = source.partition(":")
     folder = {"folder": argument, "parquet": argument, "coco": argument, "domainnet": "domainnet"}.get(kind)
     if folder is not None and _is_empty(locate(folder)):
-        yield f"no images in {data_root() / folder} (VITUTOR_DATA_ROOT names the folder of all data sets)"
+        yield f"no images in {data_root() / folder} {ROOT_HINT}"
     name = argument if kind == "torchvision" else source
     host = _HOSTS.get(kind)
     if host is not None and _is_empty(data_root() / name) and not _reaches(host):
-        yield f"not in {data_root() / name}, and {host} cannot be reached to download it"
+        yield f"not in {data_root() / name} {ROOT_HINT}, and {host} cannot be reached to download it"
 
 
 def _is_empty(path: Path) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from vitutor_core.data.sources.locate import without_advice
 from vitutor_core.errors import DataError, ResourceError
 from vitutor_core.files import write_csv
 from vitutor_core.jobs.models import load_any
@@ -86,10 +87,11 @@ def predict_images(
     if table is not None:
         _write(table, lines, max((len(line.classes) for line in lines), default=top))
         say(f"{len(lines)} images; {table}")
-    for problem in problems:
-        say(f"error: {printable(problem)}", err=True)
     if problems:
-        raise DataError(f"{len(problems)} of {len(paths)} images cannot be read")
+        unread, advice = without_advice(problems)
+        for line in unread:
+            say(f"error: {printable(line)}", err=True)
+        raise DataError(f"{len(problems)} of {len(paths)} images cannot be read{advice}")
 
 
 def _write(table: Path, found: Iterable[Prediction], top: int) -> None:

@@ -72,7 +72,7 @@ def with_teachers(
         check_run(config, method, {path: teacher_config(config, scale, name, settings) for path, name in wanted})
     found = []
     for path, name in wanted:
-        given = (*_inherited(config), *settings)
+        given = (*inherited(config), *settings)
         with named(f"teacher {name}", _how_to_set(path, scale, name, given)):
             run = trained_teacher(scale, name, folder, settings=given, largest_batch=config.train.batch_size)
         found.append(setting(f"{path}.weights", str(run)))
@@ -82,7 +82,7 @@ def with_teachers(
 def teacher_config(config: RunConfig, scale: str, name: str, settings: tuple[str, ...] = ()) -> RunConfig:
     """Return the config of the teacher ``name`` for the images of the student's ``config``."""
     with named(f"teacher {name}"):
-        return resolved(scale, name, (*_inherited(config), *settings))
+        return resolved(scale, name, (*inherited(config), *settings))
 
 
 def recipe_teachers(config: RunConfig, scale: str) -> dict[str, RunConfig]:
@@ -91,8 +91,8 @@ def recipe_teachers(config: RunConfig, scale: str) -> dict[str, RunConfig]:
     return {name: teacher_config(config, scale, name) for name in names}
 
 
-def _inherited(config: RunConfig) -> tuple[str, ...]:
-    """Return the settings that a teacher has of its student."""
+def inherited(config: RunConfig) -> tuple[str, ...]:
+    """Return the settings that a teacher, or a row that comes first, has of its student."""
     return tuple(
         setting(f"{section}.{name}", getattr(getattr(config, section), name))
         for section, names in _INHERITED.items()
@@ -103,7 +103,7 @@ def _inherited(config: RunConfig) -> tuple[str, ...]:
 def _how_to_set(path: str, scale: str, name: str, given: tuple[str, ...]) -> str:
     """Say what sets the fields of a teacher: the data as its student's do, everything else a command of its own."""
     try:
-        usual = _inherited(resolved(scale, name, ()))
+        usual = inherited(resolved(scale, name, ()))
     except ConfigError:
         return ""  # there is no such teacher
     changed = (text for text in given if text not in usual and not text.startswith("runtime."))

@@ -11,10 +11,10 @@ from vitutor_core.config import fingerprinted_fields, setting
 from vitutor_core.errors import named
 from vitutor_core.graph.needs import rows_of, teachers_of
 from vitutor_core.jobs.sizes import show_sizes
-from vitutor_core.jobs.teacher import recipe_teachers, with_teachers
+from vitutor_core.jobs.teacher import inherited, recipe_teachers, with_teachers
 from vitutor_core.paper import Paper, load
 from vitutor_core.progress import is_silent
-from vitutor_core.recipe import OWN
+from vitutor_core.recipe import OWN, has_row
 from vitutor_core.runs import RunDir
 from vitutor_core.schema import RunConfig
 from vitutor_core.terminal import say
@@ -93,14 +93,20 @@ def _refuse_another(paper: Paper, config: RunConfig, out: Path) -> None:
 
 
 def _rows_before(asked: Asked, config: RunConfig, folder: Path, teachers: Path) -> list[str]:
-    """Train, unless they are there, the rows that a config starts from or learns from; return where they are."""
+    """Train, unless they are there, the rows that a config starts from or learns from; return where they are.
+
+    A recipe that `config --out` wrote has no rows: they are then those of its scale, on its images.
+    """
     shared = tuple(text for text in asked.settings if text.startswith(_SHARED))
     found = []
     for path, row in rows_of(config):
+        before = replace(asked, row=row, settings=shared)
+        if asked.recipe is not None and not has_row(asked.recipe, row):
+            before = replace(before, recipe=None, preset=None, settings=(*inherited(config), *shared))
         run = RunDir((folder / row).absolute())
         if not is_silent():
             say(f"{'row':10}{row}, which comes first, in {run.path}", err=True)
         with named(f"row {row}"):
-            train_row(replace(asked, row=row, settings=shared), run.path, teachers)
+            train_row(before, run.path, teachers)
         found.append(setting(f"{path}.weights", str(run.path)))
     return found

@@ -21,7 +21,7 @@ from vitutor_core.terminal import command_line
 @click.command("generate")
 @click.argument("name")
 @options.scale
-@options.recipe
+@options.file("--recipe", "A recipe file of your own, instead of --scale's.")
 @options.settings_like("flip=0.5")
 @options.plan
 @options.results

@@ -11,6 +11,7 @@ from vitutor_core.config import nearest
 from vitutor_core.data.detection.annotated import AnnotatedSource, AnnotatedSplit
 from vitutor_core.data.detection.coco import coco_source
 from vitutor_core.data.detection.scenes import scenes_source
+from vitutor_core.data.sources.open import ANNOTATED
 from vitutor_core.errors import ConfigError, DataError
 
 
@@ -26,8 +27,8 @@ def open_annotated(source: str) -> AnnotatedSource:
     kind, _, path = source.partition(":")
     if kind == "coco" and path:
         return coco_source(path)
-    hint = nearest(source, ("scenes", "coco:FOLDER"))
-    raise ConfigError(f"data.source: '{source}' has no boxes and masks{hint}; valid: scenes, coco:FOLDER")
+    hint = nearest(source, ANNOTATED)
+    raise ConfigError(f"data.source: '{source}' has no boxes and masks{hint}; valid: {', '.join(ANNOTATED)}")
 
 
 def usable(split: AnnotatedSplit) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from vitutor_core.data.sources.locate import listed
+from vitutor_core.data.sources.locate import several
 from vitutor_core.data.types import Split
 from vitutor_core.errors import DataError, are_files_exhausted
 from vitutor_core.files import file_sha256
@@ -181,6 +181,6 @@ def file_split(root: Path, files: Sequence[str], labels: NDArray[np.int64]) -> S
             continue
         digest.update(f"{Path(file).as_posix()}\0{size}\0{label}\n".encode(errors="surrogateescape"))
     if missing:
-        raise DataError(listed(missing))
+        raise several(missing)
     images = _FileImages(root, np.array([os.fsencode(file) for file in files], dtype=np.bytes_))
     return Split(labels, images.read, images.where, digest.hexdigest(), images.contents)

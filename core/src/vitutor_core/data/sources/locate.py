@@ -7,6 +7,9 @@ from pathlib import Path
 
 from vitutor_core.errors import DataError, ResourceError
 
+ROOT_HINT = "(VITUTOR_DATA_ROOT names the folder of all data sets)"
+"""Said where something was looked for in it alone."""
+
 
 def data_root() -> Path:
     """Return the folder of all data sets: ``$VITUTOR_DATA_ROOT``, else ``data`` in the current folder."""
@@ -42,7 +45,8 @@ def require_folder(folder: Path, holds: str) -> None:
     """Raise `DataError` unless ``folder`` is a folder; ``holds`` says what it should hold."""
     if not folder.exists():
         parent = next(above for above in folder.parents if above.is_dir())
-        raise DataError(f"{folder}: no such folder ({parent} holds {contents(parent)}); it should hold {holds}")
+        hint = f" {ROOT_HINT}" if folder.is_relative_to(data_root()) else ""
+        raise DataError(f"{folder}: no such folder ({parent} holds {contents(parent)}); it should hold {holds}{hint}")
     if not folder.is_dir():
         raise DataError(f"{folder}: this is a file; name the folder that holds {holds}")
 
@@ -59,7 +63,29 @@ def shorten(names: list[str], limit: int = 6) -> str:
     return ", ".join(names[:limit]) + rest
 
 
-def listed(problems: list[str], limit: int = 20) -> str:
+def several(problems: list[str], limit: int = 20) -> DataError:
+    """Return the error of images that each have a problem; of many, the first ``limit`` are its notes, each a line."""
+    if len(problems) == 1:
+        return DataError(problems[0])
+    lines, advice = without_advice(problems)
+    error = DataError(f"{len(problems)} images cannot be read{advice}")
+    for line in lines[:limit]:
+        error.add_note(line)
+    if len(lines) > limit:
+        error.add_note(f"and {len(lines) - limit} more")
+    return error
+
+
+def without_advice(problems: list[str]) -> tuple[list[str], str]:
+    """Take the advice, what follows the last semicolon, out of problems that share it; return it to be given once."""
+    parts = [problem.rpartition("; ") for problem in problems]
+    advice = {last for _, _, last in parts}
+    if len(advice) > 1 or not all(first for first, _, _ in parts):
+        return problems, ""
+    return [first for first, _, _ in parts], f"; {'for each: ' if problems[1:] else ''}{advice.pop()}"
+
+
+def listed(problems: list[str], limit: int) -> str:
     """Join problems, each of one image, for a message: their number, and the first ``limit`` of them."""
     if len(problems) == 1:
         return problems[0]

@@ -65,6 +65,8 @@ _VALID = (
     "parquet:PATH",
     "timm:NAME",
 )
+ANNOTATED = ("scenes", "coco:FOLDER")
+"""Sources with boxes and masks, which `vitutor_core.data.detection.open` opens."""
 
 
 def open_source(config: DataConfig) -> Source:
@@ -103,7 +105,8 @@ def _open(config: DataConfig) -> Source:
     if kind in _OPENERS and argument:
         return _OPENERS[kind](argument, config)
     hint = f"; did you mean 'folder:{name}'?" if _is_folder(name) else nearest(kind + colon, _VALID)
-    raise ConfigError(f"data.source: no source '{name}'{hint}; valid: {', '.join(_VALID)}")
+    valid = f"valid: {', '.join(_VALID)}; for detection: {', '.join(ANNOTATED)}"
+    raise ConfigError(f"data.source: no source '{name}'{hint}; {valid}")
 
 
 def _is_folder(name: str) -> bool:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vitutor_core.data.sources import splits
 from vitutor_core.data.sources.images import read_image
-from vitutor_core.data.sources.locate import contents, data_root, require_folder, shorten
+from vitutor_core.data.sources.locate import ROOT_HINT, contents, data_root, require_folder, shorten
 from vitutor_core.data.sources.mapped import CONTENT_HASH, mapped, open_mapped, open_shard
 from vitutor_core.data.sources.statistics import IMAGENET
 from vitutor_core.data.sources.subsets import part
@@ -97,7 +97,7 @@ def hub_folder(repository: str) -> Path:
         except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
             raise DataError(
                 f"hub:{repository}: not found in {local[0]}, and the download failed: "
-                f"{first_line(error)}; check the name and the network, or put the shards there"
+                f"{first_line(error)}; check the name and the network, or put the shards there {ROOT_HINT}"
             ) from None
         _verify_downloads(folder, known)
         if holds_shards(folder):

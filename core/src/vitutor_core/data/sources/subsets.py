@@ -55,7 +55,10 @@ def _sizes(counts: list[int], classes: list[int], config: DataConfig) -> list[in
     if config.per_class is not None:
         for label, count in zip(classes, counts, strict=True):
             if count < config.per_class:
-                raise DataError(f"data.per_class: class {label} has {count} training images, not {config.per_class}")
+                raise DataError(
+                    f"data.per_class: class {label} has {count} training images, not {config.per_class}; "
+                    f"set it to {min(counts)} or fewer"
+                )
         return [config.per_class] * len(counts)
     if config.long_tail is not None:
         last = max(len(counts) - 1, 1)
@@ -79,7 +82,10 @@ def hold_out(source: Source, share: float, seed: int) -> Source:
     alone = [source.class_names[label] for label in classes[counts == 1]]
     held_out = draw_share(source.train.labels, share, seed, _HOLDOUT_STREAM)
     if alone:
-        raise DataError(f"data.holdout: a single training image of {shorten(alone)}; a class needs at least two")
+        raise DataError(
+            f"data.holdout: a single training image of {shorten(alone)}, where a class needs two; add one, remove the "
+            "class, or evaluate on images of their own (folders train/ and val/)"
+        )
     return dataclasses.replace(
         source,
         name=f"{source.name}, holdout {share:g}",
