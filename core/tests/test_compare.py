@@ -149,6 +149,17 @@ def test_interrupted_it_goes_on_with_what_is_left(toy, made, monkeypatch):
     assert {line["name"] for line in board["lines"]} == {"plain", "warmed", "other"}
 
 
+def test_ctrl_c_while_it_evaluates_says_that_it_goes_on(toy, made, monkeypatch, call):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(contest, "evaluate_row", interrupted)
+    words = [word for text in SMALL for word in ("--set", text)]
+    code, _, errors = call(vitutor, "compare", "--methods", "plain", "--seeds", "0", "--out", toy / "out", *words)
+    assert (code, errors.splitlines()[-1]) == (130, "error: interrupted; run it again to go on")
+    assert made == ["plain"]
+
+
 def test_what_is_published_names_no_folder_of_this_machine(toy, made):
     run(toy, "--methods", "other", "--publish", str(toy / "docs"))
     written = {path.name: path.read_text() for path in (toy / "docs").iterdir()}
