@@ -18,7 +18,7 @@ from vitutor_core.cli.entry import run
 from vitutor_core.cli.paper import paper_group
 from vitutor_core.cli.vitutor import vitutor
 from vitutor_core.config import leaves
-from vitutor_core.errors import DataError
+from vitutor_core.errors import DataError, goes_on
 from vitutor_core.models.weights import read_card
 from vitutor_core.paper import installed_papers
 from vitutor_core.schema import RunConfig
@@ -179,6 +179,13 @@ def test_interrupts_and_bugs(call):
 
     raised.append(KeyboardInterrupt())
     assert call(command) == (130, "", "\nerror: interrupted\n")
+
+    @click.command()
+    @goes_on()
+    def keeps():
+        raise KeyboardInterrupt
+
+    assert call(keeps) == (130, "", "error: interrupted; run it again to go on\n")
     raised.append(DataError("two\n  lines"))
     refuse(call(command), 3, "error: two lines")
     raised.append(RuntimeError("a bug"))

@@ -149,6 +149,17 @@ def test_interrupted_it_goes_on_with_what_is_left(toy, made, monkeypatch):
     assert {line["name"] for line in board["lines"]} == {"plain", "warmed", "other"}
 
 
+def test_ctrl_c_while_it_evaluates_says_that_it_goes_on(toy, made, monkeypatch, call):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(contest, "evaluate_row", interrupted)
+    words = [word for text in SMALL for word in ("--set", text)]
+    code, _, errors = call(vitutor, "compare", "--methods", "plain", "--seeds", "0", "--out", toy / "out", *words)
+    assert (code, errors.splitlines()[-1]) == (130, "error: interrupted; run it again to go on")
+    assert made == ["plain"]
+
+
 def test_what_is_published_names_no_folder_of_this_machine(toy, made):
     run(toy, "--methods", "other", "--publish", str(toy / "docs"))
     written = {path.name: path.read_text() for path in (toy / "docs").iterdir()}
@@ -183,6 +194,42 @@ def test_an_estimate_trains_nothing(toy, monkeypatch, capsys):
     assert "wide                        Wide" in said
     assert "student of its own: twice the width" in said
     assert not (toy / "out").exists()
+
+
+def test_one_time_is_said_and_it_is_that_of_what_is_left(toy, made, monkeypatch, capsys):
+    monkeypatch.setattr(contest, "default_jobs", lambda: 1)
+    monkeypatch.setattr(contest, "_START_S", 100.0)
+    monkeypatch.setattr(contest, "_RUN_S", 50.0)  # two updates take 0.02 s besides
+    words = [word for text in SMALL for word in ("--set", text)]
+
+    def said(*arguments):
+        estimate = ["compare", "--estimate", "--methods", "other", "--seeds", "0,1", "--out", str(toy / "out"), *words]
+        vitutor.main([*estimate, *arguments], standalone_mode=False)
+        return next(line for line in capsys.readouterr().err.splitlines() if " runs; " in line)
+
+    assert said() == "2 lines, 4 runs; about 5 min left, estimated from a timed step of each"  # 100 + 4 x 50
+    run(toy, "--methods", "plain")
+    for seed in (0, 1):
+        path = toy / "out" / "runs" / "vitutor_core" / "plain" / f"seed-{seed}" / "metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 150.06}))
+    capsys.readouterr()
+    assert " 4 runs; about 6 min 40 s left, " in said()  # 100 + 2 x 50, which take three times as long
+    run(toy, "--methods", "other")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("[")] == ["[1/2] plain", "[2/2] other: about 5 min left"]
+    assert said() == "2 lines, 4 runs; all trained"
+    assert "; about 5 min left" in said("--set", "data.per_class=5")  # others, of which none is there
+
+
+def test_of_a_run_that_was_begun_the_rest_is_left(toy):
+    row = Contest("digits", {"toypaper": PAPER}, (*SMALL, "train.epochs=4")).entry("other").row
+    folders = reproduce.Folders(toy / "out", toy / "out" / "work")
+    assert reproduce.share_left(row, 0, folders) == 1
+    begun = toy / "out" / "work" / "toypaper" / "digits" / "other-seed-0-abc"
+    begun.mkdir(parents=True)
+    (begun / "curves.csv").write_text("epoch\n0\n1\n2\n")
+    assert reproduce.share_left(row, 0, folders) == 0.25
+    assert reproduce.share_left(row, 1, folders) == 1
 
 
 def test_a_paper_without_a_recipe_at_the_scale_has_no_lines_there(toy):

@@ -130,6 +130,21 @@ def test_a_contrast_of_answers_varies_as_many_drawn_seeds_and_images_do():
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(found), rel=0.1)
 
 
+def test_no_line_is_the_highest_where_none_is_ahead(entrants):
+    easy, smoke = changed(entrants, **dict.fromkeys(VALUES, [100.0] * 3)), {**FACTS, "source": "digits"}
+    for facts in (FACTS, smoke):
+        assert build_leaderboard(easy, [], facts)["answer"] == (
+            "All lines are right on all 2,000 evaluation images, which are too easy or too few to tell methods apart."
+        )
+    equal = build_leaderboard(changed(entrants, **dict.fromkeys(VALUES, [50.0] * 3)), [], FACTS)["answer"]
+    assert equal == "All lines have the same mean accuracy (50.0 %): with these images no method is seen to help."
+    level = {"strong": VALUES["plain"], "weak": [59.0, 61.0, 63.0]}
+    for facts in (FACTS, smoke):
+        found = build_leaderboard(changed(entrants, **level), [], facts)["answer"]
+        assert "highest" not in found
+        assert "closest" in found
+
+
 def test_the_answer_names_the_best_and_says_how_sure_that_is(board, entrants):
     assert board["answer"] == (
         "With these images Strong has the highest gain of all methods: +15.0 +- 1.9 points at 4.0 times the compute, "
@@ -176,7 +191,9 @@ def test_what_helps_is_named_even_where_another_mean_is_higher(entrants):
 
 def test_a_harm_or_an_untested_gain_is_not_called_inconclusive(entrants):
     harm = build_leaderboard(changed(entrants, weak=[30.0, 31.0, 32.0], strong=[20.0, 21.0, 22.0]), [], FACTS)
-    assert harm["answer"].startswith("With these images no method is seen to help: the highest, Weak, has -31.0")
+    assert harm["answer"].startswith(
+        "With these images no method is seen to help: none is above the student alone, and the closest, Weak, has -31.0"
+    )
     assert harm["answer"].endswith(", worse than the student alone.")
     untested = build_leaderboard([one._replace(runs=one.runs[:1]) for one in entrants], [], FACTS)["answer"]
     assert untested.endswith("has +15.0 points at 4.0 times the compute, which cannot be tested with one seed.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -71,6 +72,15 @@ def named(who: str, remedy: str = "") -> Iterator[None]:
         end = f"; {remedy}" if remedy and isinstance(error, ConfigError | ResourceError) else ""
         error.args = (f"{who}: {error}{end}",)
         raise
+
+
+@contextmanager
+def goes_on() -> Iterator[None]:
+    """Say of Ctrl-C in a command that keeps what it has done, as a decorator or around a block, that it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedRun("interrupted; run it again to go on", signal.SIGINT) from None
 
 
 def are_files_exhausted(error: BaseException) -> bool:

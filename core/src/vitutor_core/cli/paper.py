@@ -14,6 +14,7 @@ import click
 
 from vitutor_core.cli import options
 from vitutor_core.cli.models import predict
+from vitutor_core.errors import goes_on
 from vitutor_core.explain import commented, explained
 from vitutor_core.files import write_text
 from vitutor_core.jobs.evaluate import evaluate_published
@@ -45,6 +46,7 @@ def paper_group(paper: Paper) -> click.Group:
 @options.asked
 @options.teachers
 @options.out
+@goes_on()
 def train(asked: Asked, teachers: Path | None, out: Path) -> None:
     """Train one run into OUT; the same command again resumes it."""
     record = train_row(asked, out, teachers or out / "teachers")
@@ -72,6 +74,7 @@ def _measured(metrics: dict[str, float]) -> str:
 @options.jobs("Seeds trained at once")
 @options.number("--processes", "GPUs (or processes on a CPU) per run.  [default: 1]")
 @click.pass_obj
+@goes_on()
 def reproduce(
     paper: Paper,
     row: str,

@@ -10,6 +10,7 @@ import click
 from vitutor_core.cli import options
 from vitutor_core.compare.papers import compare_papers
 from vitutor_core.config import setting
+from vitutor_core.errors import goes_on
 from vitutor_core.graph.planned import left_out, read_planned
 from vitutor_core.jobs.sizes import show_sizes
 from vitutor_core.jobs.teacher import resolved, train_teacher, with_teachers
@@ -28,6 +29,7 @@ from vitutor_core.terminal import command_line
 @options.folder("--work", "Train there, in a folder named by the fingerprint.  [default: OUT; work under a plan]")
 @options.stage_plan
 @options.out
+@goes_on()
 def teacher(
     name: str,
     scale: str,
@@ -54,6 +56,7 @@ def teacher(
 @click.argument("paper")
 @options.asked
 @options.own_teachers
+@goes_on()
 def cache(asked: Asked, teachers: Path) -> None:
     """Store in cache.folder what the teachers say of the batches of a run of PAPER.
 
@@ -91,6 +94,7 @@ def cache(asked: Asked, teachers: Path) -> None:
 @click.option("--estimate", is_flag=True, help="Check every line, say what it costs, and train nothing.")
 @options.folder("--publish", "Keep table, figures and records there, too.")
 @options.folder("--out", "Folder of the comparison; the same command again goes on.", required=True)
+@goes_on()
 def compare(out: Path, source: str | None, student: str | None, settings: tuple[str, ...], **which: Any) -> None:
     """Train one common student by every installed method that can, and show what each adds and what it costs.
 
@@ -118,6 +122,7 @@ def compare(out: Path, source: str | None, student: str | None, settings: tuple[
 @options.settings
 @options.seed
 @options.out
+@goes_on()
 def detect(model: str, source: str, settings: tuple[str, ...], seed: int | None, out: Path) -> None:
     """Train Mask R-CNN on MODEL and measure the average precision of its boxes and masks.
 

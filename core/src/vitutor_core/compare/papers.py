@@ -52,7 +52,7 @@ def compare_papers(
     if methods is None or LONG in methods:
         entries.append(longer(contest, prices, entries[0]))
         prices.check(entries[-1])
-    say_prices(contest, prices, entries, tuple(seeds))
+    say_prices(contest, prices, entries, tuple(seeds), Path(out))
     if publish is not None:
         _say_what_goes(publish / f"{scale}.json", entries)
     return {} if estimate else run_contest(contest, prices, entries, tuple(seeds), Path(out), publish)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from vitutor_core.errors import named
 from vitutor_core.graph.needs import teachers_of
 from vitutor_core.jobs.evaluate import evaluate_row
 from vitutor_core.jobs.launch import default_jobs
-from vitutor_core.jobs.reproduce import Folders, Row, reproduce_row
+from vitutor_core.jobs.reproduce import Folders, Row, reproduce_row, share_left
 from vitutor_core.paper import load
 from vitutor_core.progress import duration, is_silent
 from vitutor_core.provenance import usable_cores
@@ -23,10 +23,14 @@ from vitutor_core.schema import RunConfig
 from vitutor_core.terminal import say
 
 Seeds = tuple[int, ...]
+_START_S = 8.0
+"""Seconds until the first process of a row runs, which imports torch: 5 to 10 on two cores."""
+_RUN_S = 4.0
+"""Seconds of a run besides its updates (data, checks, evaluations): 2 to 5 with ten digits per class on two cores."""
 
 
-def say_prices(contest: Contest, prices: Prices, entries: Sequence[Entry], seeds: Seeds) -> None:
-    """Print each line with its total compute, and the time that all of them take."""
+def say_prices(contest: Contest, prices: Prices, entries: Sequence[Entry], seeds: Seeds, out: Path) -> None:
+    """Print each line with its total compute, and the time that what ``out`` has not of them takes."""
     if is_silent():
         return
     alone = prices.total(entries[0])
@@ -36,8 +40,9 @@ def say_prices(contest: Contest, prices: Prices, entries: Sequence[Entry], seeds
         say(f"{entry.name:28}{entry.line.title:34}{compute}  {student}", err=True)
     rows = _rows(contest, entries, seeds)
     runs = sum(len(numbers) for numbers in rows.values())
-    time = _left(contest, prices, entries, rows)
-    say(f"{len(entries)} lines, {runs} runs; {time}, estimated from a timed step of each", err=True)
+    left = _left(prices, entries, rows, Folders(out, out / "work"))
+    time = f"{_about(left + _START_S)}, estimated from a timed step of each" if left else _about(left)
+    say(f"{len(entries)} lines, {runs} runs; {time}", err=True)
 
 
 def run_contest(
@@ -50,10 +55,11 @@ def run_contest(
     board: dict[str, Any] = {}
     passed: set[Row] = set()
     for number, (row, numbers) in enumerate(rows.items(), start=1):
-        left = _left(contest, prices, entries, dict(list(rows.items())[number - 1 :]), out)
         with named(f"{row.paper.command}, row {row.name}"):
             if not is_silent():
-                say(f"[{number}/{len(rows)}] {row.name}: {left} left", err=True)
+                # Before the first row the time was said with the prices.
+                left = "" if number == 1 else f": {_about(_left(prices, entries, rows, folders))}"
+                say(f"[{number}/{len(rows)}] {row.name}{left}", err=True)
             reproduce_row(row, numbers, folders, title=f"{number}/{len(rows)} {row.name}")
             is_new = _evaluate(row, folders.runs(row.paper, row.name), _evaluation(out, row), numbers)
         passed.add(row)  # results of rows that this call has not come to may be those of other settings
@@ -74,28 +80,26 @@ def _rows(contest: Contest, entries: Sequence[Entry], seeds: Seeds) -> dict[Row,
     return found
 
 
-def _left(
-    contest: Contest, prices: Prices, entries: Sequence[Entry], rows: dict[Row, Seeds], out: Path | None = None
-) -> str:
-    """Say how long the runs of ``rows`` that are not in ``out`` take: by timed steps, and by how long others took."""
+def _left(prices: Prices, entries: Sequence[Entry], rows: Mapping[Row, Seeds], folders: Folders) -> float:
+    """Return the seconds that the runs and teachers take which are not there: as timed, and as long as others took."""
     left, expected, took = 0.0, 0.0, 0.0
     side_by_side = min(default_jobs(), usable_cores())
     for row, seeds in rows.items():
-        waiting = sum(out is None or not RunDir(_runs(out, row) / f"seed-{seed}").metrics.exists() for seed in seeds)
-        left += prices.of(row).seconds * waiting / min(side_by_side, max(waiting, 1))
+        shares = {seed: share_left(row, seed, folders) for seed in seeds}
+        waiting = [share for share in shares.values() if share]
+        whole = prices.of(row).seconds * sum(waiting) + _RUN_S * len(waiting)
+        left += whole / min(side_by_side, max(len(waiting), 1))
+        for seed in (seed for seed, share in shares.items() if not share):
+            expected += prices.of(row).seconds + _RUN_S
+            took += RunRecord.read(folders.runs(row.paper, row.name) / f"seed-{seed}").seconds
     for name, config in {name: of for entry in entries for name, of in prices.teachers(entry).items()}.items():
-        if out is None or not RunDir(out / "teachers" / name).metrics.exists():
-            left += prices.teacher(name, config).seconds
-    trained = [] if out is None else [(row, _runs(out, row)) for row in _rows(contest, entries, ())]
-    for row, folder in trained:
-        for run in folder.glob("seed-*"):
-            expected += prices.of(row).seconds
-            took += RunRecord.read(run).seconds
-    return f"about {duration(left * (took / expected if expected else 1))}"
+        if not RunDir(folders.results / "teachers" / name).metrics.exists():
+            left += prices.teacher(name, config).seconds + _RUN_S
+    return left * (took / expected if expected else 1)
 
 
-def _runs(out: Path, row: Row) -> Path:
-    return Folders(out, out).runs(row.paper, row.name)
+def _about(left: float) -> str:
+    return f"about {duration(left)} left" if left else "all trained"
 
 
 def _evaluation(out: Path, row: Row) -> Path:

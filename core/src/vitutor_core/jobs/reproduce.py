@@ -7,7 +7,7 @@ import heapq
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,6 +239,29 @@ def _changed(published: Path, inputs: dict[str, Any]) -> list[str] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return differences(old, new)
+
+
+def share_left(row: Row, seed: int, folders: Folders) -> float:
+    """Return the share of a run that is still to be trained: none if it is published, less than all if it was begun.
+
+    A run is known by its code and config; whether its teachers are still the same shows only when it is trained.
+    """
+    config = row.config(seed)
+    published = RunDir(folders.runs(row.paper, row.name) / f"seed-{seed}").inputs
+    try:
+        before = json.loads(published.read_text())
+        old, new = (_without_places(fields) for fields in (before["config"], fingerprinted_fields(config)))
+        if old == new and before["code"] == train_code(row.paper):
+            return 0.0
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # there is none
+    begun = (folders.work / row.paper.package / row.scale).glob(f"{row.name}-seed-{seed}-*")
+    return max(1 - max(map(_epochs_done, begun), default=0) / config.train.epochs, 0.01)
+
+
+def _without_places(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out where weights are, which is known when what comes before is trained; values as JSON has them."""
+    return {path: value for path, value in fields.items() if not path.endswith(".weights")}
 
 
 def in_turn(left: Sequence[int], side_by_side: int) -> int:

@@ -128,11 +128,17 @@ def answer(board: Json) -> str:
     if not methods:
         return "No method was run beside the student alone."
     best = max(methods, key=lambda line: line["gain"]["mean"])
+    is_ahead = best["gain"]["mean"] > 0
+    means = {round(line["top1"]["mean"], 9) for line in board["lines"]}
+    if len(means) == 1:
+        return _all_equal(means.pop(), board["evaluation_images"])
     if board["is_smoke_test"]:
-        return f"{best['title']} is highest here ({_gain(best)}); this is a smoke test, which gives no verdict."
+        place = "is highest here" if is_ahead else "comes closest to the student alone, which none exceeds here"
+        return f"{best['title']} {place} ({_gain(best)}); this is a smoke test, which gives no verdict."
     above = [line for line in methods if line["verdict"]["verdict"] == "above"]
     if not above:
-        found = f"the highest, {best['title']}, has {_gain(best)}, {_unseen(best['verdict'])}"
+        place = "the highest" if is_ahead else "none is above the student alone, and the closest"
+        found = f"{place}, {best['title']}, has {_gain(best)}, {_unseen(best['verdict'])}"
         return f"With these images no method is seen to help: {found}."
     first, *others = sorted(above, key=lambda line: -line["gain"]["mean"])
     tested = [line for line in board["lines"] if line["gain"] and line["gain"]["p"] is not None]
@@ -143,6 +149,16 @@ def answer(board: Json) -> str:
     if first is not best:
         text += f". The highest mean is that of {best['title']}, {_gain(best)}, {_unseen(best['verdict'])}"
     return f"{text}. {_longer(board, first)}".strip()
+
+
+def _all_equal(top1: float, images: int) -> str:
+    """Say that all lines have the same accuracy, and why where they are right on all images."""
+    if top1 == 100:
+        return (
+            f"All lines are right on all {images:,} evaluation images, which are too easy or too few to tell methods "
+            "apart."
+        )
+    return f"All lines have the same mean accuracy ({top1:.1f} %): with these images no method is seen to help."
 
 
 def _gain(line: Json) -> str:

@@ -10,7 +10,7 @@ import click
 from dearkd.generation.config import GenerationConfig
 from vitutor_core.cli import options
 from vitutor_core.config import setting
-from vitutor_core.errors import ConfigError
+from vitutor_core.errors import ConfigError, goes_on
 from vitutor_core.graph.planned import left_out, read_planned
 from vitutor_core.paper import Paper, load
 from vitutor_core.provenance import here
@@ -30,6 +30,7 @@ from vitutor_core.terminal import command_line
 @options.work
 @click.option("--out", type=options.PathOption(file_okay=False), help="Folder.  [default: RESULTS/generated/NAME]")
 @click.pass_obj
+@goes_on()
 def generate(
     paper: Paper,
     name: str,
