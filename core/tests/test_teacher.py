@@ -94,7 +94,7 @@ def test_another_teacher_is_another_run(tmp_path):
             method._teacher.facts["sha256"] = "0" * 64
             return method
 
-    with pytest.raises(ConfigError, match=r"teachers: .*'cnn'"):
+    with pytest.raises(ConfigError, match=r"teachers\.cnn: '\w{12}\.\.\.' -> '0{12}\.\.\.'"):
         run(tmp_path / "run", "train.epochs=1", build=Other.build)
 
 

@@ -70,7 +70,9 @@ def run_weights(run: Path, *, ema: bool) -> Path:
     """Return the weights of a run, or the average of them; raises `CheckpointError` if none was kept."""
     weights, averaged = RunDir(run).weights, RunDir(run).ema_weights
     if not weights.exists():
-        raise CheckpointError(f"{weights.absolute()}: not a finished run; train it to its end first")
+        begun = (run / "run.json").exists()
+        what = "not a finished run; train it to its end first" if begun else "no such weights file"
+        raise CheckpointError(f"{weights.absolute()}: {what}")
     if ema and not averaged.exists():
         raise CheckpointError(f"{run.absolute()}: it kept no average of its weights; train it with train.ema_decay set")
     return averaged if ema else weights
