@@ -5,9 +5,7 @@ import json
 import math
 import os
 import signal
-import time
 from contextlib import nullcontext
-from dataclasses import replace
 
 import pytest
 import torch
@@ -34,7 +32,6 @@ from vitutor_core.data.build import build_data
 from vitutor_core.distributed import Processes
 from vitutor_core.errors import ConfigError, InterruptedRun
 from vitutor_core.evaluate.accuracy import Measured
-from vitutor_core.runs import RunRecord
 from vitutor_core.train import checkpoint, loop, session, update
 from vitutor_core.train.method import Clock, Report, StepOutput, Traits
 from vitutor_core.train.state import TrainState
@@ -348,48 +345,6 @@ def test_a_run_killed_after_its_last_checkpoint_publishes_what_it_had(tmp_path, 
     assert again["metrics"] == json.loads((whole / "metrics.json").read_text())["metrics"]
     assert_equal_weights(tmp_path / "run", whole)
     assert same(weights(tmp_path / "run", "student_ema"), weights(whole, "student_ema"))
-
-
-def test_the_time_of_a_run_is_that_of_all_processes_that_trained_it(tmp_path, monkeypatch):
-    """Ten seconds an update, of which the kill undoes those after the checkpoint."""
-    now = 0.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-
-    def passes(_updater):
-        nonlocal now
-        now += 10.0
-
-    after_each_update(monkeypatch, passes)
-    with monkeypatch.context() as patch:
-        before_update(patch, STEPS_PER_EPOCH + 2, crash)
-        with pytest.raises(Crash):
-            run(tmp_path / "run")
-    assert run(tmp_path / "run")["seconds"] == TOTAL_STEPS * 10.0
-    (tmp_path / "run" / "metrics.json").unlink()
-    read = checkpoint.read
-    monkeypatch.setattr(checkpoint, "read", lambda folder: replace(found := read(folder), state=_without(found.state)))
-    assert run(tmp_path / "run")["seconds"] == 0.0  # as of a checkpoint of an older version
-
-
-def _without(state):
-    return {name: value for name, value in state.items() if name != "seconds"}
-
-
-def test_a_run_names_the_commits_it_was_trained_with(tmp_path, monkeypatch):
-    """The checkout moves on before the run is resumed, and once more while it is."""
-    commit = {"commit": "", "dirty": False}
-    monkeypatch.setattr(session, "git_state", commit.copy)
-    after_each_update(monkeypatch, lambda _: commit.update(commit="later"))
-    for name, killed_at in (("lost", 1), ("first", STEPS_PER_EPOCH + 1), ("second", 2 * STEPS_PER_EPOCH + 1)):
-        commit.update(commit=name)  # the first is killed before a checkpoint
-        with monkeypatch.context() as patch:
-            before_update(patch, killed_at, crash)
-            with pytest.raises(Crash):
-                run(tmp_path / "run")
-    commit.update(commit="first")
-    found = RunRecord.of(**run(tmp_path / "run"))
-    assert [process.git.commit for process in found.made_with] == ["first", "second"]
-    assert found.commits == "first, before that second"
 
 
 def test_checkpoints_are_the_two_newest_and_the_best(tmp_path, monkeypatch):

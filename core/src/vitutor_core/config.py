@@ -110,6 +110,14 @@ def _paths(schema: type[Config], prefix: str = "") -> Iterator[tuple[str, str]]:
             yield prefix + name, str(extra["tag"]) if isinstance(extra, dict) else ""
 
 
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return each value of nested mappings by its dotted path; an empty mapping is a value."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= dotted(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+    return found
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Describe each field that differs, one ``path: old -> new`` per line, for the resume refusal."""
     paths = sorted(old.keys() | new.keys())

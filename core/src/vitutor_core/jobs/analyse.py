@@ -94,17 +94,24 @@ def _record(path: Path) -> RunRecord | None:
 
 def other_source(source: str | None, paths: Sequence[Path]) -> str | None:
     """Return None where ``source`` is that of the first run among the models; see `unless_own`."""
-    runs = [path for path in paths if RunDir(path).metrics.exists()]
-    return unless_own(source, data_of(runs)) if runs else source
+    known = _data_of(paths)
+    return source if known is None else unless_own(source, known)
 
 
 def data_of(paths: Sequence[Path]) -> DataConfig:
-    """Return the images that the first run among the models was trained on."""
+    """Return the images that the first run among the models was trained on; raises `ConfigError` if none is a run."""
+    known = _data_of(paths)
+    if known is None:
+        raise ConfigError(f"{paths[0]}: no metrics.json says which images it knows; give --source")
+    return known
+
+
+def _data_of(paths: Sequence[Path]) -> DataConfig | None:
     for path in paths:
         record = _record(path)
         if record is not None:
             return DataConfig.from_mapping(record.config.get("data", {}), where=str(RunDir(path).metrics))
-    raise ConfigError(f"{paths[0]}: no metrics.json says which images it knows; give --source")
+    return None
 
 
 def _batches(

@@ -89,9 +89,10 @@ def predict_images(
         say(f"{len(lines)} images; {table}")
     if problems:
         unread, advice = without_advice(problems)
+        failed = DataError(f"{len(problems)} of {len(paths)} images cannot be read{advice}")
         for line in unread:
-            say(f"error: {printable(line)}", err=True)
-        raise DataError(f"{len(problems)} of {len(paths)} images cannot be read{advice}")
+            failed.add_note(line)
+        raise failed
 
 
 def _write(table: Path, found: Iterable[Prediction], top: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitutor_core.config import differences, runtime_paths
+from vitutor_core.config import differences, dotted, runtime_paths
 from vitutor_core.errors import DataError
 from vitutor_core.runs import Record, RunDir, RunRecord
 from vitutor_core.schema import RunConfig
@@ -122,14 +122,8 @@ def _check_configs(runs: list[Run]) -> None:
 def _comparable(result: RunRecord) -> dict[str, Any]:
     """Return what must agree between the seeds of a row: dotted config fields, and the weights of teachers."""
     fields = {name: value for name, value in result.config.items() if name != "runtime"}
-    found = {name: value for name, value in _leaves(fields, "") if name not in _FREE_FIELDS}
+    found = dotted(fields)
+    # Where a teacher's weights lie does not say which they are.
+    places = {f"{name.removesuffix('recipe')}weights" for name in found if name.rpartition(".")[2] == "recipe"}
+    found = {name: value for name, value in found.items() if value != {} and name not in _FREE_FIELDS | places}
     return found | {f"weights of the teacher {name}": of.sha256[:12] for name, of in result.teachers.items()}
-
-
-def _leaves(values: dict[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    is_teacher = {"recipe", "weights"} <= values.keys()
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        elif not (is_teacher and name == "weights"):  # where they lie does not say which they are
-            yield prefix + name, value

@@ -25,7 +25,7 @@ from typing import Any, Self
 from PIL import Image
 from torch import Tensor
 
-from vitutor_core.config import differences
+from vitutor_core.config import differences, dotted
 from vitutor_core.errors import BusyError, CheckpointError, ConfigError, NonFiniteError, ResourceError
 from vitutor_core.files import atomic, discard, discard_partial, write_json, write_text
 from vitutor_core.runs import RunDir
@@ -202,22 +202,11 @@ def check_same(path: Path, old: dict[str, Any], new: dict[str, Any], advice: str
     """Raise `CheckpointError` where two identities are of different methods, `ConfigError` where they differ else."""
     if old["method"] != new["method"]:
         raise CheckpointError(f"{path}: this folder holds a run of {old['method']}, not of {new['method']}; {advice}")
-    changed = differences(_flat(old), _flat(new))
+    fields = ({**identity, **identity.get("config", {}), "config": None} for identity in (old, new))
+    changed = differences(*map(dotted, fields))
     if changed:
         shown = _HASH.sub(r"\1...", "; ".join(changed))
         raise ConfigError(f"{path}: this folder holds another run ({shown}); {advice}")
-
-
-def _flat(identity: dict[str, Any]) -> dict[str, Any]:
-    return _leaves({key: value for key, value in identity.items() if key != "config"} | identity.get("config", {}))
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return each value by its dotted path."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found
 
 
 def _circumstances(session: dict[str, Any]) -> dict[str, Any]:

@@ -107,8 +107,8 @@ def train(
             if method.traits.measures and len(method.state_dict()) > len(method.inference_model().state_dict()):
                 save_tensors(run.files.method, method.state_dict())
             seconds = round(spent + time.monotonic() - started, 1)
-            record = _record(config, data, label, metrics, identity, method) | _provenance(session)
-            record |= {"earlier": _others(before, session)}
+            record = _record(config, data, label, metrics, identity, method)
+            record |= {**_provenance(session), "earlier": _others(before, session)}
             record |= {"processes": group.world_size, "threads": torch.get_num_threads(), "seconds": seconds}
             RunRecord.of(**record, correct=correct).write(run.path)
         group.barrier()
